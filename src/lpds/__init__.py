@@ -1,0 +1,50 @@
+"""LP-DS: steer a frozen diffusion or flow policy by a learned, trust-region-bounded shift of its initial noise."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lpds import metrics as metrics
+    from lpds.api import Run as Run
+    from lpds.api import evaluate as evaluate
+    from lpds.api import resume as resume
+    from lpds.api import steer as steer
+    from lpds.decoders.callable import wrap_decoder as wrap_decoder
+    from lpds.doctor import check as check
+    from lpds.envs.build import make_env as make_env
+    from lpds.errors import LpdsError as LpdsError
+    from lpds.policy import load_policy as load_policy
+    from lpds.types import LatentSpec as LatentSpec
+    from lpds.zoo import load_decoder as load_decoder
+
+_LAZY = {
+    "LatentSpec": "lpds.types",
+    "LpdsError": "lpds.errors",
+    "Run": "lpds.api",
+    "check": "lpds.doctor",
+    "evaluate": "lpds.api",
+    "load_decoder": "lpds.zoo",
+    "load_policy": "lpds.policy",
+    "make_env": "lpds.envs.build",
+    "resume": "lpds.api",
+    "steer": "lpds.api",
+    "wrap_decoder": "lpds.decoders.callable",
+}
+
+__all__ = [*sorted(_LAZY), "__version__", "metrics"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        return importlib.import_module("lpds.metrics")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'lpds' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,362 @@
+"""The public functions: steer, resume, evaluate."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lpds.config import RunSettings, Task, from_json, override, to_json
+from lpds.decoders.base import BaseDecoder
+from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
+from lpds.errors import LpdsError
+from lpds.evaluate import EvalReport, evaluate_policy
+from lpds.files import write_json
+from lpds.log import Display, read_json_lines
+from lpds.methods.base import BasePolicy
+from lpds.passport import make_passport
+from lpds.policy import SteeredPolicy, find_decoder, load_policy
+from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
+from lpds.runner import Runner
+from lpds.stats import Interval, paired_difference
+from lpds.types import Decoder
+from lpds.zoo import load_decoder
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """What :func:`steer` and :func:`resume` return."""
+
+    folder: Path
+    finished: bool
+    """False if it was stopped; ``lpds resume`` goes on."""
+    frozen: EvalReport | None
+    """The last evaluation at scale 0; ``None`` if the run was stopped."""
+    steered: EvalReport | None
+    """The last evaluation at scale 1, the same episodes and noise."""
+
+    @property
+    def difference(self) -> Interval | None:
+        """Paired difference of the return, steered minus frozen: (mean, low, high) at 95 %."""
+        if self.frozen is None or self.steered is None:
+            return None
+        return paired_difference(self.frozen.returns, self.steered.returns)
+
+    def verdict(self) -> str:
+        """One line: what came out, and whether the steered policy is worse with confidence."""
+        if self.frozen is None or self.steered is None or self.difference is None:
+            return f"stopped; everything is saved: lpds resume {self.folder}"
+        return verdict_line(self.frozen, self.steered, self.difference)
+
+
+def verdict_line(frozen: EvalReport, steered: EvalReport, difference: Interval) -> str:
+    """Say in one line how the steered policy compares with the frozen one."""
+    mean, low, high = difference
+    if low > 0.0:
+        word = "BETTER than the frozen policy"
+    elif high < 0.0:
+        word = "WORSE than the frozen policy: do not use it"
+    else:
+        word = "not told apart from the frozen policy"
+    parts = [f"frozen {frozen.returns.mean():.1f}, steered {steered.returns.mean():.1f} over {len(frozen.returns)} episodes"]
+    if not np.isnan(frozen.successes).all():
+        parts.append(f"success {frozen.interval('success')[0]:.0%} -> {steered.interval('success')[0]:.0%}")
+    return f"{'; '.join(parts)}; paired difference {mean:+.1f} [{low:+.1f}, {high:+.1f}]: {word}"
+
+
+def steer(
+    task: str | None = None,
+    method: str = "lpds",
+    *,
+    decoder: Decoder | str | None = None,
+    env: EnvLike | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    tensorboard: bool = False,
+    **settings: Any,
+) -> Run:
+    """Improve a frozen policy by online RL and write a run folder.
+
+    Args:
+        task: a preset's name; may be left out if ``decoder`` and ``env`` are given.
+        method: a method's name.
+        decoder: in place of the task's: a decoder, or a reference for :func:`load_decoder`.
+        env: in place of the task's: a Gymnasium id, or a zero-argument factory of a single environment.
+        out: the run folder; ``runs/TASK-METHOD-seedN`` by default.
+        overwrite: replace a run folder that exists.
+        quiet: print nothing.
+        tensorboard: write TensorBoard scalars too.
+        settings: any field of :class:`RunSettings` or of the method's settings, for instance ``steps=100_000``,
+            ``seed=0``, ``delta=0.5``.
+
+    Returns:
+        The run, with its last evaluations.
+
+    Raises:
+        LpdsError: an input that does not fit, or a run folder that exists.
+        EnvironmentFault: an environment failed; the run is saved.
+    """
+    preset = resolve_task(task, decoder, env)
+    run_settings, method_settings = resolve_settings(preset, method, settings)
+    frozen = _as_decoder(decoder if decoder is not None else preset.decoder)
+    chosen_env: EnvLike = env if env is not None else preset.env
+    name = preset.name.replace(":", "-")
+    folder = Path(out) if out is not None else Path("runs") / f"{name}-{method}-seed{run_settings.seed}"
+    _check_env(chosen_env, frozen)
+    device = _device(run_settings.device)
+    passport = make_passport(frozen, env=_env_name(chosen_env), seed=run_settings.seed, device=str(device))
+    if folder.exists() and any(folder.iterdir()):
+        if not overwrite:
+            raise LpdsError(f"run folder {folder} exists: choose another, pass --overwrite, or go on: lpds resume {folder}")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "task": preset.name,
+        "method": method,
+        "env": chosen_env if isinstance(chosen_env, str) else None,
+        "env_name": _env_name(chosen_env),
+        "decoder": {
+            "name": frozen.name,
+            "reference": frozen.reference,
+            "options": getattr(frozen, "options", {}),
+            "fingerprint": frozen.fingerprint,
+        },
+        "run": to_json(run_settings),
+        "settings": to_json(method_settings),
+    }
+    write_json(folder / "config.json", config)
+    write_json(folder / "passport.json", passport)
+    display = Display(run_settings.steps, quiet=quiet)
+    runner = _build(run_settings, method, method_settings, frozen, chosen_env, folder, device, display, tensorboard)
+    runner.open_logs()
+    return _drive(runner, display)
+
+
+def resume(
+    run: str | Path,
+    *,
+    decoder: Decoder | None = None,
+    env: EnvLike | None = None,
+    quiet: bool = False,
+    tensorboard: bool = False,
+) -> Run:
+    """Go on with a run where its last checkpoint is, to the bit.
+
+    Args:
+        run: the run folder.
+        decoder: needed again for a wrapped one.
+        env: needed again for a factory.
+        quiet: print nothing.
+        tensorboard: write TensorBoard scalars too.
+
+    Raises:
+        LpdsError: no run there, a broken checkpoint, or a decoder that differs.
+    """
+    folder = Path(run)
+    config = read_config(folder)
+    frozen = find_decoder(config["decoder"], decoder, f"the run in {run}")
+    chosen_env = env if env is not None else config["env"]
+    if chosen_env is None:
+        raise LpdsError(f"the run in {run} used the environment factory {config['env_name']!r}: pass it as env=")
+    settings = from_json(RunSettings, config["run"])
+    method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
+    display = Display(settings.steps, quiet=quiet)
+    device = _device(settings.device)
+    runner = _build(
+        settings, config["method"], method_settings, frozen, chosen_env, folder, device, display, tensorboard
+    )
+    if (folder / "checkpoint" / "checkpoint.json").is_file():
+        runner.restore()
+    else:  # killed before the first checkpoint: the whole run is one deterministic function of its settings
+        runner.open_logs({"metrics": 0, "episodes": 0, "eval": 0})
+    return _drive(runner, display)
+
+
+def evaluate(
+    policy: SteeredPolicy | Decoder | str,
+    task: str | None = None,
+    *,
+    env: EnvLike | None = None,
+    episodes: int = 100,
+    seed: int = 0,
+    scale: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvalReport:
+    """Evaluate a policy or a frozen decoder; equal seeds give equal episodes and noise.
+
+    Args:
+        policy: of :func:`load_policy`, a decoder, or a reference for :func:`load_decoder`.
+        task: whose environment to use; or
+        env: a Gymnasium id or a zero-argument factory.
+        episodes: E.
+        seed: of the evaluation.
+        scale: s in ``w = eps + s Delta(s)``; 0 is the frozen policy.
+        progress: called with (episodes done, E).
+
+    Returns:
+        Per-episode records and intervals.
+    """
+    if isinstance(policy, str):
+        policy = load_decoder(policy)
+    decoder = policy.decoder if isinstance(policy, SteeredPolicy) else policy
+    acting = policy.policy if isinstance(policy, SteeredPolicy) else BasePolicy()
+    if env is None:
+        if task is None:
+            raise LpdsError("evaluate needs a task or env=")
+        env = resolve("task", TASKS, task).env
+    _check_env(env, decoder)
+    chunk = decoder.spec.action_shape[0]
+    lanes = lambda count: make_eval_env(env, count, chunk)  # noqa: E731
+    return evaluate_policy(acting, decoder, lanes, episodes=episodes, seed=seed, scale=scale, progress=progress)
+
+
+def resolve_task(task: str | None, decoder: Any, env: Any) -> Task:
+    """Find the preset, or make a nameless one for an own decoder and environment."""
+    if task is not None:
+        preset: Task = resolve("task", TASKS, task)
+        return preset
+    if decoder is None or env is None:
+        raise LpdsError(f"steer needs a task ({', '.join(TASKS)}), or both decoder= and env=")
+    return Task("own", env="", decoder="")
+
+
+def resolve_settings(preset: Task, method: str, changes: dict[str, Any]) -> tuple[RunSettings, Any]:
+    """Lay the caller's changes over the preset's over the defaults, for the run and for the method.
+
+    Raises:
+        LpdsError: a name that neither knows, or a value that is refused.
+    """
+    kind = resolve("method", METHOD_SETTINGS, method)
+    run_names = {field.name for field in fields(RunSettings)}
+    method_names = {field.name for field in fields(kind)}
+    for_run = {key: value for key, value in changes.items() if key in run_names}
+    for_method = {key: value for key, value in changes.items() if key not in run_names}
+    unknown = set(for_method) - method_names
+    if unknown:
+        from lpds.errors import unknown_name
+
+        raise unknown_name("setting", min(unknown), run_names | method_names)
+    shared = {key: value for key, value in preset.method.get("*", {}).items() if key in method_names}
+    own = preset.method.get(method, {})
+    return override(RunSettings, preset.run, for_run), override(kind, shared, own, for_method)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved configuration of a run folder.
+
+    Raises:
+        LpdsError: there is none, or it is broken.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise LpdsError(f"no run in {folder} (config.json is missing)") from None
+    except (OSError, ValueError) as error:
+        raise LpdsError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    return config
+
+
+def _as_decoder(decoder: Decoder | str) -> Decoder:
+    return load_decoder(decoder) if isinstance(decoder, str) else decoder
+
+
+def _env_name(env: EnvLike) -> str:
+    return environment_factory(env)[1]
+
+
+def _check_env(env: EnvLike, decoder: Decoder) -> None:
+    probe = make_env(env, 1, decoder.spec.action_shape[0])
+    try:
+        check_fit(probe, decoder.spec, decoder.name)
+    finally:
+        probe.close()
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise LpdsError("device cuda was asked for, but this machine has none that torch can use (choices: auto, cpu)")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def _build(
+    settings: RunSettings,
+    method: str,
+    method_settings: Any,
+    decoder: Decoder,
+    env: EnvLike,
+    folder: Path,
+    device: torch.device,
+    display: Display,
+    tensorboard: bool,
+) -> Runner:
+    torch.set_num_threads(settings.threads)
+    generator = torch.Generator().manual_seed(settings.seed)
+    learner = resolve("method", METHODS, method)(
+        method_settings, decoder, generator=generator, device=device, reward_scale=settings.reward_scale
+    )
+    return Runner(
+        settings,
+        method,
+        learner,
+        decoder,
+        env,
+        folder,
+        generator=generator,
+        device=device,
+        display=display,
+        tensorboard=tensorboard,
+    )
+
+
+def _drive(runner: Runner, display: Display) -> Run:
+    folder = runner.out
+    try:
+        with _stop_on_interrupt(runner, display):
+            finished = runner.train()
+        if not finished:
+            return Run(folder, False, None, None)
+        c = runner.c
+        reports = [runner.evaluate(c.final_episodes, c.eval_seed, scale, "final") for scale in (0.0, 1.0)]
+        run = Run(folder, True, reports[0], reports[1])
+        mean, low, high = run.difference or (0.0, 0.0, 0.0)
+        summary = {"format_version": FORMAT_VERSION, "difference": [mean, low, high], "verdict": run.verdict()}
+        write_json(folder / "summary.json", summary)
+        return run
+    finally:
+        display.close()
+        runner.close()
+
+
+@contextmanager
+def _stop_on_interrupt(runner: Runner, display: Display) -> Iterator[None]:
+    """Make the first Ctrl-C a request to stop at the end of the round, and the second the usual one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def request(signum: int, frame: Any) -> None:
+        runner.stop_requested = True
+        signal.signal(signal.SIGINT, before)
+        display.say("stopping after this round; everything will be saved (Ctrl-C again to break off)")
+
+    before = signal.signal(signal.SIGINT, request)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+__all__ = ["BaseDecoder", "Run", "evaluate", "load_policy", "read_config", "read_json_lines", "resume", "steer"]

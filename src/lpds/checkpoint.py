@@ -1,0 +1,101 @@
+"""Checkpoints: safetensors and JSON, atomic as a whole, with the replay in append-only segments.
+
+``checkpoint.json`` is the commit point: it names the tensor file and the replay segments that belong to it, with their
+sizes and hashes, and is renamed into place last. Whatever stops a save before that leaves the previous checkpoint whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from lpds.errors import LpdsError
+from lpds.files import write_atomically, write_json
+from lpds.replay import Replay
+
+FORMAT_VERSION = 1
+
+
+class CheckpointStore:
+    """The ``checkpoint/`` folder of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._segments: list[dict[str, Any]] = []
+        self._saved_rows = 0
+
+    def save(self, tensors: dict[str, Tensor], facts: dict[str, Any], replay: Replay) -> None:
+        """Write a checkpoint; its cost grows with what is new in the replay, not with the run.
+
+        Args:
+            tensors: everything mutable.
+            facts: counters, as JSON.
+            replay: rows inserted since the last save are appended as one segment.
+
+        Raises:
+            LpdsError: the disk is full or not writable; the previous checkpoint is untouched.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            segments = list(self._segments)
+            if replay.inserted > self._saved_rows:
+                first = max(self._saved_rows, replay.inserted - replay.capacity)
+                name = f"replay-{first:09d}.safetensors"
+                segments.append({"first": first, **self._write(name, replay.segment(first))})
+            oldest = replay.inserted - replay.capacity
+            following = [segment["first"] for segment in segments[1:]] + [replay.inserted]
+            segments = [s for s, end in zip(segments, following, strict=True) if end > oldest]
+            state = self._write(f"state-{facts['step']:09d}-{facts['updates']}.safetensors", tensors)
+            content = {"format_version": FORMAT_VERSION, "state": state, "replay": segments, **facts}
+            write_json(self.folder / "checkpoint.json", content)
+        except OSError as error:
+            raise LpdsError(f"checkpoint in {self.folder} not saved ({error}); the previous one is untouched") from None
+        self._segments, self._saved_rows = segments, replay.inserted
+        keep = {"checkpoint.json", state["file"], *(segment["file"] for segment in segments)}
+        for path in self.folder.iterdir():
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Read the tensors and facts of the last checkpoint.
+
+        Raises:
+            LpdsError: there is none, or a file of it is broken.
+        """
+        path = self.folder / "checkpoint.json"
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise LpdsError(f"no checkpoint in {self.folder}") from None
+        except (OSError, ValueError) as error:
+            raise LpdsError(f"checkpoint file {path} cannot be read: {error}") from None
+        if facts.get("format_version") != FORMAT_VERSION:
+            raise LpdsError(f"checkpoint file {path} has format {facts.get('format_version')}, expected {FORMAT_VERSION}")
+        return self._read(facts["state"]), facts
+
+    def load_replay(self, facts: dict[str, Any], replay: Replay) -> None:
+        """Fill a replay from the segments that a checkpoint names."""
+        for segment in facts["replay"]:
+            replay.restore(segment["first"], self._read(segment))
+        self._segments, self._saved_rows = list(facts["replay"]), replay.inserted
+
+    def _write(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+        write_atomically(self.folder / name, lambda stream: stream.write(content))
+        return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
+
+    def _read(self, entry: dict[str, Any]) -> dict[str, Tensor]:
+        path = self.folder / entry["file"]
+        try:
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise LpdsError(f"checkpoint file {path} is broken: its content is not what was saved")
+            return load(content)
+        except (OSError, SafetensorError) as error:
+            raise LpdsError(f"checkpoint file {path} cannot be read: {error}") from None

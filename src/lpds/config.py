@@ -1,0 +1,220 @@
+"""Settings as frozen dataclasses: what a run does, and what a method does. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from lpds.errors import LpdsError, unknown_name
+
+DELTA_UNITS = ("sum", "mean", "rms", "nats")
+
+
+def delta_to_sum(delta: float, unit: str, free: int) -> float:
+    """Convert a trust-region budget to the squared norm ``||Delta||^2`` summed over the D free latent coordinates.
+
+    Args:
+        delta: the budget.
+        unit: ``"sum"`` = D * ``"mean"`` = D * ``"rms"``^2 = 2 * ``"nats"`` (the KL of a pure mean shift, eq. 4).
+        free: D.
+
+    Raises:
+        LpdsError: a negative, zero or NaN budget, or an unknown unit.
+    """
+    if not delta > 0.0:
+        raise LpdsError(f"delta must be a positive number (inf lifts the constraint), not {delta}")
+    factors = {"sum": delta, "mean": delta * free, "rms": delta**2 * free, "nats": 2.0 * delta}
+    if unit not in factors:
+        raise unknown_name("delta_unit", unit, DELTA_UNITS)
+    return factors[unit]
+
+
+def delta_from_sum(value: float, unit: str, free: int) -> float:
+    """Inverse of :func:`delta_to_sum`."""
+    factors = {"sum": value, "mean": value / free, "rms": math.sqrt(value / free), "nats": value / 2.0}
+    if unit not in factors:
+        raise unknown_name("delta_unit", unit, DELTA_UNITS)
+    return factors[unit]
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """The frozen policy has nothing to set."""
+
+
+@dataclass(frozen=True)
+class LPDSSettings:
+    """Settings of LP-DS; equation numbers are those of ``docs/method.md``."""
+
+    delta: float = 0.35
+    """Budget of the trust region (eq. 5), in ``delta_unit``."""
+    delta_unit: str = "sum"
+    """sum = D * mean = D * rms^2 = 2 * nats, D the free latent coordinates."""
+    noise_bound: float = 1.5
+    """b of Delta = b tanh(u / b), per coordinate; inf for none."""
+    state_cap: float = math.inf
+    """Largest ``||Delta(s)||^2`` of a single state, as a multiple of delta; inf for none."""
+    dual: str = "adaptive"
+    """adaptive (eq. 7), fixed (a penalty of weight ``alpha_init``) or off (no Lagrangian)."""
+    dual_step: float = 0.01
+    """eta_alpha, relative (see methods/lpds.py): alpha moves by this share of its natural size per unit of relative
+    violation."""
+    alpha_init: float = 1.0
+    """First alpha, as a multiple of its natural size; with ``dual=fixed`` the penalty's weight."""
+    target_shift: str = "slow"
+    """Whose Delta chooses the next action in the target (eq. 2): slow (a Polyak copy) or current."""
+    pessimism: str = "min"
+    """How several critics become one value: min or mean."""
+    critics: int = 2
+    width: int = 256
+    depth: int = 3
+    lr: float = 3e-4
+    actor_lr: float = 3e-4
+    tau: float = 0.005
+    """Polyak rate of the target networks."""
+    kept_noises: int = 4
+    """M decoded base noises stored with every state; 0 draws and decodes fresh ones at every update."""
+    distill_noises: int = 1
+    """Noises per state that one distillation update (eq. 3) sees."""
+
+    def __post_init__(self) -> None:
+        delta_to_sum(self.delta, self.delta_unit, 1)
+        choose("dual", self.dual, ("adaptive", "fixed", "off"))
+        choose("target_shift", self.target_shift, ("slow", "current"))
+        choose("pessimism", self.pessimism, ("min", "mean"))
+        positive(self, "noise_bound", "state_cap", "dual_step", "critics", "width", "depth", "lr", "actor_lr", "tau")
+        positive(self, "distill_noises")
+        if not 0 <= self.kept_noises or (self.kept_noises and self.distill_noises > self.kept_noises):
+            raise LpdsError(
+                f"distill_noises {self.distill_noises} cannot be drawn from kept_noises {self.kept_noises} "
+                "(0 keeps none and draws fresh ones)"
+            )
+        if not self.alpha_init >= 0.0:
+            raise LpdsError(f"alpha_init must not be negative, not {self.alpha_init}")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings of the loop, the same for every method."""
+
+    steps: int = 100_000
+    """Budget in primitive environment steps, warm-up included."""
+    seed: int = 0
+    num_envs: int = 4
+    warmup_steps: int = 8_000
+    """Primitive steps under the frozen policy before the first update."""
+    warmup_fits: int = 3_000
+    """Critic updates on the warm-up's Monte-Carlo returns before Delta moves; 0 for none."""
+    updates_per_decision: float = 1.0
+    batch_size: int = 256
+    gamma: float = 0.99**0.25
+    """Discount per primitive step."""
+    discount: str = "exact"
+    """Chunk arithmetic: exact, or dsrl (undiscounted sum in a chunk, gamma^T per decision)."""
+    reward_scale: float = 1.0
+    """Multiplies rewards in the losses only; no reported figure is in these units."""
+    reward_offset: float = 0.0
+    """Added to every primitive reward in the losses only."""
+    replay_size: int = 1_000_000
+    """Decisions kept."""
+    log_every: int = 1_000
+    """Primitive steps between rows of metrics.jsonl (at least 20 rows are written)."""
+    eval_every: int = 10_000
+    """Primitive steps between evaluations on the learning curve; 0 for none but the last."""
+    eval_episodes: int = 20
+    """Episodes of an evaluation on the curve."""
+    final_episodes: int = 50
+    """Episodes of the last evaluation, frozen and steered."""
+    eval_seed: int = 0
+    checkpoint_every: int = 10_000
+    """Primitive steps between checkpoints."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    threads: int = 1
+    """Threads of the tensor library; one is fastest for small networks."""
+
+    def __post_init__(self) -> None:
+        choose("discount", self.discount, ("exact", "dsrl"))
+        choose("device", self.device, ("auto", "cpu", "cuda"))
+        positive(self, "steps", "num_envs", "batch_size", "replay_size", "log_every", "checkpoint_every", "threads")
+        positive(self, "eval_episodes", "final_episodes", "updates_per_decision", "reward_scale", "warmup_steps")
+        if not 0.0 < self.gamma <= 1.0:
+            raise LpdsError(f"gamma must be in (0, 1], not {self.gamma}")
+        if self.seed < 0 or self.warmup_fits < 0 or self.eval_every < 0 or self.eval_seed < 0:
+            raise LpdsError("seed, eval_seed, warmup_fits and eval_every must not be negative")
+        if not math.isfinite(self.reward_offset):
+            raise LpdsError(f"reward_offset must be finite, not {self.reward_offset}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One preset: a decoder, the environment it acts in, and what is set differently there."""
+
+    name: str
+    env: str
+    """A name of the environment registry or a Gymnasium id."""
+    decoder: str
+    """What :func:`lpds.load_decoder` takes."""
+    run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Differences from :class:`RunSettings`."""
+    method: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Differences from a method's settings, by method; ``"*"`` for every method that has the field."""
+
+
+def choose(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the choices."""
+    if value not in choices:
+        raise unknown_name(name, value, choices)
+
+
+def positive(settings: Any, *names: str) -> None:
+    """Refuse fields that are not positive numbers."""
+    for name in names:
+        value = getattr(settings, name)
+        if not value > 0:
+            raise LpdsError(f"{name} must be positive, not {value}")
+
+
+S = TypeVar("S")
+
+
+def override(kind: type[S], *layers: Mapping[str, Any]) -> S:
+    """Build settings from layers of differences, the later ones over the earlier.
+
+    Raises:
+        LpdsError: a name is no field (the nearest are suggested), or a value is of the wrong type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            if name not in fields:
+                raise unknown_name("setting", name, fields)
+            values[name] = _coerce(name, value, str(fields[name].type))
+    return kind(**values)
+
+
+def _coerce(name: str, value: Any, kind: str) -> Any:
+    accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+    if isinstance(value, bool) != (kind == "bool") or not isinstance(value, accepted[kind]):
+        if kind == "int" and isinstance(value, float) and value.is_integer():
+            return int(value)
+        raise LpdsError(f"{name} must be of type {kind}, not {value!r}")
+    return float(value) if kind == "float" else value
+
+
+def to_json(settings: Any) -> dict[str, Any]:
+    """Settings as plain JSON values; infinities become the strings JSON lacks."""
+    return {key: _encode(value) for key, value in dataclasses.asdict(settings).items()}
+
+
+def from_json(kind: type[S], values: Mapping[str, Any]) -> S:
+    """Inverse of :func:`to_json`."""
+    return override(kind, {key: math.inf if value == "inf" else value for key, value in values.items()})
+
+
+def _encode(value: Any) -> Any:
+    return "inf" if isinstance(value, float) and math.isinf(value) else value

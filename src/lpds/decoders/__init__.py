@@ -1,0 +1,1 @@
+"""Frozen generative policies as functions a = Phi(s, w)."""

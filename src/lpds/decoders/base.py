@@ -1,0 +1,136 @@
+"""What every decoder shares: input checks, the normaliser, the fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpds.errors import LpdsError
+from lpds.types import LatentSpec
+
+
+class BaseDecoder(ABC):
+    """A deterministic map ``a = Phi(s, w)`` from state and initial noise to an action chunk.
+
+    Subclasses implement :meth:`decode` (and :meth:`prepare` where something depends on the state alone) and
+    :meth:`_fingerprint`. Nothing here is trained and no gradient passes through.
+    """
+
+    def __init__(self, spec: LatentSpec, name: str, reference: str | None = None) -> None:
+        self._spec = spec
+        self.name = name
+        self.reference = reference
+        self.options: dict[str, Any] = {}
+        self._cached_fingerprint: str | None = None
+
+    @property
+    def spec(self) -> LatentSpec:
+        """Shapes of observation, latent and action."""
+        return self._spec
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over weights, sampler and normaliser, as a hexadecimal string."""
+        if self._cached_fingerprint is None:
+            self._cached_fingerprint = self._fingerprint()
+        return self._cached_fingerprint
+
+    def __call__(self, obs: Tensor, w: Tensor) -> Tensor:
+        """Decode a batch.
+
+        Args:
+            obs: float32 [B, O], raw observations.
+            w: float32 [B, H, L], the latent noise.
+
+        Returns:
+            float32 [B, T, A] in environment units, on the device of the inputs.
+
+        Raises:
+            LpdsError: a shape does not fit; the message says which.
+        """
+        self._check_inputs(obs, w)
+        with torch.no_grad():
+            return self.decode(self.prepare(obs), w)
+
+    def prepare(self, obs: Tensor) -> Any:
+        """Compute what depends on the state alone; the identity unless a subclass knows better."""
+        return obs
+
+    @abstractmethod
+    def decode(self, context: Any, w: Tensor) -> Tensor:
+        """Decode [B, H, L] noises against a prepared context to [B, T, A]; unchecked."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Facts for the passport: kind, sampler, sizes."""
+
+    @abstractmethod
+    def _fingerprint(self) -> str: ...
+
+    def _check_inputs(self, obs: Tensor, w: Tensor) -> None:
+        shape = self.spec.obs_shape
+        if not isinstance(shape, Mapping) and tuple(obs.shape[1:]) != tuple(shape):
+            raise LpdsError(
+                f"decoder {self.name!r} takes observations [B, {', '.join(map(str, shape))}], "
+                f"not {list(obs.shape)}"
+            )
+        if tuple(w.shape[1:]) != self.spec.latent_shape or w.dim() != 3:
+            h, latent = self.spec.latent_shape
+            raise LpdsError(f"decoder {self.name!r} takes latents [B, {h}, {latent}], not {list(w.shape)}")
+        if not isinstance(shape, Mapping) and obs.shape[0] != w.shape[0]:
+            raise LpdsError(f"{obs.shape[0]} observations but {w.shape[0]} latents: the batch sizes must be equal")
+
+
+@dataclass(frozen=True)
+class MinMaxNormaliser:
+    """Min-max scaling to [-1, 1], as DPPO does it: 1e-6 in the observation's denominator, no clip."""
+
+    obs_min: Tensor
+    obs_max: Tensor
+    action_min: Tensor
+    action_max: Tensor
+
+    def observation(self, obs: Tensor) -> Tensor:
+        """Raw [..., O] to normalised."""
+        return 2.0 * ((obs - self.obs_min) / (self.obs_max - self.obs_min + 1e-6) - 0.5)
+
+    def action(self, action: Tensor) -> Tensor:
+        """Normalised [..., A] to environment units."""
+        return (action + 1.0) / 2.0 * (self.action_max - self.action_min) + self.action_min
+
+    def normalise_action(self, action: Tensor) -> Tensor:
+        """Environment units [..., A] to normalised; the inverse of :meth:`action`."""
+        return 2.0 * (action - self.action_min) / (self.action_max - self.action_min) - 1.0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The four ranges by name."""
+        return {name: getattr(self, name) for name in ("obs_min", "obs_max", "action_min", "action_max")}
+
+    def to(self, device: torch.device) -> MinMaxNormaliser:
+        """The same on another device."""
+        return MinMaxNormaliser(**{name: value.to(device) for name, value in self.tensors().items()})
+
+
+def hash_tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """sha256 over named tensors (name, shape, float32 bytes) and JSON facts."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def refuse_non_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raise one clear line if any weight is NaN or infinite."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            bad = int((~torch.isfinite(value)).sum())
+            raise LpdsError(f"{what}: {bad} of {value.numel()} weights in {name!r} are NaN or infinite")

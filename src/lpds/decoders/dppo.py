@@ -1,0 +1,120 @@
+"""Public DPPO / DSRL pre-training checkpoints (``state_N.pt`` with its ``normalization.npz``).
+
+The file is a dict with ``model`` and ``ema``; weights are prefixed ``network.``. As DSRL does: a fine-tuned file holds its
+frozen copy under ``actor.`` in ``model``; a pre-training file has none, and then ``ema`` is the policy.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpds.decoders.base import MinMaxNormaliser, refuse_non_finite
+from lpds.decoders.diffusion import DiffusionDecoder, DiffusionSampler
+from lpds.decoders.network import DenoisingMLP, shape_of
+from lpds.errors import LpdsError
+from lpds.types import LatentSpec
+
+
+def load_dppo(
+    path: str,
+    *,
+    normalization: str | Path | None = None,
+    ddim_steps: int = 5,
+    denoising_steps: int = 20,
+    activation: str = "relu",
+    eta: float = 0.0,
+    execute: int | None = None,
+    bf16: bool = False,
+) -> DiffusionDecoder:
+    """Open a DPPO state policy as a decoder from raw observations to environment actions.
+
+    Args:
+        path: the checkpoint file.
+        normalization: npz with ``obs_min, obs_max, action_min, action_max``; required, since without it the actions
+            would come out in the wrong units without a word.
+        ddim_steps: n; DSRL uses 5 (gym) and 8 (RoboMimic).
+        denoising_steps: K of the training schedule: 20, and 100 for Square and Transport.
+        activation: ``"relu"`` (gym) or ``"mish"`` (RoboMimic); it cannot be read from the weights.
+        eta: must be 0; anything else is a stochastic sampler.
+        execute: steps of the chunk to execute; all of them by default.
+        bf16: see :class:`DiffusionDecoder`.
+
+    Returns:
+        The decoder; its layer sizes are read from the weights.
+
+    Raises:
+        LpdsError: file missing or broken, no normaliser, stochastic sampler, weights of another network or NaN.
+    """
+    if eta != 0.0:
+        raise LpdsError(
+            f"eta {eta} makes the sampler stochastic, so that the initial noise no longer decides the action; use eta 0"
+        )
+    if normalization is None:
+        raise LpdsError(f"dppo:{path} needs normalization=PATH (npz with obs_min, obs_max, action_min, action_max)")
+    normaliser = _load_normaliser(Path(normalization))
+    weights = _policy_weights(_load_file(Path(path)), path)
+    refuse_non_finite(weights, f"checkpoint {path}")
+    shape = shape_of(weights, activation)
+    actions = normaliser.action_min.numel()
+    if shape.chunk_size % actions or shape.obs_size != normaliser.obs_min.numel():
+        raise LpdsError(
+            f"{normalization} is for {normaliser.obs_min.numel()} observations and {actions} actions, but {path} has "
+            f"{shape.obs_size} observations and chunks of {shape.chunk_size} numbers"
+        )
+    horizon = shape.chunk_size // actions
+    steps = horizon if execute is None else execute
+    if not 1 <= steps <= horizon:
+        raise LpdsError(f"execute must be in 1 .. {horizon} (the decoded chunk), not {steps}")
+    net = DenoisingMLP(shape)
+    try:
+        net.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise LpdsError(f"{path}: {' '.join(str(error).split())}") from None
+    spec = LatentSpec((shape.obs_size,), (horizon, actions), (steps, actions))
+    sampler = DiffusionSampler(denoising_steps, ddim_steps)
+    return DiffusionDecoder(net, normaliser, sampler, spec, name=Path(path).stem, reference=f"dppo:{path}", bf16=bf16)
+
+
+def _load_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise LpdsError(f"checkpoint {path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise LpdsError(f"checkpoint {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict) or not {"model", "ema"} & content.keys():
+        raise LpdsError(f"checkpoint {path} has neither 'model' nor 'ema'; expected a file saved by DPPO")
+    return content
+
+
+def _policy_weights(content: dict[str, Any], path: str) -> dict[str, Tensor]:
+    model: dict[str, Tensor] = content.get("model", {})
+    if any(key.startswith("actor.") for key in model):
+        found = {key.removeprefix("actor."): value for key, value in model.items() if key.startswith("actor.")}
+    else:
+        found = content.get("ema", model)
+    if not found:
+        raise LpdsError(f"checkpoint {path} holds no weights")
+    return {key.removeprefix("network."): value.float() for key, value in found.items()}
+
+
+def _load_normaliser(path: Path) -> MinMaxNormaliser:
+    if not path.is_file():
+        raise LpdsError(f"normaliser {path} does not exist")
+    names = ("obs_min", "obs_max", "action_min", "action_max")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = [name for name in names if name not in arrays]
+            if missing:
+                raise LpdsError(f"normaliser {path} lacks {', '.join(missing)}; it has {', '.join(arrays.files)}")
+            ranges = {name: torch.from_numpy(np.asarray(arrays[name], np.float32)) for name in names}
+    except (ValueError, OSError) as error:
+        raise LpdsError(f"normaliser {path} cannot be read: {error}") from None
+    refuse_non_finite(ranges, f"normaliser {path}")
+    return MinMaxNormaliser(**ranges)

@@ -1,0 +1,1 @@
+"""Environments, and the one place that knows chunk arithmetic."""

@@ -1,0 +1,98 @@
+"""Environments by name: the registry's own, and any Gymnasium id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import AutoresetMode
+
+from lpds.envs.chunk import ChunkedVectorEnv, EnvFactory
+from lpds.errors import LpdsError, unknown_name
+from lpds.registry import ENVIRONMENTS, resolve
+from lpds.types import LatentSpec
+
+EnvLike = str | Callable[[], Any]
+
+
+def environment_factory(env: EnvLike) -> tuple[EnvFactory, str]:
+    """Find how to make one single environment.
+
+    Args:
+        env: a name of the registry, a Gymnasium id, or a zero-argument factory.
+
+    Returns:
+        The factory and a name for messages.
+
+    Raises:
+        LpdsError: the id is unknown; the nearest are suggested.
+    """
+    if callable(env):
+        return env, getattr(env, "__name__", type(env).__name__)
+    if env in ENVIRONMENTS:
+        factory: EnvFactory = resolve("environment", ENVIRONMENTS, env)
+        return factory, env
+    if ":" not in env and env not in gymnasium.registry:
+        raise unknown_name("environment", env, [*ENVIRONMENTS, *gymnasium.registry])
+    return (lambda: gymnasium.make(env)), env
+
+
+def make_env(
+    env: EnvLike,
+    num_envs: int = 4,
+    chunk: int = 4,
+    seed: int = 0,
+    *,
+    evaluation: bool = False,
+    autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
+) -> ChunkedVectorEnv:
+    """Make a Gymnasium vector environment over action chunks.
+
+    Args:
+        env: a Gymnasium id, a name of the registry, or a zero-argument factory of a single environment.
+        num_envs: N.
+        chunk: T, primitive steps of a decision.
+        seed: every reset is seeded from (seed, sub-environment, episode).
+        evaluation: take the resets from the evaluation stream, which never meets the training one.
+        autoreset: Gymnasium's autoreset mode.
+
+    Returns:
+        See :class:`ChunkedVectorEnv`.
+
+    Raises:
+        LpdsError: unknown id, or spaces that cannot be steered.
+    """
+    factory, name = environment_factory(env)
+    try:
+        first = factory()
+    except gymnasium.error.Error as error:
+        raise LpdsError(f"environment {name} cannot be made: {' '.join(str(error).split())}") from error
+    if not isinstance(first, gymnasium.Env):
+        raise LpdsError(f"the factory {name} returned {type(first).__name__}, expected a single gymnasium.Env")
+    ready = [first]
+
+    def build() -> gymnasium.Env[Any, Any]:
+        return ready.pop() if ready else factory()
+
+    return ChunkedVectorEnv(build, num_envs, chunk, seed=seed, evaluation=evaluation, autoreset=autoreset, name=name)
+
+
+def make_eval_env(env: EnvLike, num_envs: int, chunk: int) -> ChunkedVectorEnv:
+    """The same with resets of the evaluation stream and autoreset disabled, as paired evaluation needs it."""
+    return make_env(env, num_envs, chunk, evaluation=True, autoreset=AutoresetMode.DISABLED)
+
+
+def check_fit(env: ChunkedVectorEnv, spec: LatentSpec, decoder: str) -> None:
+    """Refuse an environment whose spaces do not fit the decoder.
+
+    Raises:
+        LpdsError: says both sizes.
+    """
+    obs, action = env.single_observation_space.shape, env.primitive_action_space.shape
+    if obs != spec.obs_shape:
+        raise LpdsError(f"decoder {decoder!r} takes observations {spec.obs_shape}, but {env.name} gives {obs}")
+    if action != (spec.action_shape[1],):
+        raise LpdsError(
+            f"decoder {decoder!r} gives actions of {spec.action_shape[1]} numbers, but {env.name} takes {action}"
+        )

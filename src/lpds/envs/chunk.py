@@ -1,0 +1,280 @@
+"""THE chunk arithmetic: environments that take action chunks, and the exact semi-Markov return of a chunk.
+
+A decision executes ``k <= T`` primitive steps and stops at once when the episode ends. What learning needs of it is
+``R = sum_{i<k} gamma^i r_i``, the discount ``gamma^k`` (0 after termination, kept after truncation) and the observation
+after the k-th step. Nothing else in the project multiplies by gamma inside a chunk or counts steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsFloat
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from lpds.errors import EnvironmentFault, LpdsError, unknown_name
+from lpds.random import episode_seed
+
+EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
+Array = npt.NDArray[Any]
+
+DISCOUNTS = ("exact", "dsrl")
+
+
+def chunk_return(
+    rewards: Array, k: Array, terminated: Array, gamma: float, convention: str = "exact"
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Turn the rewards of executed chunks into the reward and the discount of a semi-Markov transition.
+
+    Args:
+        rewards: [N, T], zero beyond the executed steps.
+        k: [N], steps executed, 1 .. T.
+        terminated: [N], whether the episode ended for good (a time limit is not an end).
+        gamma: discount per primitive step.
+        convention: ``"exact"`` (above), or ``"dsrl"``: the undiscounted sum, and gamma^T per decision whatever k.
+
+    Returns:
+        Reward [N] and discount [N], float32.
+    """
+    steps = rewards.shape[1]
+    if convention == "exact":
+        reward = rewards @ (gamma ** np.arange(steps))
+        discount = gamma ** k.astype(np.float64)
+    elif convention == "dsrl":
+        reward = rewards.sum(1)
+        discount = np.full(len(k), gamma**steps)
+    else:
+        raise unknown_name("discount convention", convention, DISCOUNTS)
+    return reward.astype(np.float32), np.where(terminated, 0.0, discount).astype(np.float32)
+
+
+@dataclass
+class _Lane:
+    """One sub-environment and the episode under way in it."""
+
+    env: gymnasium.Env[Any, Any]
+    episode: int = -1
+    seed: int = 0
+    steps: int = 0
+    over: bool = True
+    obs: Any = None
+
+
+class ChunkedVectorEnv(VectorEnv[Array, Array, Array]):
+    """N environments that each take a chunk of T actions at a time and stop by themselves inside it.
+
+    ``step`` returns observations [N, O] after the last executed step, the undiscounted sum of the executed rewards,
+    ``terminated``, ``truncated``, and in ``info``:
+
+    - ``rewards`` [N, T], zero where nothing was executed, and ``k`` [N], the steps executed;
+    - ``final_obs`` [N, O], the observation after the k-th step (for an episode that went on, the current one), and
+      ``_final_obs`` [N], where an episode ended;
+    - ``seed`` [N] and ``episode`` [N], of the episode the chunk was executed in;
+    - ``success`` [N], 1 if the environment reported success at any executed step, NaN if it never says; and
+      ``success_last`` [N], the same at the last of them.
+
+    Each reset is seeded from (seed, sub-environment, episode), training and evaluation from disjoint streams; in
+    evaluation the j-th episode of sub-environment i is number j * N + i, and its seed that of (seed, number).
+    """
+
+    def __init__(
+        self,
+        factory: EnvFactory,
+        num_envs: int,
+        chunk: int,
+        *,
+        seed: int = 0,
+        evaluation: bool = False,
+        autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
+        name: str = "environment",
+    ) -> None:
+        """Build the sub-environments.
+
+        Args:
+            factory: makes one single environment with a Box action space.
+            num_envs: N.
+            chunk: T, primitive steps of a decision.
+            seed: base of every reset's seed.
+            evaluation: draw the resets from the evaluation stream.
+            autoreset: same-step (as learning uses it), next-step or disabled, as Gymnasium defines them.
+            name: for messages.
+
+        Raises:
+            LpdsError: the action space is not a Box of one axis, or a count is not positive.
+        """
+        if num_envs < 1 or chunk < 1:
+            raise LpdsError(f"num_envs and chunk must be at least 1, not {num_envs} and {chunk}")
+        self._lanes = [_Lane(factory()) for _ in range(num_envs)]
+        first = self._lanes[0].env
+        box, observation = first.action_space, first.observation_space
+        if not isinstance(box, gymnasium.spaces.Box) or len(box.shape) != 1:
+            raise LpdsError(f"{name} has action space {box}; steering needs a Box with one axis")
+        if not isinstance(observation, gymnasium.spaces.Box) or len(observation.shape) != 1:
+            raise LpdsError(
+                f"{name} has observation space {observation}; a Box with one axis is needed "
+                "(gymnasium.wrappers.FlattenObservation makes one of most others)"
+            )
+        self.name, self.num_envs, self.chunk = name, num_envs, chunk
+        self._base_seed, self._evaluation, self._autoreset = seed, evaluation, autoreset
+        self._low, self._high = box.low.astype(np.float64), box.high.astype(np.float64)
+        self._act_dtype = box.dtype
+        self.primitive_action_space = box
+        self.metadata = {**first.metadata, "autoreset_mode": autoreset}
+        self.render_mode = first.render_mode
+        self.spec = first.spec
+        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, observation.shape, np.float32)
+        low, high = np.tile(box.low, (chunk, 1)), np.tile(box.high, (chunk, 1))
+        self.single_action_space = gymnasium.spaces.Box(low, high, dtype=box.dtype.type)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    # -- the Gymnasium contract ------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start the next episode everywhere, or where ``options["reset_mask"]`` says.
+
+        Args:
+            seed: begin anew from this base seed, at episode 0.
+            options: ``reset_mask`` [N] of bool.
+
+        Returns:
+            Observations [N, O] and an info with ``seed`` and ``episode`` [N].
+        """
+        mask = np.ones(self.num_envs, bool) if options is None else np.asarray(options["reset_mask"], bool)
+        if seed is not None:
+            if not isinstance(seed, int):
+                raise LpdsError("seed must be one integer: every sub-environment's seed is derived from it")
+            self._base_seed = seed
+            for lane in self._lanes:
+                lane.episode = -1
+        for index, lane in enumerate(self._lanes):
+            if mask[index]:
+                self._start(index, lane.episode + 1)
+        return self._observations(), self._episode_info()
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """Execute one chunk [N, T, A] in every sub-environment; actions are clipped to the box."""
+        actions = np.asarray(actions)
+        if actions.shape != self.action_space.shape:
+            raise LpdsError(f"{self.name} takes actions {list(self.action_space.shape or ())}, not {list(actions.shape)}")
+        n = self.num_envs
+        rewards = np.zeros((n, self.chunk))
+        k = np.zeros(n, np.int64)
+        terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
+        success, success_last = np.full(n, np.nan), np.full(n, np.nan)
+        info = self._episode_info()
+        for index, lane in enumerate(self._lanes):
+            if lane.over:
+                # next-step: this call resets, the chunk is ignored and k stays 0; disabled: it idles until it is reset
+                if self._autoreset is AutoresetMode.NEXT_STEP:
+                    self._start(index, lane.episode + 1)
+                    info["seed"][index], info["episode"][index] = lane.seed, lane.episode
+                continue
+            for position in range(self.chunk):
+                reward, ended, cut, says = self._primitive_step(index, actions[index, position])
+                rewards[index, position] = reward
+                k[index] += 1
+                if says is not None:
+                    success[index] = float(np.fmax(success[index], float(says)))
+                    success_last[index] = float(says)
+                if ended or cut:
+                    terminated[index], truncated[index], lane.over = ended, cut and not ended, True
+                    break
+        done = terminated | truncated
+        final = self._observations()
+        info |= {"rewards": rewards, "k": k, "final_obs": final, "_final_obs": done}
+        info |= {"success": success, "success_last": success_last}
+        if self._autoreset is AutoresetMode.SAME_STEP and done.any():
+            for index in np.flatnonzero(done):
+                self._start(int(index), self._lanes[index].episode + 1)
+        return self._observations(), rewards.sum(1), terminated, truncated, info
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the sub-environments."""
+        for lane in self._lanes:
+            lane.env.close()
+
+    # -- exact resume ----------------------------------------------------------------------------------------------
+
+    def replay(self, index: int, episode: int, chunks: Sequence[Array]) -> Array:
+        """Bring one sub-environment to where an episode was: reset it with that episode's seed, repeat its chunks.
+
+        Args:
+            index: sub-environment.
+            episode: its episode number.
+            chunks: the [T, A] chunks executed since the reset.
+
+        Returns:
+            The observation [O] reached. If the episode ends on the way the sub-environment is left ended.
+        """
+        self._start(index, episode)
+        lane = self._lanes[index]
+        for chunk in chunks:
+            for position in range(self.chunk):
+                if lane.over:
+                    return np.asarray(lane.obs, np.float32)
+                _, ended, cut, _ = self._primitive_step(index, chunk[position])
+                lane.over = ended or cut
+        return np.asarray(lane.obs, np.float32)
+
+    @property
+    def episodes(self) -> list[int]:
+        """Number of the episode under way in every sub-environment."""
+        return [lane.episode for lane in self._lanes]
+
+    # -- one sub-environment ---------------------------------------------------------------------------------------
+
+    def _start(self, index: int, episode: int) -> None:
+        lane = self._lanes[index]
+        lane.episode, lane.steps, lane.over = episode, 0, False
+        if self._evaluation:  # numbered through, so that episode e has one seed however many lanes share the work
+            lane.seed = episode_seed(True, self._base_seed, 0, episode * self.num_envs + index)
+        else:
+            lane.seed = episode_seed(False, self._base_seed, index, episode)
+        lane.obs = self._guarded(index, lambda: lane.env.reset(seed=lane.seed)[0])
+        self._check_finite(index, lane.obs, "the observation")
+
+    def _primitive_step(self, index: int, action: Array) -> tuple[float, bool, bool, bool | None]:
+        lane = self._lanes[index]
+        clipped = np.clip(action, self._low, self._high).astype(self._act_dtype)
+        obs, reward, terminated, truncated, info = self._guarded(index, lambda: lane.env.step(clipped))
+        lane.steps += 1
+        lane.obs = obs
+        self._check_finite(index, obs, "the observation")
+        self._check_finite(index, reward, "the reward")
+        says = info.get("success", info.get("is_success"))
+        return float(reward), bool(terminated), bool(truncated), None if says is None else bool(says)
+
+    def _guarded(self, index: int, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            lane = self._lanes[index]
+            raise EnvironmentFault(
+                f"{self.name} raised {type(error).__name__}: {' '.join(str(error).split())} "
+                f"(sub-environment {index}, episode seed {lane.seed}, step {lane.steps})"
+            ) from error
+
+    def _check_finite(self, index: int, value: Array | SupportsFloat, what: str) -> None:
+        if not np.isfinite(value).all():
+            lane = self._lanes[index]
+            raise EnvironmentFault(
+                f"{self.name} returned NaN or infinity in {what} "
+                f"(sub-environment {index}, episode seed {lane.seed}, step {lane.steps})"
+            )
+
+    def _observations(self) -> Array:
+        return np.stack([np.asarray(lane.obs, np.float32) for lane in self._lanes])
+
+    def _episode_info(self) -> dict[str, Any]:
+        return {
+            "seed": np.asarray([lane.seed for lane in self._lanes], np.int64),
+            "episode": np.asarray([lane.episode for lane in self._lanes], np.int64),
+        }

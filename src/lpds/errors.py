@@ -1,0 +1,31 @@
+"""The errors a user can cause, each one line long."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LpdsError(Exception):
+    """A mistake in the input: the message names the offender and the choices. The CLI prints it without a traceback."""
+
+
+class EnvironmentFault(LpdsError):
+    """An environment raised or returned a number that is not finite. The run saves what it has and stops."""
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> LpdsError:
+    """Build the error for a name that is not known, with the nearest ones.
+
+    Args:
+        kind: what was asked for (``"task"``, ``"method"`` ...).
+        name: what the user wrote.
+        choices: every valid name.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
+    names = sorted(choices)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return LpdsError(f"unknown {kind} {name!r}{hint} (choices: {', '.join(names)})")

@@ -1,0 +1,159 @@
+"""Paired evaluation: what is compared sees the same episodes and the same noise, addressed by counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lpds.envs.chunk import ChunkedVectorEnv
+from lpds.errors import LpdsError, unknown_name
+from lpds.random import normal
+from lpds.stats import Interval, bootstrap_mean, wilson
+from lpds.types import Decoder, Policy
+
+LANES = 20
+"""Rows of every evaluation batch. Fixed, and never shrunk while episodes end, since a matrix product may round a row
+differently in a batch of another size, and a contact-rich simulation makes another episode of the last bit."""
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """Records of an evaluation, one entry an episode, in the order of the episodes' numbers."""
+
+    returns: Array
+    """[E], undiscounted environment returns."""
+    successes: Array
+    """[E], success at any step; NaN where the environment does not say."""
+    successes_at_end: Array
+    """[E], success at the last step; NaN where the environment does not say."""
+    lengths: npt.NDArray[np.int64]
+    """[E], primitive steps."""
+    seed: int
+    scale: float
+    final_obs: npt.NDArray[np.float32]
+    """[E, O], the last observation."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One JSON object an episode."""
+        columns = (self.returns, self.successes, self.successes_at_end, self.lengths)
+        return [
+            {
+                "seed": self.seed,
+                "episode": episode,
+                "scale": self.scale,
+                "return": float(total),
+                "success": float(success),
+                "success_at_end": float(at_end),
+                "length": int(length),
+            }
+            for episode, (total, success, at_end, length) in enumerate(zip(*columns, strict=True))
+        ]
+
+    def interval(self, what: str = "return") -> Interval:
+        """(mean, low, high) at 95 %: bootstrap for ``"return"`` and ``"length"``, Wilson for ``"success"``."""
+        if what == "return":
+            return bootstrap_mean(self.returns)
+        if what == "length":
+            return bootstrap_mean(self.lengths)
+        if what in ("success", "success_at_end"):
+            values = self.successes if what == "success" else self.successes_at_end
+            said = values[~np.isnan(values)]
+            return wilson(int(said.sum()), len(said))
+        raise unknown_name("figure", what, ["return", "length", "success", "success_at_end"])
+
+
+def evaluate_policy(
+    policy: Policy,
+    decoder: Decoder,
+    make_lanes: Callable[[int], ChunkedVectorEnv],
+    *,
+    episodes: int,
+    seed: int,
+    scale: float = 1.0,
+    device: torch.device | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvalReport:
+    """Run ``episodes`` episodes; episode e and its noise depend on (seed, e) alone.
+
+    Args:
+        policy: chooses latents.
+        decoder: frozen.
+        make_lanes: builds N evaluation environments with autoreset disabled.
+        episodes: E.
+        seed: of the evaluation.
+        scale: s of ``w = eps + s Delta``; 0 is the frozen policy.
+        device: of policy and decoder.
+        progress: called with (episodes done, E).
+
+    Returns:
+        The records.
+
+    Raises:
+        LpdsError: not at least one episode, or a scale outside [0, 1].
+    """
+    if episodes < 1:
+        raise LpdsError(f"episodes must be at least 1, not {episodes}")
+    if not 0.0 <= scale <= 1.0:
+        raise LpdsError(f"scale must be in [0, 1], not {scale}")
+    device = device or torch.device("cpu")
+    env = make_lanes(min(LANES, episodes))
+    try:
+        return _run(env, policy, decoder, episodes, seed, scale, device, progress)
+    finally:
+        env.close()
+
+
+def _run(
+    env: ChunkedVectorEnv,
+    policy: Policy,
+    decoder: Decoder,
+    episodes: int,
+    seed: int,
+    scale: float,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None,
+) -> EvalReport:
+    lanes = env.num_envs
+    returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
+    success, at_end = np.full(episodes, np.nan), np.full(episodes, np.nan)
+    number = np.arange(lanes)  # the episode under way in every lane; beyond E the lane idles
+    decision = np.zeros(lanes, np.int64)
+    obs, _ = env.reset(seed=seed)
+    final = np.zeros((episodes, obs.shape[1]), np.float32)
+    rows = np.zeros((LANES, obs.shape[1]), np.float32)
+    eps = np.zeros((LANES, *decoder.spec.latent_shape), np.float32)
+    live, finished = number < episodes, 0
+    while live.any():
+        rows[:lanes] = obs
+        for lane in np.flatnonzero(live):
+            eps[lane] = normal("evaluation", seed, int(number[lane]), int(decision[lane]), shape=eps.shape[1:])
+        with torch.no_grad():
+            state = torch.from_numpy(rows).to(device)
+            w = policy.latent(state, torch.from_numpy(eps).to(device), scale)
+            action = decoder.decode(decoder.prepare(state), w)[:lanes].cpu().numpy()
+        obs, reward, terminated, truncated, info = env.step(action)
+        decision += 1
+        e = number[live]
+        returns[e] += reward[live]
+        lengths[e] += info["k"][live]
+        success[e] = np.fmax(success[e], info["success"][live])
+        at_end[e] = info["success_last"][live]
+        ended = live & (terminated | truncated)
+        if ended.any():
+            final[number[ended]] = info["final_obs"][ended]
+            finished += int(ended.sum())
+            number[ended] += lanes
+            decision[ended] = 0
+            live = number < episodes
+            if (ended & live).any():
+                obs, _ = env.reset(options={"reset_mask": ended & live})
+            if progress is not None:
+                progress(finished, episodes)
+    return EvalReport(returns, success, at_end, lengths, seed, scale, final)

@@ -1,0 +1,147 @@
+"""What a run writes while it goes: JSON lines always, TensorBoard if asked, and something to look at."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+FORMAT_VERSION = 1
+
+METRIC_KEYS = (
+    "step", "wall_s", "updates", "return_mean", "success", "delta_sq_mean", "delta_sq_p95", "kl_nats", "w_norm", "alpha",
+    "q_action", "q_latent", "td_loss", "distill_loss", "distill_gap_base", "distill_gap_steered", "action_entropy",
+    "success_ema", "q_scale", "env_steps_per_s", "updates_per_s",
+)  # fmt: skip
+"""Keys of every row of ``metrics.jsonl``; null where a method has none."""
+
+
+class JsonLines:
+    """An append-only file of JSON objects that can be cut back to where a checkpoint saw it."""
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        """Open a new file, or an old one cut back to ``size`` bytes."""
+        self.path = path
+        if size is None:
+            self._stream = open(path, "xb")  # noqa: SIM115 - lives as long as the run
+        else:
+            self._stream = open(path, "r+b")  # noqa: SIM115
+            self._stream.truncate(size)
+            self._stream.seek(size)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one object; NaN and infinity become null."""
+        clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+        self._stream.write((json.dumps({"format_version": FORMAT_VERSION, **clean}, allow_nan=False) + "\n").encode())
+        self._stream.flush()
+
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._stream.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All complete rows of a JSONL file; a last line cut short by a crash is left out."""
+    rows = []
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+class Display:
+    """Progress: a live bar on a terminal, plain lines elsewhere, nothing when quiet."""
+
+    def __init__(self, total: int, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._total, self._quiet, self._stream = total, quiet, stream or sys.stderr
+        self._bar: Any = None
+        self._next_line = 0.0
+        if not quiet and self._stream.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.completed:>7,.0f}/{task.total:,.0f} steps"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(file=self._stream), transient=False)
+            self._task = self._bar.add_task("steer", total=total, figures="")
+            self._bar.start()
+
+    def show(self, row: dict[str, Any], *, last: bool = False) -> None:
+        """Show one row of metrics."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=row["step"], figures=figures(row))
+        elif last or row["step"] >= self._next_line:
+            self._next_line = row["step"] + self._total / 20  # plain lines: twenty for a run
+            rate = row.get("env_steps_per_s") or 0.0
+            left = (self._total - row["step"]) / rate if rate else math.nan
+            time_left = "" if math.isnan(left) else f"  {left / 60:.1f} min left"
+            self.say(f"{row['step']:>8,}/{self._total:,}  {figures(row)}{time_left}")
+
+    def say(self, line: str) -> None:
+        """Print one line, above the bar if there is one."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def figures(row: dict[str, Any]) -> str:
+    """The figures of one row that people watch, on one line."""
+    parts = []
+    for key, label, form in (
+        ("return_mean", "return", "{:.0f}"),
+        ("success", "success", "{:.0%}"),
+        ("delta_sq_mean", "|Δ|²", "{:.3f}"),
+        ("alpha", "alpha", "{:.3g}"),
+        ("env_steps_per_s", "steps/s", "{:.0f}"),
+    ):
+        value = row.get(key)
+        if value is not None and not (isinstance(value, float) and math.isnan(value)):
+            parts.append(f"{label} {form.format(value)}")
+    return "  ".join(parts)
+
+
+class TensorBoard:
+    """Metrics as TensorBoard scalars (extra ``tensorboard``)."""
+
+    def __init__(self, folder: Path) -> None:
+        from lpds.errors import LpdsError
+
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise LpdsError("TensorBoard is not installed: pip install 'lpds[tensorboard]'") from None
+        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add one row."""
+        for key, value in row.items():
+            if key != "step" and isinstance(value, int | float) and math.isfinite(value):
+                self._writer.add_scalar(key, value, row["step"])  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()  # type: ignore[no-untyped-call]

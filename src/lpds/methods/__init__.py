@@ -1,0 +1,1 @@
+"""Learning rules, one file each. They know nothing of environments, files, loggers or processes."""

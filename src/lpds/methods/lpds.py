@@ -1,0 +1,287 @@
+"""LP-DS: Lagrangian Perturbation Diffusion Steering (Simsir and Oguz, ICML 2026, arXiv 2606.01151).
+
+    maximise over theta   E[ Q^W(s, eps + Delta_theta(s)) ]     subject to   E_s ||Delta_theta(s)||^2 <= delta     (5)
+
+One update, in this order: action critic by TD (2), latent critic distilled from it at the base noise (3), Delta by
+ascent on the Lagrangian (6), alpha by dual ascent (7), slow copies. No gradient passes through the decoder.
+
+Where the paper is silent, or this differs from it:
+
+- *Noise bound.* Delta = b tanh(u / b) per coordinate; a box on w would clip eps and change the frozen policy.
+- *Scale.* Q runs from 1 to 1000s over tasks. Equation 6 is divided by s, the running mean norm of dQ^W/dw, and alpha is
+  kept as a multiple a of its natural size s / (2 sqrt(delta)) - the value at which the constraint's gradient balances Q's
+  at ||Delta||^2 = delta. Then a -> max(0, a + eta (E||Delta||^2 / delta - 1)) is equation 7 with
+  eta_alpha = eta s / (2 delta^1.5), and theta, a do not change when every reward is multiplied by a constant.
+- *Warm start.* With ``critics_only`` an update stops after (3): the runner fits both critics to the warm-up's returns,
+  which are on-policy for the frozen policy, before Delta moves (``warmup_fits``; 0 is the paper's loop).
+- *Kept noises.* The distillation pairs (eps, Phi(s, eps)) of a state may be decoded once and kept (``kept_noises``).
+- Inputs are scaled by the warm-up's mean and deviation. Delta's last layer starts at zero: the start is Phi itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpds.config import LPDSSettings, delta_to_sum
+from lpds.methods.state import LearnerState, adam
+from lpds.nn import EnsembleMLP, Scaling, polyak
+from lpds.types import Batch, Decoder, LatentSpec, Metrics, Shape
+
+
+class ShiftPolicy(nn.Module):
+    """``w = eps + Delta(s)`` (eq. 1), bounded per coordinate and, if asked, per state."""
+
+    def __init__(
+        self, spec: LatentSpec, width: int, depth: int, noise_bound: float, cap_sq: float, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.spec, self.noise_bound, self.cap_sq = spec, noise_bound, cap_sq
+        self.scaling = Scaling(spec.obs_size)
+        self.net = EnsembleMLP(1, spec.obs_size, spec.latent_size, width, depth, generator)
+        self.net.zero_head()
+        self.register_buffer("mask", spec.free_mask(), persistent=False)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Delta(s) [B, H * L] for raw observations [B, O]."""
+        shift: Tensor = self.net(self.scaling(obs)).squeeze(0)
+        if math.isfinite(self.noise_bound):
+            shift = self.noise_bound * torch.tanh(shift / self.noise_bound)
+        if self.mask is not None:
+            shift = shift * self.mask
+        if math.isfinite(self.cap_sq):
+            norm_sq = shift.square().sum(1, keepdim=True)
+            shift = shift * torch.rsqrt(torch.clamp(norm_sq / self.cap_sq, min=1.0))
+        return shift
+
+    @torch.no_grad()
+    def shift(self, obs: Tensor, scale: float = 1.0) -> Tensor | None:
+        """``scale`` * Delta(s) as [B, H, L], or ``None`` where it is nothing at all."""
+        return None if scale == 0.0 else scale * self(obs).unflatten(1, self.spec.latent_shape)
+
+    def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
+        """``w = eps + scale * Delta(s)`` [B, H, L]; scale 0 gives eps to the bit."""
+        shift = self.shift(obs, scale)
+        return eps if shift is None else eps + shift
+
+
+class LPDS:
+    """The learner: Delta, Q^A, Q^W, alpha and their slow copies."""
+
+    learns = True
+
+    def __init__(
+        self,
+        settings: LPDSSettings,
+        decoder: Decoder,
+        *,
+        generator: torch.Generator,
+        device: torch.device,
+        reward_scale: float = 1.0,
+    ) -> None:
+        """Build the networks.
+
+        Args:
+            settings: see :class:`LPDSSettings`.
+            decoder: frozen; only called.
+            generator: draws the initial weights.
+            device: of everything.
+            reward_scale: what rewards were multiplied with, so that metrics can be told in reward units.
+        """
+        c, spec = settings, decoder.spec
+        self.settings, self.decoder, self.reward_scale = c, decoder, reward_scale
+        self.kept_noises = c.kept_noises
+        self.delta = delta_to_sum(c.delta, c.delta_unit, spec.free_size)
+        d, o, a = spec.latent_size, spec.obs_size, spec.action_size
+
+        def shift_policy() -> ShiftPolicy:
+            return ShiftPolicy(spec, c.width, c.depth, c.noise_bound, c.state_cap * self.delta, generator)
+
+        self.policy = shift_policy().to(device)
+        self.slow_policy = shift_policy().to(device).requires_grad_(False)
+        self.q_action = EnsembleMLP(c.critics, o + a, 1, c.width, c.depth, generator).to(device)
+        self.q_slow = EnsembleMLP(c.critics, o + a, 1, c.width, c.depth, generator).to(device).requires_grad_(False)
+        self.q_latent = EnsembleMLP(c.critics, o + d, 1, c.width, c.depth, generator).to(device)
+        self.slow_policy.load_state_dict(self.policy.state_dict())
+        self.q_slow.load_state_dict(self.q_action.state_dict())
+        self.action_scaling = Scaling(a).to(device)
+        self._pairs = [
+            (list(self.q_slow.parameters()), list(self.q_action.parameters())),
+            (list(self.slow_policy.parameters()), list(self.policy.parameters())),
+        ]
+
+        self.state = LearnerState()
+        self.state.modules = {
+            "policy": self.policy,
+            "slow_policy": self.slow_policy,
+            "q_action": self.q_action,
+            "q_slow": self.q_slow,
+            "q_latent": self.q_latent,
+            "action_scaling": self.action_scaling,
+        }
+        self.adam_action, self.adam_latent = adam(self.q_action, c.lr), adam(self.q_latent, c.lr)
+        self.adam_shift = adam(self.policy, c.actor_lr)
+        self.state.optimisers = {"q_action": self.adam_action, "q_latent": self.adam_latent, "policy": self.adam_shift}
+        self.alpha = torch.tensor(0.0 if c.dual == "off" else c.alpha_init, device=device)  # the multiple a
+        self.q_scale = torch.zeros((), device=device)  # s; zero until the first actor update
+        self.state.scalars = {"alpha": self.alpha, "q_scale": self.q_scale}
+
+    def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
+        """Standard normal tensors that one update consumes."""
+        d = self.decoder.spec.latent_size
+        shapes: dict[str, Shape] = {"next": (batch_size, d), "actor": (batch_size, d)}
+        if not self.kept_noises:
+            shapes["base"] = (batch_size, self.settings.distill_noises, d)
+        return shapes
+
+    def calibrate(self, obs: Tensor, action: Tensor) -> None:
+        """Fix the input scaling from the warm-up's rows [N, O] and [N, T * A]."""
+        for policy in (self.policy, self.slow_policy):
+            policy.scaling.calibrate(obs)
+        self.action_scaling.calibrate(action)
+
+    def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
+        """One pass over equations 2, 3, 6, 7 on B transitions; returns detached scalars."""
+        obs = self.policy.scaling(batch.obs)
+        metrics = self._td(batch, obs, noise["next"])
+        metrics |= self._distill(batch, obs, noise)
+        if not critics_only:
+            metrics |= self._ascend(batch, obs, noise["actor"])
+        slow, fast = zip(*self._pairs, strict=True)
+        polyak([p for group in slow for p in group], [p for group in fast for p in group], self.settings.tau)
+        return metrics
+
+    def _td(self, batch: Batch, obs: Tensor, next_eps: Tensor) -> Metrics:
+        """Eq. 2: y = r + gamma Qbar^A(s', Phi(s', eps' + Delta'(s')))."""
+        with torch.no_grad():
+            chooser = self.slow_policy if self.settings.target_shift == "slow" else self.policy
+            w = next_eps + chooser(batch.next_obs)
+            next_q = self._value(self.q_slow, self.policy.scaling(batch.next_obs), self._decode(batch.next_obs, w))
+            y = batch.reward + batch.discount * self._reduce(next_q)
+        q = self._value(self.q_action, obs, batch.action)
+        loss = (q - y).square().sum(0).mean()
+        self.adam_action.zero_grad(set_to_none=True)
+        loss.backward()
+        self.adam_action.step()
+        return {
+            "td_loss": loss.detach() / self.reward_scale**2,
+            "q_action": q.detach().mean() / self.reward_scale,
+        }
+
+    def _distill(self, batch: Batch, obs: Tensor, noise: dict[str, Tensor]) -> Metrics:
+        """Eq. 3: (Q^W_i(s, eps) - Q^A_i(s, Phi(s, eps)))^2 at the base noise, heads matched by index."""
+        obs, eps, action = self._base_pairs(batch, obs, noise)
+        with torch.no_grad():
+            target = self._value(self.q_action, obs, action)
+        q = self._latent_value(obs, eps)
+        loss = (q - target).square().sum(0).mean()
+        self.adam_latent.zero_grad(set_to_none=True)
+        loss.backward()
+        self.adam_latent.step()
+        gap = (q.detach() - target).mean()
+        return {
+            "distill_loss": loss.detach() / self.reward_scale**2,
+            "distill_gap_base": gap / self.reward_scale,
+        }
+
+    def _ascend(self, batch: Batch, obs: Tensor, eps: Tensor) -> Metrics:
+        """Eq. 6 in theta, then eq. 7 in alpha, both in units of s = E||dQ^W/dw||."""
+        c = self.settings
+        shift = self.policy(batch.obs)
+        w = (eps + shift.detach()).requires_grad_()
+        q = self._reduce(self._latent_value(obs, w))
+        (slope,) = torch.autograd.grad(q.sum(), w)
+        norm = slope.norm(dim=1).mean()
+        # the first batch sets the scale, the later ones move it
+        self.q_scale.copy_(torch.where(self.q_scale == 0, norm, torch.lerp(self.q_scale, norm, c.tau)))
+        # dL/dDelta = slope / s - a Delta / sqrt(delta); the chain rule ends at Delta, so Q^W's weights get no gradient
+        ascent = slope / self.q_scale.clamp(min=1e-12)
+        if c.dual != "off":
+            ascent = ascent - (self.alpha / math.sqrt(self._finite_delta)) * shift.detach()
+        self.adam_shift.zero_grad(set_to_none=True)
+        shift.backward(-ascent / len(shift))
+        self.adam_shift.step()
+        norm_sq = shift.detach().square().sum(1)
+        mean_sq = norm_sq.mean()
+        if c.dual == "adaptive":
+            self.alpha.add_(c.dual_step * (mean_sq / self.delta - 1.0)).clamp_(min=0.0)
+        return {
+            "q_latent": q.detach().mean() / self.reward_scale,
+            "delta_sq_mean": mean_sq,
+            "kl_nats": 0.5 * mean_sq,  # eq. 4
+            "alpha": self.alpha * self.q_scale / (2.0 * math.sqrt(self._finite_delta) * self.reward_scale),
+            "q_scale": self.q_scale / self.reward_scale,
+        }
+
+    @torch.no_grad()
+    def diagnose(self, batch: Batch, noise: dict[str, Tensor]) -> Metrics:
+        """What is too dear for every update: the distillation gap at the steered latent, the tail of ||Delta||^2."""
+        shift = self.policy(batch.obs)
+        obs, norm_sq, w = self.policy.scaling(batch.obs), shift.square().sum(1), noise["actor"] + shift
+        gap = self._latent_value(obs, w) - self._value(self.q_action, obs, self._decode(batch.obs, w))
+        return {
+            "distill_gap_steered": gap.mean() / self.reward_scale,
+            "delta_sq_p95": torch.quantile(norm_sq, 0.95),
+            "w_norm": w.norm(dim=1).mean(),
+        }
+
+    @property
+    def _finite_delta(self) -> float:
+        return self.delta if math.isfinite(self.delta) else 1.0
+
+    def _base_pairs(self, batch: Batch, obs: Tensor, noise: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        eps, action = batch.base_noise, batch.base_action
+        count = self.settings.distill_noises
+        if not self.kept_noises:
+            eps = noise["base"]
+            with torch.no_grad():
+                context = batch.obs if count == 1 else batch.obs.repeat_interleave(count, 0)
+                action = self._decode(context, eps.flatten(0, 1)).unflatten(0, (len(obs), count))
+        if count > 1:
+            obs = obs.repeat_interleave(count, 0)
+        return obs, eps.flatten(0, 1), action.flatten(0, 1)
+
+    def _decode(self, obs: Tensor, w: Tensor) -> Tensor:
+        context = self.decoder.prepare(obs)
+        return self.decoder.decode(context, w.unflatten(1, self.decoder.spec.latent_shape)).flatten(1)
+
+    def _value(self, critic: EnsembleMLP, obs: Tensor, action: Tensor) -> Tensor:
+        """[n, B] for scaled observations and raw chunks."""
+        out: Tensor = critic(torch.cat([obs, self.action_scaling(action)], dim=1)).squeeze(-1)
+        return out
+
+    def _latent_value(self, obs: Tensor, w: Tensor) -> Tensor:
+        out: Tensor = self.q_latent(torch.cat([obs, w], dim=1)).squeeze(-1)
+        return out
+
+    def _reduce(self, q: Tensor) -> Tensor:
+        return q.amin(0) if self.settings.pessimism == "min" else q.mean(0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything mutable."""
+        return self.state.tensors()
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore :meth:`tensors`."""
+        self.state.load_tensors(tensors)
+
+    def policy_tensors(self) -> dict[str, Tensor]:
+        """Delta's weights and input scaling."""
+        return {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
+
+    def policy_settings(self) -> dict[str, Any]:
+        """What :meth:`open_policy` needs beside the weights."""
+        return {**asdict(self.settings), "cap_sq": self.policy.cap_sq}
+
+    @staticmethod
+    def open_policy(spec: LatentSpec, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ShiftPolicy:
+        """Build Delta again from a saved policy."""
+        sizes = (settings["width"], settings["depth"], settings["noise_bound"], settings["cap_sq"])
+        policy = ShiftPolicy(spec, *sizes, generator=torch.Generator())
+        policy.load_state_dict(dict(tensors))
+        return policy.requires_grad_(False)

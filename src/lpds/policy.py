@@ -1,0 +1,127 @@
+"""The part of a run that acts, with its decoder: numpy in, numpy out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from lpds.errors import LpdsError
+from lpds.files import write_atomically, write_json
+from lpds.passport import check_fingerprint
+from lpds.registry import METHODS, resolve
+from lpds.types import Decoder, Method
+from lpds.zoo import load_decoder
+
+FORMAT_VERSION = 1
+FloatArray = npt.NDArray[np.float32]
+
+
+class SteeredPolicy:
+    """A frozen decoder and what was learned for it."""
+
+    def __init__(self, decoder: Decoder, policy: Any, method: str) -> None:
+        self.decoder, self.policy, self.method = decoder, policy, method
+        self._rng = np.random.default_rng()
+
+    def act(self, obs: npt.ArrayLike, eps: npt.ArrayLike | None = None, scale: float = 1.0) -> FloatArray:
+        """Choose action chunks.
+
+        Args:
+            obs: [B, O] raw observations.
+            eps: [B, H, L] base noise; drawn from N(0, I) by default.
+            scale: s in ``w = eps + s Delta(s)``, 0 to 1; 0 is the frozen policy to the bit.
+
+        Returns:
+            float32 [B, T, A] in environment units.
+
+        Raises:
+            LpdsError: a shape does not fit, or the scale is outside [0, 1].
+        """
+        if not 0.0 <= scale <= 1.0:
+            raise LpdsError(f"scale must be in [0, 1], not {scale}")
+        state = torch.from_numpy(np.asarray(obs, np.float32))
+        shape = (len(state), *self.decoder.spec.latent_shape)
+        noise = self._rng.standard_normal(shape, np.float32) if eps is None else np.asarray(eps, np.float32)
+        with torch.no_grad():
+            return self.decoder(state, self._latent(state, torch.from_numpy(noise), scale)).numpy()
+
+    def shift(self, obs: npt.ArrayLike) -> FloatArray:
+        """Delta(s), float32 [B, H, L]; zeros for a method that does not shift."""
+        state = torch.from_numpy(np.asarray(obs, np.float32))
+        shift = self.policy.shift(state)
+        if shift is None:
+            return np.zeros((len(state), *self.decoder.spec.latent_shape), np.float32)
+        out: FloatArray = shift.numpy()
+        return out
+
+    def _latent(self, state: Tensor, noise: Tensor, scale: float) -> Tensor:
+        if tuple(noise.shape[1:]) != self.decoder.spec.latent_shape:
+            wanted = self.decoder.spec.latent_shape
+            raise LpdsError(f"eps must be [B, {wanted[0]}, {wanted[1]}], not {list(noise.shape)}")
+        latent: Tensor = self.policy.latent(state, noise, scale)
+        return latent
+
+
+def save_policy(folder: Path, method_name: str, method: Method, decoder: Decoder) -> None:
+    """Write the small part that acts: ``policy.safetensors`` and ``policy.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = save({key: value.cpu().contiguous() for key, value in method.policy_tensors().items()})
+    write_atomically(folder / "policy.safetensors", lambda stream: stream.write(content))
+    settings = {key: "inf" if value == float("inf") else value for key, value in method.policy_settings().items()}
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "method": method_name,
+        "settings": settings,
+        "decoder": {
+            "name": decoder.name,
+            "reference": decoder.reference,
+            "options": getattr(decoder, "options", {}),
+            "fingerprint": decoder.fingerprint,
+        },
+    }
+    write_json(folder / "policy.json", facts)
+
+
+def load_policy(run: str | Path, decoder: Decoder | None = None) -> SteeredPolicy:
+    """Open the policy of a run folder, or of a folder of committed results.
+
+    Args:
+        run: a folder that holds ``policy/``.
+        decoder: needed for a wrapped decoder; others are found by their reference.
+
+    Returns:
+        The policy.
+
+    Raises:
+        LpdsError: no policy there, a broken file, a decoder that must be passed, or one with another fingerprint.
+    """
+    folder = Path(run) / "policy"
+    try:
+        facts = json.loads((folder / "policy.json").read_text())
+        tensors = load_file(folder / "policy.safetensors")
+    except FileNotFoundError:
+        raise LpdsError(f"no policy in {run} (policy/policy.json is missing)") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise LpdsError(f"policy in {folder} cannot be read: {error}") from None
+    decoder = find_decoder(facts["decoder"], decoder, f"the policy in {run}")
+    settings = {key: float("inf") if value == "inf" else value for key, value in facts["settings"].items()}
+    policy = resolve("method", METHODS, facts["method"]).open_policy(decoder.spec, settings, tensors)
+    return SteeredPolicy(decoder, policy, facts["method"])
+
+
+def find_decoder(facts: dict[str, Any], given: Decoder | None, what: str) -> Decoder:
+    """Use the decoder given, or open the one that was recorded; either must have the recorded fingerprint."""
+    if given is None:
+        if facts["reference"] is None:
+            raise LpdsError(f"{what} belongs to the wrapped decoder {facts['name']!r}: pass it as decoder=")
+        given = load_decoder(facts["reference"], **facts["options"])
+    check_fingerprint(given, facts["fingerprint"], what)
+    return given

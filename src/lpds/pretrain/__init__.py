@@ -1,0 +1,1 @@
+"""Datasets, their recipes, and behaviour cloning of the project's own decoders."""

@@ -1,0 +1,162 @@
+"""Behaviour cloning of the project's own decoders: noise prediction (diffusion) and velocity matching (flow)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lpds.decoders.base import BaseDecoder, MinMaxNormaliser
+from lpds.decoders.diffusion import DiffusionDecoder, DiffusionSampler, cosine_alphas_cumprod
+from lpds.decoders.flow import TIME_SCALE, FlowDecoder, FlowSampler
+from lpds.decoders.network import DenoisingMLP, NetworkShape
+from lpds.errors import LpdsError
+from lpds.pretrain.experts import Demonstrations
+from lpds.types import LatentSpec
+
+
+@dataclass(frozen=True)
+class CloneSettings:
+    """How a decoder is trained; the defaults made the zoo."""
+
+    kind: str = "diffusion"
+    """``"diffusion"`` or ``"flow"``."""
+    chunk: int = 4
+    width: int = 256
+    blocks: int = 1
+    time_size: int = 16
+    steps: int = 60_000
+    """Gradient steps."""
+    batch_size: int = 256
+    lr: float = 1e-3
+    lr_final: float = 1e-4
+    """Cosine decay from ``lr`` to this."""
+    weight_decay: float = 1e-6
+    ema: float = 0.999
+    """Decay, per step, of the weights' running mean, which is what is shipped."""
+    seed: int = 0
+    training_steps: int = 20
+    """K of the diffusion schedule."""
+    sampler_steps: int = 5
+    """DDIM steps or ODE steps of the shipped sampler."""
+    solver: str = "euler"
+
+
+def normaliser_of(data: Demonstrations) -> MinMaxNormaliser:
+    """Ranges of the data; a constant action column gets unit width, so that decoding can be undone."""
+    obs, actions = torch.from_numpy(data.obs), torch.from_numpy(data.actions)
+    low, high = actions.amin(0), actions.amax(0)
+    flat = (high - low) < 1e-6
+    return MinMaxNormaliser(
+        obs.amin(0), obs.amax(0), torch.where(flat, low - 0.5, low), torch.where(flat, high + 0.5, high)
+    )
+
+
+def chunk_starts(data: Demonstrations, chunk: int) -> Tensor:
+    """Indices [M] of every step from which ``chunk`` steps follow in the same episode."""
+    starts, first = [], 0
+    for length in data.episode_lengths.tolist():
+        if length >= chunk:
+            starts.append(torch.arange(first, first + length - chunk + 1))
+        first += length
+    if not starts:
+        raise LpdsError(f"no episode is as long as a chunk of {chunk} steps")
+    return torch.cat(starts)
+
+
+def diffusion_loss(net: DenoisingMLP, x: Tensor, obs: Tensor, t: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
+    """Mean squared error of the predicted noise (Ho et al. 2020): x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise.
+
+    Args:
+        net: predicts the noise.
+        x: clean normalised chunks [B, C].
+        obs: normalised observations [B, O].
+        t: training indices [B].
+        noise: N(0, I) [B, C].
+        abar: cumulative products [K].
+
+    Returns:
+        Scalar, the plain mean over batch and chunk.
+    """
+    a = abar[t].unsqueeze(1)
+    return (net(a.sqrt() * x + (1 - a).sqrt() * noise, t, obs) - noise).square().mean()
+
+
+def flow_loss(net: DenoisingMLP, x: Tensor, obs: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error of the predicted velocity x - noise at (1 - t) noise + t x, t [B] in [0, 1]."""
+    time = t.unsqueeze(1)
+    return (net((1 - time) * noise + time * x, t * TIME_SCALE, obs) - (x - noise)).square().mean()
+
+
+def clone(
+    data: Demonstrations,
+    settings: CloneSettings,
+    *,
+    name: str,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> BaseDecoder:
+    """Train a decoder on demonstrations.
+
+    Args:
+        data: whole episodes.
+        settings: see :class:`CloneSettings`.
+        name: of the decoder.
+        progress: called with (step, steps, running loss) every 200 steps.
+
+    Returns:
+        The frozen decoder, with the averaged weights.
+
+    Raises:
+        LpdsError: an unknown kind, or episodes shorter than a chunk.
+    """
+    if settings.kind not in ("diffusion", "flow"):
+        raise LpdsError(f"unknown decoder kind {settings.kind!r} (choices: diffusion, flow)")
+    generator = torch.Generator().manual_seed(settings.seed)
+    normaliser = normaliser_of(data)
+    obs = normaliser.observation(torch.from_numpy(data.obs))
+    actions = normaliser.normalise_action(torch.from_numpy(data.actions))
+    starts = chunk_starts(data, settings.chunk)
+    window = torch.arange(settings.chunk)
+    shape = NetworkShape(
+        obs.shape[1], settings.chunk * actions.shape[1], settings.width, settings.blocks, settings.time_size
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        net = DenoisingMLP(shape)
+    averaged = [p.detach().clone() for p in net.parameters()]
+    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    abar = cosine_alphas_cumprod(settings.training_steps)
+    running = math.nan
+    size = settings.batch_size
+    for step in range(settings.steps):
+        share = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        optimiser.param_groups[0]["lr"] = settings.lr_final + (settings.lr - settings.lr_final) * share
+        first = starts[torch.randint(len(starts), (size,), generator=generator)]
+        x = actions[first[:, None] + window].flatten(1)
+        noise = torch.randn(x.shape, generator=generator)
+        if settings.kind == "diffusion":
+            t = torch.randint(settings.training_steps, (size,), generator=generator)
+            loss = diffusion_loss(net, x, obs[first], t, noise, abar)
+        else:
+            loss = flow_loss(net, x, obs[first], torch.rand(size, generator=generator), noise)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        # a short memory at first, so that the initial weights do not linger
+        rate = max(1.0 - settings.ema, 1.0 / (1.0 + step))
+        torch._foreach_lerp_(averaged, [p.detach() for p in net.parameters()], rate)
+        if progress is not None and (step + 1) % 200 == 0:
+            value = float(loss.detach())
+            running = value if math.isnan(running) else 0.95 * running + 0.05 * value
+            progress(step + 1, settings.steps, running)
+    with torch.no_grad():
+        for parameter, mean in zip(net.parameters(), averaged, strict=True):
+            parameter.copy_(mean)
+    spec = LatentSpec((obs.shape[1],), *(((settings.chunk, actions.shape[1]),) * 2))
+    if settings.kind == "diffusion":
+        diffusion = DiffusionSampler(settings.training_steps, settings.sampler_steps)
+        return DiffusionDecoder(net, normaliser, diffusion, spec, name=name)
+    return FlowDecoder(net, normaliser, FlowSampler(settings.solver, settings.sampler_steps), spec, name=name)

@@ -1,0 +1,224 @@
+"""Expert actors kept as plain arrays, and the roll-outs that make a demonstration dataset of them.
+
+The forward passes follow the README that comes with the arrays (actors of rl-trained-agents and of hand_dapg).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from lpds.errors import LpdsError
+
+FloatArray = npt.NDArray[np.float32]
+Actor = Callable[[npt.NDArray[np.float64], np.random.Generator], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One component of a mixture: which expert acts, how noisily, and its share of the transitions."""
+
+    expert: str
+    """File stem, for instance ``gym_sac_hopper``."""
+    share: float
+    """Share of the dataset's transitions."""
+    sampled: bool = True
+    """Sample the actor's own Gaussian rather than take its mean."""
+    noise: float = 0.0
+    """Standard deviation of extra N(0, noise) on the (clipped) action."""
+
+
+def load_actor(path: Path, *, sampled: bool) -> Actor:
+    """Open an actor stored as plain arrays.
+
+    Args:
+        path: an ``.npz`` named ``gym_{algo}_{env}`` or ``adroit_{task}``.
+        sampled: add the actor's own exploration noise; the mean action otherwise.
+
+    Returns:
+        ``actor(obs, rng) -> action``, before clipping to the action box.
+
+    Raises:
+        LpdsError: the file is missing.
+    """
+    if not path.is_file():
+        raise LpdsError(f"expert file {path} does not exist")
+    arrays = {key: np.asarray(value, np.float64) for key, value in np.load(path, allow_pickle=False).items()}
+    kind = path.stem.split("_")[1] if path.stem.startswith("gym_") else "adroit"
+    builders: dict[str, Callable[[dict[str, npt.NDArray[np.float64]], bool, str], Actor]] = {
+        "sac": _squashed_actor,
+        "tqc": _squashed_actor,
+        "ppo": _gaussian_actor,
+        "trpo": _gaussian_actor,
+        "a2c": _gaussian_actor,
+        "ars": _linear_actor,
+        "adroit": _adroit_actor,
+    }
+    return builders[kind](arrays, sampled, path.stem)
+
+
+def _observation_filter(
+    arrays: dict[str, npt.NDArray[np.float64]],
+) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
+    if "obs_mean" not in arrays:
+        return lambda obs: obs
+    mean, clip = arrays["obs_mean"], float(arrays["obs_clip"])
+    std = np.sqrt(arrays["obs_var"] + float(arrays["obs_eps"]))
+    return lambda obs: np.clip((obs - mean) / std, -clip, clip)
+
+
+def _squashed_actor(arrays: dict[str, npt.NDArray[np.float64]], sampled: bool, stem: str) -> Actor:
+    del stem
+    filtered = _observation_filter(arrays)
+
+    def act(obs: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+        x = filtered(obs)
+        for layer in ("actor.latent_pi.0", "actor.latent_pi.2"):
+            x = np.maximum(arrays[f"{layer}.weight"] @ x + arrays[f"{layer}.bias"], 0.0)
+        mean = arrays["actor.mu.weight"] @ x + arrays["actor.mu.bias"]
+        if sampled:
+            log_std = np.clip(arrays["actor.log_std.weight"] @ x + arrays["actor.log_std.bias"], -20.0, 2.0)
+            mean = mean + np.exp(log_std) * rng.standard_normal(mean.shape)
+        return np.tanh(mean)
+
+    return act
+
+
+def _gaussian_actor(arrays: dict[str, npt.NDArray[np.float64]], sampled: bool, stem: str) -> Actor:
+    filtered = _observation_filter(arrays)
+    relu = stem in {"gym_ppo_hopper", "gym_ppo_halfcheetah"}
+
+    def act(obs: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+        x = filtered(obs)
+        for layer in ("mlp_extractor.policy_net.0", "mlp_extractor.policy_net.2"):
+            x = arrays[f"{layer}.weight"] @ x + arrays[f"{layer}.bias"]
+            x = np.maximum(x, 0.0) if relu else np.tanh(x)
+        mean = arrays["action_net.weight"] @ x + arrays["action_net.bias"]
+        if sampled:
+            mean = mean + np.exp(arrays["log_std"]) * rng.standard_normal(mean.shape)
+        return mean
+
+    return act
+
+
+def _linear_actor(arrays: dict[str, npt.NDArray[np.float64]], sampled: bool, stem: str) -> Actor:
+    del sampled, stem  # ARS is deterministic
+    filtered = _observation_filter(arrays)
+    return lambda obs, rng: arrays["action_net.weight"] @ filtered(obs)
+
+
+def _adroit_actor(arrays: dict[str, npt.NDArray[np.float64]], sampled: bool, stem: str) -> Actor:
+    del stem
+    shift = arrays["in_shift"] if arrays["in_shift"].size else np.zeros(1)
+    scale = arrays["in_scale"] if arrays["in_scale"].size else np.ones(1)
+    out_shift = arrays["out_shift"] if arrays["out_shift"].size else np.zeros(1)
+    out_scale = arrays["out_scale"] if arrays["out_scale"].size else np.ones(1)
+
+    def act(obs: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+        x = (obs - shift) / (scale + 1e-8)
+        for layer in ("0", "1"):
+            x = np.tanh(arrays[f"W{layer}"] @ x + arrays[f"b{layer}"])
+        mean = (arrays["W2"] @ x + arrays["b2"]) * out_scale + out_shift
+        if sampled:
+            mean = mean + np.exp(arrays["log_std"]) * rng.standard_normal(mean.shape)
+        return mean
+
+    return act
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Flat transitions of whole episodes, in the order they were made."""
+
+    obs: FloatArray
+    """[N, O], raw observations."""
+    actions: FloatArray
+    """[N, A], environment units, as executed."""
+    episode_lengths: npt.NDArray[np.int64]
+    """[E], primitive steps of every episode; sums to N."""
+    episode_returns: npt.NDArray[np.float64]
+    """[E]; NaN where the source does not say."""
+    episode_source: npt.NDArray[np.int64]
+    """[E], index of the mixture component that acted."""
+
+    def save(self, path: Path) -> None:
+        """Write the project's own npz layout (one array per field, no pickle)."""
+        from lpds.files import write_atomically
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        write_atomically(path, lambda stream: np.savez_compressed(stream, **fields))
+
+
+def roll_out(
+    env_id: str,
+    sources: Sequence[Source],
+    *,
+    experts: Path,
+    transitions: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Demonstrations:
+    """Roll a mixture of experts out, episode by episode, until ``transitions`` steps are there.
+
+    The next episode goes to the component furthest behind its share, so that the mixture holds at any length.
+
+    Args:
+        env_id: a Gymnasium id.
+        sources: the mixture; shares are normalised.
+        experts: folder of the actors' ``.npz`` files.
+        transitions: stop after the first episode that reaches this many primitive steps.
+        seed: seeds the environment's resets and all action noise.
+        progress: called with (done, wanted) after every episode.
+
+    Returns:
+        The demonstrations, actions clipped to the environment's box.
+    """
+    actors = [load_actor(experts / f"{source.expert}.npz", sampled=source.sampled) for source in sources]
+    shares = np.asarray([source.share for source in sources], np.float64)
+    shares /= shares.sum()
+    env = gymnasium.make(env_id)
+    box = env.action_space
+    assert isinstance(box, gymnasium.spaces.Box)
+    rng = np.random.default_rng(seed)
+    obs_rows: list[FloatArray] = []
+    action_rows: list[FloatArray] = []
+    lengths: list[int] = []
+    returns: list[float] = []
+    who: list[int] = []
+    counts = np.zeros(len(sources))
+    while len(obs_rows) < transitions:
+        index = int(np.argmin(counts - shares * (counts.sum() + 1)))
+        obs, _ = env.reset(seed=int(rng.integers(2**31)))
+        total, length, over = 0.0, 0, False
+        while not over:
+            action = actors[index](obs, rng)
+            if sources[index].noise:
+                action = np.clip(action, box.low, box.high)
+                action = action + sources[index].noise * rng.standard_normal(action.shape)
+            clipped = np.clip(action, box.low, box.high).astype(np.float32)
+            obs_rows.append(np.asarray(obs, np.float32))
+            action_rows.append(clipped)
+            obs, reward, terminated, truncated, _ = env.step(clipped)
+            total += float(reward)
+            length += 1
+            over = terminated or truncated
+        counts[index] += length
+        lengths.append(length)
+        returns.append(total)
+        who.append(index)
+        if progress is not None:
+            progress(len(obs_rows), transitions)
+    env.close()
+    return Demonstrations(
+        obs=np.stack(obs_rows),
+        actions=np.stack(action_rows),
+        episode_lengths=np.asarray(lengths, np.int64),
+        episode_returns=np.asarray(returns, np.float64),
+        episode_source=np.asarray(who, np.int64),
+    )

@@ -1,0 +1,130 @@
+"""A ring of transitions: O(1) insertion and sampling, returns to go of what was recorded, append-only segments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lpds.types import Batch, LatentSpec
+
+_FIELDS = ("obs", "action", "reward", "discount", "next_obs", "base_noise", "base_action", "over")
+
+
+class Replay:
+    """Rows are written in rounds of ``lanes`` (one per sub-environment, always in the same order)."""
+
+    def __init__(self, spec: LatentSpec, capacity: int, kept_noises: int, lanes: int, device: torch.device) -> None:
+        """Reserve the ring.
+
+        Args:
+            spec: sizes of a row.
+            capacity: rows; rounded up to whole rounds.
+            kept_noises: M base-noise pairs stored with a row.
+            lanes: rows of one insertion.
+            device: where the rows live.
+        """
+        self.lanes, self.device = lanes, device
+        self.capacity = -(-capacity // lanes) * lanes
+        self.inserted = 0
+        sizes = {
+            "obs": (spec.obs_size,),
+            "action": (spec.action_size,),
+            "reward": (),
+            "discount": (),
+            "next_obs": (spec.obs_size,),
+            "base_noise": (kept_noises, spec.latent_size),
+            "base_action": (kept_noises, spec.action_size),
+            "over": (),
+        }
+        # empty, not zeros: pages that are never written are never taken from the system
+        self._rows = {name: torch.empty((self.capacity, *sizes[name]), device=device) for name in _FIELDS}
+
+    def __len__(self) -> int:
+        return min(self.inserted, self.capacity)
+
+    def insert(self, rows: dict[str, Tensor]) -> None:
+        """Write one round: ``lanes`` rows of every field; ``over`` [lanes] is 1 where an episode ended."""
+        start = self.inserted % self.capacity
+        for name, value in rows.items():
+            self._rows[name][start : start + self.lanes] = value
+        self.inserted += self.lanes
+
+    def sample(
+        self,
+        batch_size: int,
+        generator: torch.Generator,
+        noises: int = 1,
+        returns: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> Batch:
+        """Draw rows uniformly with replacement, and ``noises`` of each row's M kept pairs.
+
+        Args:
+            batch_size: B.
+            generator: source of the draw (CPU).
+            noises: m kept pairs per row, independent draws unless all M are asked for.
+            returns: of :meth:`returns_to_go`: lengthens every transition to the end of what was recorded.
+
+        Returns:
+            A batch whose ``base_noise`` is [B, m, H * L] (m = 0 if nothing is kept).
+        """
+        rows = self._rows
+        index = torch.randint(len(self), (batch_size,), generator=generator).to(self.device)
+        kept = rows["base_noise"].shape[1]
+        pair: tuple[Tensor, Tensor] | Tensor = index
+        if noises < kept:
+            column = torch.randint(kept, (batch_size, noises), generator=generator).to(self.device)
+            pair = (index.unsqueeze(1), column)
+        reward, discount, last = rows["reward"][index], rows["discount"][index], index
+        if returns is not None:
+            reward, discount, last = (value[index] for value in returns)
+        return Batch(
+            rows["obs"][index],
+            rows["action"][index],
+            reward,
+            discount,
+            rows["next_obs"][last],
+            rows["base_noise"][pair],
+            rows["base_action"][pair],
+        )
+
+    def returns_to_go(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Monte-Carlo returns of everything recorded (nothing may have been overwritten yet).
+
+        Returns:
+            Per row [N]: the discounted reward to the end of its episode or of the recording, the discount of what
+            follows that end (0 if it terminated), and the row whose ``next_obs`` follows.
+        """
+        count, lanes = len(self), self.lanes
+        if self.inserted > self.capacity:
+            raise ValueError("rows have been overwritten: the returns to go are no longer known")
+        reward, discount, over = (self._rows[name][:count].cpu() for name in ("reward", "discount", "over"))
+        total, factor = torch.zeros(lanes), torch.zeros(lanes)
+        last = torch.zeros(lanes, dtype=torch.long)
+        totals, factors = torch.empty(count), torch.empty(count)
+        lasts = torch.empty(count, dtype=torch.long)
+        for start in range(count - lanes, -1, -lanes):
+            rows = slice(start, start + lanes)
+            ends = over[rows] > 0 if start + lanes < count else torch.ones(lanes, dtype=torch.bool)
+            total = reward[rows] + torch.where(ends, torch.zeros(lanes), discount[rows] * total)
+            factor = torch.where(ends, discount[rows], discount[rows] * factor)
+            last = torch.where(ends, torch.arange(start, start + lanes), last)
+            totals[rows], factors[rows], lasts[rows] = total, factor, last
+        return totals.to(self.device), factors.to(self.device), lasts.to(self.device)
+
+    def everything(self, name: str) -> Tensor:
+        """All rows of one field, oldest first only while nothing has been overwritten."""
+        return self._rows[name][: len(self)]
+
+    def segment(self, first: int) -> dict[str, Tensor]:
+        """Rows inserted since count ``first``, for an append-only file; those already overwritten are left out."""
+        first = max(first, self.inserted - self.capacity)
+        index = torch.arange(first, self.inserted) % self.capacity
+        return {name: value[index.to(self.device)].cpu().contiguous() for name, value in self._rows.items()}
+
+    def restore(self, first: int, rows: dict[str, Tensor]) -> None:
+        """Put a segment back; segments come in the order they were taken."""
+        count = len(rows["obs"])
+        index = (torch.arange(first, first + count) % self.capacity).to(self.device)
+        for name, value in rows.items():
+            self._rows[name][index] = value.to(self.device)
+        self.inserted = first + count

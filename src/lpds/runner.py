@@ -1,0 +1,268 @@
+"""The loop that joins collector, replay and method. It owns the budget, the order of things and what is written when."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpds.checkpoint import CheckpointStore
+from lpds.collect import Collector, EpisodeRecord
+from lpds.config import RunSettings
+from lpds.diagnose import action_entropy
+from lpds.envs.build import EnvLike, make_env, make_eval_env
+from lpds.errors import EnvironmentFault
+from lpds.evaluate import EvalReport, evaluate_policy
+from lpds.log import METRIC_KEYS, Display, JsonLines, TensorBoard
+from lpds.policy import save_policy
+from lpds.replay import Replay
+from lpds.types import Decoder, Method
+
+CURVE_SEED = 10_000
+"""Added to the evaluation seed on the learning curve, so that the last evaluation's episodes were never looked at."""
+RECENT = 20
+"""Training episodes behind ``return_mean``; also the memory of ``success_ema``."""
+
+
+class Runner:
+    """One run: everything it has is here or in what it holds, and a checkpoint keeps all of it."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        method_name: str,
+        method: Method,
+        decoder: Decoder,
+        env: EnvLike,
+        out: Path,
+        *,
+        generator: torch.Generator,
+        device: torch.device,
+        display: Display,
+        tensorboard: bool = False,
+    ) -> None:
+        self.c, self.method_name, self.method, self.decoder, self.out = settings, method_name, method, decoder, out
+        self._env, self._generator, self._device, self._display = env, generator, device, display
+        c, chunk = settings, decoder.spec.action_shape[0]
+        self.collector = Collector(
+            make_env(env, c.num_envs, chunk, c.seed),
+            decoder,
+            seed=c.seed,
+            gamma=c.gamma,
+            discount=c.discount,
+            reward_scale=c.reward_scale,
+            reward_offset=c.reward_offset,
+            kept_noises=method.kept_noises,
+            device=device,
+        )
+        # a decision takes at least one step, so a run never inserts more rows than it has steps
+        capacity = min(c.replay_size, c.steps + c.num_envs)
+        self.replay = Replay(decoder.spec, capacity, method.kept_noises, c.num_envs, device)
+        self.store = CheckpointStore(out / "checkpoint")
+        self._board = TensorBoard(out / "tensorboard") if tensorboard else None
+        self.step = self.updates = 0
+        self._owed, self._warm = 0.0, False
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
+        self._success_ema = math.nan
+        self._sums: dict[str, Tensor] = {}
+        self._next = {"log": 0, "eval": 0, "checkpoint": c.checkpoint_every}
+        self._wall, self._started, self._last_row = 0.0, time.perf_counter(), (0.0, 0, 0)
+        self.stop_requested = False
+
+    def open_logs(self, sizes: dict[str, int] | None = None) -> None:
+        """Start the run's files, or cut them back to a checkpoint."""
+        names = ("metrics", "episodes", "eval")
+        self._files = {name: JsonLines(self.out / f"{name}.jsonl", sizes[name] if sizes else None) for name in names}
+
+    def train(self) -> bool:
+        """Run to the end of the budget.
+
+        Returns:
+            Whether the end was reached; False after a request to stop, with everything saved.
+
+        Raises:
+            EnvironmentFault: an environment failed; the state before that round is saved.
+        """
+        c = self.c
+        try:
+            while self.step < c.steps:
+                self._due()
+                if self.stop_requested:
+                    self.save()
+                    return False
+                rows, records, taken = self.collector.step(self.method.policy, 1.0 if self._warm else 0.0)
+                self.replay.insert(rows)
+                self.step += taken
+                self._record(records)
+                if self.step >= c.warmup_steps and self.method.learns:
+                    self._learn()
+            self._due(last=True)
+        except EnvironmentFault as fault:
+            self.save()
+            raise EnvironmentFault(f"{fault}; the run is saved at step {self.step}") from fault
+        return True
+
+    def _learn(self) -> None:
+        c = self.c
+        if not self._warm:
+            self._warm = True
+            self.method.calibrate(self.replay.everything("obs"), self.replay.everything("action"))
+            returns = self.replay.returns_to_go()
+            for _ in range(c.warmup_fits):
+                batch = self.replay.sample(c.batch_size, self._generator, self._noises, returns)
+                self._sum(self.method.update(batch, self._noise(), critics_only=True))
+            self._display.say(f"{self.step:>8,}  warm-up done: critics fitted {c.warmup_fits} times to its returns")
+        self._owed += c.updates_per_decision * c.num_envs
+        while self._owed >= 1.0:
+            self._owed -= 1.0
+            batch = self.replay.sample(c.batch_size, self._generator, self._noises)
+            self._sum(self.method.update(batch, self._noise()))
+            self.updates += 1
+
+    def _due(self, last: bool = False) -> None:
+        """Write what is due at this step: a row, a point of the learning curve, a checkpoint - in this order."""
+        c = self.c
+        every = {"log": min(c.log_every, max(1, c.steps // 25)), "eval": c.eval_every, "checkpoint": c.checkpoint_every}
+        for what, act in (("log", self._log), ("eval", self._evaluate_curve), ("checkpoint", self.save)):
+            if every[what] and (last or self.step >= self._next[what]):
+                self._next[what] = (self.step // every[what] + 1) * every[what]
+                act()
+
+    # -- records ---------------------------------------------------------------------------------------------------
+
+    def _record(self, records: list[EpisodeRecord]) -> None:
+        for record in records:
+            self._recent.append((record.total, record.success))
+            if not math.isnan(record.success):
+                old = 0.0 if math.isnan(self._success_ema) else self._success_ema
+                rate = 1.0 if math.isnan(self._success_ema) else 1.0 / RECENT
+                self._success_ema = old + rate * (record.success - old)
+            row = {"step": self.step, "seed": record.seed, "return": record.total, "success": record.success}
+            self._files["episodes"].write({**row, "length": record.length})
+
+    def _sum(self, metrics: dict[str, Tensor]) -> None:
+        for key, value in metrics.items():
+            held = self._sums.setdefault(key, torch.zeros(2, dtype=torch.float64, device=value.device))
+            held += torch.stack([value, torch.ones_like(value)])  # sum and count; stays on the device
+
+    def _log(self) -> None:
+        row: dict[str, Any] = dict.fromkeys(METRIC_KEYS)
+        if self.updates and len(self.replay) >= 8:
+            probe = torch.Generator().manual_seed(self.c.seed)
+            batch = self.replay.sample(self.c.batch_size, probe, self._noises)
+            row |= {key: float(value) for key, value in self.method.diagnose(batch, self._noise(probe)).items()}
+            row["action_entropy"] = action_entropy(self.method.policy, self.decoder, self.replay)
+        row |= {key: float(value[0] / value[1]) for key, value in self._sums.items()}
+        self._sums = {}
+        recent = np.asarray(self._recent, np.float64).reshape(-1, 2)
+        said = recent[~np.isnan(recent[:, 1]), 1]
+        wall = self._wall_s()
+        past_wall, past_step, past_updates = self._last_row
+        span = max(wall - past_wall, 1e-9)
+        row |= {
+            "step": self.step,
+            "wall_s": round(wall, 3),
+            "updates": self.updates,
+            "return_mean": float(recent[:, 0].mean()) if len(recent) else None,
+            "success": float(said.mean()) if said.size else None,
+            "success_ema": self._success_ema,
+            "env_steps_per_s": (self.step - past_step) / span,
+            "updates_per_s": (self.updates - past_updates) / span,
+        }
+        self._last_row = (wall, self.step, self.updates)
+        self._files["metrics"].write(row)
+        if self._board is not None:
+            self._board.write(row)
+        self._display.show(row, last=self.step >= self.c.steps)
+
+    def _evaluate_curve(self) -> None:
+        self.evaluate(self.c.eval_episodes, self.c.eval_seed + CURVE_SEED, 1.0 if self._warm else 0.0, "curve")
+
+    def evaluate(self, episodes: int, seed: int, scale: float, kind: str) -> EvalReport:
+        """Evaluate what acts now and write one line an episode."""
+        chunk = self.decoder.spec.action_shape[0]
+        report = evaluate_policy(
+            self.method.policy,
+            self.decoder,
+            lambda lanes: make_eval_env(self._env, lanes, chunk),
+            episodes=episodes,
+            seed=seed,
+            scale=scale,
+            device=self._device,
+        )
+        for row in report.rows():
+            self._files["eval"].write({"step": self.step, "kind": kind, **row})
+        return report
+
+    # -- exact resume ----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint and the policy as it is now."""
+        tensors = {f"method.{key}": value for key, value in self.method.tensors().items()}
+        tensors |= {f"collector.{key}": value for key, value in self.collector.tensors().items()}
+        tensors |= {f"sums.{key}": value for key, value in self._sums.items()}
+        tensors["generator"] = self._generator.get_state()
+        facts = {
+            "step": self.step,
+            "updates": self.updates,
+            "owed": self._owed,
+            "warm": self._warm,
+            "recent": [[total, None if math.isnan(success) else success] for total, success in self._recent],
+            "success_ema": None if math.isnan(self._success_ema) else self._success_ema,
+            "next": self._next,
+            "wall_s": self._wall_s(),
+            "episodes": self.collector.facts(),
+            "log_sizes": {name: stream.size() for name, stream in self._files.items()},
+        }
+        self.store.save(tensors, facts, self.replay)
+        save_policy(self.out / "policy", self.method_name, self.method, self.decoder)
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint, to the bit."""
+        tensors, facts = self.store.load()
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+        self.method.load_tensors(part("method."))
+        self._sums = {key: value.to(self._device) for key, value in part("sums.").items()}
+        self._generator.set_state(tensors["generator"])
+        self.store.load_replay(facts, self.replay)
+        self.step, self.updates, self._owed, self._warm = (facts[key] for key in ("step", "updates", "owed", "warm"))
+        nan = math.nan
+        self._recent.extend((total, nan if success is None else success) for total, success in facts["recent"])
+        self._success_ema = nan if facts["success_ema"] is None else facts["success_ema"]
+        self._next = facts["next"]
+        self._wall, self._started = facts["wall_s"], time.perf_counter()
+        self._last_row = (self._wall, self.step, self.updates)
+        self.open_logs(facts["log_sizes"])
+        for complaint in self.collector.restore(part("collector."), facts["episodes"]):
+            self._display.say(complaint)
+
+    def close(self) -> None:
+        """Close environments and files."""
+        self.collector.env.close()
+        for stream in self._files.values():
+            stream.close()
+        if self._board is not None:
+            self._board.close()
+
+    # -- small parts -----------------------------------------------------------------------------------------------
+
+    @property
+    def _noises(self) -> int:
+        return getattr(getattr(self.method, "settings", None), "distill_noises", 1)
+
+    def _noise(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        source = generator or self._generator
+        shapes = self.method.noise_shapes(self.c.batch_size)
+        return {name: torch.randn(shape, generator=source).to(self._device) for name, shape in shapes.items()}
+
+    def _wall_s(self) -> float:
+        return self._wall + time.perf_counter() - self._started

@@ -1,0 +1,27 @@
+"""The presets: one per task, as Python objects."""
+
+from __future__ import annotations
+
+from lpds.config import Task
+
+_GYM = {"reward_scale": 0.1, "warmup_steps": 8_000, "gamma": 0.99**0.25}
+
+TOY = Task(
+    "toy",
+    env="four-mode",
+    decoder="toy",
+    run={
+        "steps": 20_000,
+        "warmup_steps": 1_000,
+        "warmup_fits": 500,
+        "gamma": 0.99,
+        "batch_size": 128,
+        "eval_every": 2_000,
+        "checkpoint_every": 5_000,
+        "final_episodes": 400,
+    },
+    method={"*": {"width": 64}, "lpds": {"delta": 0.05}},
+)
+HOPPER = Task("hopper", env="Hopper-v5", decoder="hopper", run=_GYM, method={"*": {"width": 128}, "lpds": {"delta": 0.5}})
+WALKER2D = Task("walker2d", env="Walker2d-v5", decoder="walker2d", run=_GYM)
+HALFCHEETAH = Task("halfcheetah", env="HalfCheetah-v5", decoder="halfcheetah", run=_GYM)

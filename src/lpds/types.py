@@ -1,0 +1,162 @@
+"""The values that travel between the parts: specification, transitions, batches, and what a decoder and a method are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Shapes of a decoder ``a = Phi(s, w)``, without the batch axis."""
+
+    obs_shape: Shape | Mapping[str, Shape]
+    """``(O,)``, or one shape for each entry of a dict observation."""
+    latent_shape: tuple[int, int]
+    """``(H, L)`` of the initial noise ``w``; it need not be the action's shape."""
+    action_shape: tuple[int, int]
+    """``(T, A)``, the executed slice of the decoded chunk."""
+    free: tuple[bool, ...] | None = None
+    """For each of the L latent columns, whether it may be steered; ``None`` means all. Masked ones keep Delta = 0."""
+
+    @property
+    def latent_size(self) -> int:
+        """H * L, all latent coordinates."""
+        return self.latent_shape[0] * self.latent_shape[1]
+
+    @property
+    def free_size(self) -> int:
+        """D, the number of latent coordinates that Delta may move."""
+        columns = self.latent_shape[1] if self.free is None else sum(self.free)
+        return self.latent_shape[0] * columns
+
+    @property
+    def action_size(self) -> int:
+        """T * A, all coordinates of an executed chunk."""
+        return self.action_shape[0] * self.action_shape[1]
+
+    @property
+    def obs_size(self) -> int:
+        """Length of the flattened observation."""
+        if isinstance(self.obs_shape, Mapping):
+            return sum(math.prod(shape) for shape in self.obs_shape.values())
+        return math.prod(self.obs_shape)
+
+    def free_mask(self) -> Tensor | None:
+        """float32 [1, H * L] of zeros and ones, or ``None`` when every coordinate is free."""
+        if self.free is None:
+            return None
+        return torch.tensor(self.free, dtype=torch.float32).repeat(self.latent_shape[0]).unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transitions of a semi-Markov decision process; B rows, everything float32 and flat."""
+
+    obs: Tensor
+    """[B, O]."""
+    action: Tensor
+    """[B, T * A], the executed chunk in environment units, as decoded."""
+    reward: Tensor
+    """[B], discounted inside the chunk (see :mod:`lpds.envs.chunk`)."""
+    discount: Tensor
+    """[B], what multiplies the value of ``next_obs``: 0 after termination, kept after truncation."""
+    next_obs: Tensor
+    """[B, O]."""
+    base_noise: Tensor
+    """[B, M, H * L], noises drawn from N(0, I) for ``obs``; M = 0 when none are kept."""
+    base_action: Tensor
+    """[B, M, T * A], their decoded chunks."""
+
+
+class Decoder(Protocol):
+    """A frozen generative policy with a deterministic sampler."""
+
+    name: str
+    reference: str | None
+
+    @property
+    def spec(self) -> LatentSpec:
+        """Shapes of observation, latent and action."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over weights, sampler and normaliser."""
+        ...
+
+    def __call__(self, obs: Tensor, w: Tensor) -> Tensor:
+        """Decode float32 [B, O] and [B, H, L] to [B, T, A] in environment units, without a gradient."""
+        ...
+
+    def prepare(self, obs: Tensor) -> Any:
+        """Compute what depends on the state alone; batched over rows."""
+        ...
+
+    def decode(self, context: Any, w: Tensor) -> Tensor:
+        """Decode noises against a prepared context, unchecked: the inner loop of learning."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the passport: kind, sampler, sizes."""
+        ...
+
+
+Metrics = dict[str, Tensor]
+
+
+class Policy(Protocol):
+    """The part of a method that acts, and the only part that a deployed run needs."""
+
+    def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
+        """The latent query w for float32 [B, O] and [B, H, L]; ``scale`` 0 gives ``eps`` itself."""
+        ...
+
+
+class Method(Protocol):
+    """What the runner asks of a learning rule. It never sees environments, files, loggers or processes."""
+
+    kept_noises: int
+    """M base noises per state that the collector shall decode and store with a transition."""
+    policy: Policy
+    learns: bool
+    """Whether there is anything to update."""
+
+    def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
+        """Names and shapes of the standard normal tensors that one :meth:`update` consumes."""
+        ...
+
+    def calibrate(self, obs: Tensor, action: Tensor) -> None:
+        """Fix input scaling from the warm-up's [N, O] observations and [N, T * A] chunks; called once."""
+        ...
+
+    def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
+        """Do one update; ``critics_only`` leaves what acts untouched. Returns detached scalars, still on the device."""
+        ...
+
+    def diagnose(self, batch: Batch, noise: dict[str, Tensor]) -> Metrics:
+        """Figures too dear for every update; once a row of metrics."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything mutable, for an exact checkpoint."""
+        ...
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`tensors` gave."""
+        ...
+
+    def policy_tensors(self) -> dict[str, Tensor]:
+        """The weights of the part that acts."""
+        ...
+
+    def policy_settings(self) -> dict[str, Any]:
+        """What is needed beside the weights to build the acting part again."""
+        ...

@@ -1,0 +1,61 @@
+"""The shipped frozen policies, and how a reference becomes a decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lpds.decoders.base import BaseDecoder
+from lpds.decoders.store import WEIGHTS, open_decoder
+from lpds.errors import LpdsError, unknown_name
+from lpds.registry import DECODER_SCHEMES, TASKS, resolve
+
+FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """Names of the shipped decoders."""
+    return sorted(path.parent.name for path in FOLDER.glob(f"*/{WEIGHTS}"))
+
+
+def load_decoder(reference: str, **options: Any) -> BaseDecoder:
+    """Open a frozen policy.
+
+    Args:
+        reference: a zoo name (``"hopper"``); ``"dppo:PATH"``, a public DPPO checkpoint; ``"folder:PATH"`` or the path of
+            a folder that ``lpds pretrain`` made.
+        options: of the kind: ``ddim_steps`` (zoo diffusion), ``steps`` and ``solver`` (zoo flow), or those of
+            :func:`lpds.decoders.dppo.load_dppo`.
+
+    Returns:
+        The decoder. It remembers its reference and options, so that a run can find it again.
+
+    Raises:
+        LpdsError: unknown name (the nearest are suggested), or what the kind refuses.
+    """
+    try:
+        decoder = _open(reference, options)
+    except TypeError as error:
+        raise LpdsError(f"decoder {reference!r}: {str(error).split('() ')[-1]}") from None
+    decoder.options = dict(options)
+    return decoder
+
+
+def _open(reference: str, options: dict[str, Any]) -> BaseDecoder:
+    if reference in names():
+        return open_decoder(FOLDER / reference, name=reference, reference=reference, **options)
+    scheme, colon, rest = reference.partition(":")
+    if colon and scheme in DECODER_SCHEMES:
+        decoder: BaseDecoder = resolve("decoder scheme", DECODER_SCHEMES, scheme)(rest, **options)
+        return decoder
+    if (Path(reference) / WEIGHTS).is_file():
+        return open_folder(reference, **options)
+    if reference in TASKS:
+        raise LpdsError(f"the decoder of task {reference!r} is not shipped here (shipped: {', '.join(names())})")
+    raise unknown_name("decoder", reference, [*names(), *(f"{scheme}:PATH" for scheme in DECODER_SCHEMES)])
+
+
+def open_folder(path: str, **options: Any) -> BaseDecoder:
+    """Open a decoder that ``lpds pretrain`` made."""
+    folder = Path(path)
+    return open_decoder(folder, name=folder.name, reference=f"folder:{folder.resolve()}", **options)
