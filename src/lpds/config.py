@@ -71,6 +71,8 @@ class LPDSSettings:
     critics: int = 2
     width: int = 256
     depth: int = 3
+    activation: str = "relu"
+    """After each LayerNorm: relu, or tanh (DSRL's layout; half as slow again on a CPU)."""
     lr: float = 3e-4
     actor_lr: float = 3e-4
     tau: float = 0.005
@@ -84,6 +86,7 @@ class LPDSSettings:
         delta_to_sum(self.delta, self.delta_unit, 1)
         choose("dual", self.dual, ("adaptive", "fixed", "off"))
         choose("target_shift", self.target_shift, ("slow", "current"))
+        choose("activation", self.activation, ("relu", "tanh"))
         choose("pessimism", self.pessimism, ("min", "mean"))
         positive(self, "noise_bound", "state_cap", "dual_step", "critics", "width", "depth", "lr", "actor_lr", "tau")
         positive(self, "distill_noises")

@@ -11,16 +11,25 @@ from torch.nn import functional as F
 
 
 class EnsembleMLP(nn.Module):
-    """``n`` independent MLPs evaluated as one: linear, LayerNorm, Tanh, ``depth`` times, then a linear head.
+    """``n`` independent MLPs evaluated as one: linear, LayerNorm, activation, ``depth`` times, then a linear head.
 
-    The layout is DSRL's (Tanh with LayerNorm before it). Weights are stacked [n, in, out], so that one batched product
-    serves all members; this halves the number of operations an update dispatches.
+    Weights are stacked [n, in, out], so that one batched product serves all members. DSRL's layout is ``"tanh"`` with
+    an affine LayerNorm; ``"relu"`` without one takes two thirds of its time on a CPU, since there tanh costs as much as
+    a product of 128 columns. (The bias before the LayerNorm still gives every unit its own offset.)
     """
 
     def __init__(
-        self, members: int, inputs: int, outputs: int, width: int, depth: int, generator: torch.Generator
+        self,
+        members: int,
+        inputs: int,
+        outputs: int,
+        width: int,
+        depth: int,
+        generator: torch.Generator,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
+        self._tanh = activation == "tanh"
         self.members, self.inputs, self.outputs, self.width, self.depth = members, inputs, outputs, width, depth
         sizes = [inputs] + [width] * depth + [outputs]
         self.weights = nn.ParameterList()
@@ -31,7 +40,7 @@ class EnsembleMLP(nn.Module):
             bound = 1.0 / math.sqrt(fan_in)  # torch.nn.Linear's own initial range
             self.weights.append(nn.Parameter(_uniform((members, fan_in, fan_out), bound, generator)))
             self.biases.append(nn.Parameter(_uniform((members, 1, fan_out), bound, generator)))
-            if layer < depth:
+            if layer < depth and self._tanh:
                 self.gains.append(nn.Parameter(torch.ones(members, 1, fan_out)))
                 self.offsets.append(nn.Parameter(torch.zeros(members, 1, fan_out)))
 
@@ -41,7 +50,10 @@ class EnsembleMLP(nn.Module):
         for layer in range(self.depth):
             h = torch.baddbmm(self.biases[layer], h, self.weights[layer])
             h = F.layer_norm(h, (self.width,))
-            h = torch.tanh(torch.addcmul(self.offsets[layer], h, self.gains[layer]))
+            if self._tanh:
+                h = torch.tanh(torch.addcmul(self.offsets[layer], h, self.gains[layer]))
+            else:
+                h = F.relu(h)
         return torch.baddbmm(self.biases[self.depth], h, self.weights[self.depth])
 
     def zero_head(self) -> None:

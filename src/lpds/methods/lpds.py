@@ -38,12 +38,19 @@ class ShiftPolicy(nn.Module):
     """``w = eps + Delta(s)`` (eq. 1), bounded per coordinate and, if asked, per state."""
 
     def __init__(
-        self, spec: LatentSpec, width: int, depth: int, noise_bound: float, cap_sq: float, generator: torch.Generator
+        self,
+        spec: LatentSpec,
+        width: int,
+        depth: int,
+        activation: str,
+        noise_bound: float,
+        cap_sq: float,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.spec, self.noise_bound, self.cap_sq = spec, noise_bound, cap_sq
         self.scaling = Scaling(spec.obs_size)
-        self.net = EnsembleMLP(1, spec.obs_size, spec.latent_size, width, depth, generator)
+        self.net = EnsembleMLP(1, spec.obs_size, spec.latent_size, width, depth, generator, activation)
         self.net.zero_head()
         self.register_buffer("mask", spec.free_mask(), persistent=False)
 
@@ -99,14 +106,18 @@ class LPDS:
         self.delta = delta_to_sum(c.delta, c.delta_unit, spec.free_size)
         d, o, a = spec.latent_size, spec.obs_size, spec.action_size
 
+        sizes = (c.width, c.depth, c.activation)
+
         def shift_policy() -> ShiftPolicy:
-            return ShiftPolicy(spec, c.width, c.depth, c.noise_bound, c.state_cap * self.delta, generator)
+            return ShiftPolicy(spec, *sizes, c.noise_bound, c.state_cap * self.delta, generator)
 
         self.policy = shift_policy().to(device)
         self.slow_policy = shift_policy().to(device).requires_grad_(False)
-        self.q_action = EnsembleMLP(c.critics, o + a, 1, c.width, c.depth, generator).to(device)
-        self.q_slow = EnsembleMLP(c.critics, o + a, 1, c.width, c.depth, generator).to(device).requires_grad_(False)
-        self.q_latent = EnsembleMLP(c.critics, o + d, 1, c.width, c.depth, generator).to(device)
+        def critic(inputs: int) -> EnsembleMLP:
+            return EnsembleMLP(c.critics, inputs, 1, c.width, c.depth, generator, c.activation).to(device)
+
+        self.q_action, self.q_latent = critic(o + a), critic(o + d)
+        self.q_slow = critic(o + a).requires_grad_(False)
         self.slow_policy.load_state_dict(self.policy.state_dict())
         self.q_slow.load_state_dict(self.q_action.state_dict())
         self.action_scaling = Scaling(a).to(device)
@@ -281,7 +292,7 @@ class LPDS:
     @staticmethod
     def open_policy(spec: LatentSpec, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ShiftPolicy:
         """Build Delta again from a saved policy."""
-        sizes = (settings["width"], settings["depth"], settings["noise_bound"], settings["cap_sq"])
+        sizes = [settings[key] for key in ("width", "depth", "activation", "noise_bound", "cap_sq")]
         policy = ShiftPolicy(spec, *sizes, generator=torch.Generator())
         policy.load_state_dict(dict(tensors))
         return policy.requires_grad_(False)

@@ -1,0 +1,119 @@
+"""How the zoo was made: for every shipped decoder its data and its training, with their seeds.
+
+``lpds demos NAME --experts FOLDER --out FILE`` makes the data, ``lpds pretrain NAME --data FILE --out FOLDER`` the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lpds.errors import LpdsError, unknown_name
+from lpds.pretrain.clone import CloneSettings
+from lpds.pretrain.experts import Demonstrations, Source, roll_out
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One decoder of the zoo."""
+
+    task: str
+    """Whose environment it acts in."""
+    data: str
+    """Name of the dataset; decoders of one task share it."""
+    clone: CloneSettings
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """One dataset: a mixture of experts, rolled out."""
+
+    env: str
+    sources: tuple[Source, ...]
+    transitions: int = 500_000
+    seed: int = 0
+
+
+# About the level of D4RL's "medium" data, and mixed of two or three gaits each, since modes are what LP-DS protects.
+DATA: dict[str, DataRecipe] = {
+    "hopper": DataRecipe(
+        "Hopper-v5",
+        (
+            Source("gym_sac_hopper", 0.5),
+            Source("gym_ppo_hopper", 0.25),
+            Source("gym_tqc_hopper", 0.25, noise=0.3),
+        ),
+    ),
+    "walker2d": DataRecipe(
+        "Walker2d-v5",
+        (Source("gym_sac_walker2d", 0.7, noise=0.15), Source("gym_tqc_walker2d", 0.3, noise=0.15)),
+    ),
+    "halfcheetah": DataRecipe(
+        "HalfCheetah-v5",
+        (Source("gym_ars_halfcheetah", 0.5, sampled=False, noise=0.1), Source("gym_ppo_halfcheetah", 0.5)),
+    ),
+}
+
+ZOO: dict[str, Recipe] = {
+    "toy": Recipe("toy", "toy", CloneSettings(width=64, steps=20_000)),
+    "toy-flow": Recipe("toy", "toy", CloneSettings("flow", width=64, steps=20_000, sampler_steps=8)),
+    "hopper": Recipe("hopper", "hopper", CloneSettings(steps=40_000)),
+    "hopper-flow": Recipe("hopper", "hopper", CloneSettings("flow", steps=40_000, sampler_steps=4)),
+    "hopper-c8": Recipe("hopper", "hopper", CloneSettings(chunk=8, steps=40_000)),
+    "walker2d": Recipe("walker2d", "walker2d", CloneSettings(steps=80_000)),
+    "halfcheetah": Recipe("halfcheetah", "halfcheetah", CloneSettings(steps=40_000)),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """Find a recipe.
+
+    Raises:
+        LpdsError: unknown name.
+    """
+    if name not in ZOO:
+        raise unknown_name("recipe", name, ZOO)
+    return ZOO[name]
+
+
+def make_data(
+    name: str, experts: Path | None, progress: Callable[[int, int], None] | None = None
+) -> Demonstrations:
+    """Roll out the data of a recipe.
+
+    Args:
+        name: of a dataset (``hopper``) or of a decoder of the zoo (``hopper-flow``).
+        experts: folder of the expert actors; the toy needs none.
+        progress: called with (transitions, wanted).
+
+    Raises:
+        LpdsError: unknown name, or no experts given.
+    """
+    name = ZOO[name].data if name in ZOO else name
+    if name == "toy":
+        return toy_data()
+    if name not in DATA:
+        raise unknown_name("dataset", name, ["toy", *DATA])
+    if experts is None:
+        raise LpdsError(f"the data of {name!r} are rolled out with expert actors: pass --experts FOLDER")
+    data = DATA[name]
+    return roll_out(
+        data.env, data.sources, experts=experts, transitions=data.transitions, seed=data.seed, progress=progress
+    )
+
+
+def toy_data(decisions: int = 40_000, chunk: int = 4, seed: int = 0) -> Demonstrations:
+    """Demonstrated chunks of the four-mode toy, each its own little episode."""
+    from lpds.envs.four_mode import demonstrate
+
+    states, actions = demonstrate(decisions, chunk, np.random.default_rng(seed))
+    return Demonstrations(
+        obs=states,
+        actions=actions,
+        episode_lengths=np.full(decisions, chunk, np.int64),
+        episode_returns=np.full(decisions, np.nan),
+        episode_source=np.zeros(decisions, np.int64),
+    )
