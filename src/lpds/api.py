@@ -175,9 +175,7 @@ def resume(
     method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
     display = Display(settings.steps, quiet=quiet)
     device = _device(settings.device)
-    runner = _build(
-        settings, config["method"], method_settings, frozen, chosen_env, folder, device, display, tensorboard
-    )
+    runner = _build(settings, config["method"], method_settings, frozen, chosen_env, folder, device, display, tensorboard)
     if (folder / "checkpoint" / "checkpoint.json").is_file():
         runner.restore()
     else:  # killed before the first checkpoint: the whole run is one deterministic function of its settings

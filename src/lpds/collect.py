@@ -86,7 +86,7 @@ class Collector:
         Returns:
             The rows for the replay, the episodes that ended, and the primitive steps executed.
         """
-        lanes, spec = self.env.num_envs, self.decoder.spec
+        spec = self.decoder.spec
         addresses = [(self._seed, lane, e.number, e.decision) for lane, e in enumerate(self.episodes)]
         eps = torch.from_numpy(np.stack([normal("train", *at, shape=spec.latent_shape) for at in addresses]))
         obs = torch.from_numpy(self.obs).to(self.device)
@@ -113,7 +113,7 @@ class Collector:
         self.obs = next_obs
         return rows, records, int(info["k"].sum())
 
-    def _decode_kept(self, obs: Tensor, addresses: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    def _decode_kept(self, obs: Tensor, addresses: list[tuple[int, int, int, int]]) -> tuple[Tensor, Tensor]:
         """M base noises per state and their chunks, [N, M, H * L] and [N, M, T * A]."""
         spec, count, lanes = self.decoder.spec, self._kept, len(addresses)
         if not count:

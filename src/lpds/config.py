@@ -90,7 +90,7 @@ class LPDSSettings:
         choose("pessimism", self.pessimism, ("min", "mean"))
         positive(self, "noise_bound", "state_cap", "dual_step", "critics", "width", "depth", "lr", "actor_lr", "tau")
         positive(self, "distill_noises")
-        if not 0 <= self.kept_noises or (self.kept_noises and self.distill_noises > self.kept_noises):
+        if not self.kept_noises >= 0 or (self.kept_noises and self.distill_noises > self.kept_noises):
             raise LpdsError(
                 f"distill_noises {self.distill_noises} cannot be drawn from kept_noises {self.kept_noises} "
                 "(0 keeps none and draws fresh ones)"

@@ -134,14 +134,14 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise LpdsError("TensorBoard is not installed: pip install 'lpds[tensorboard]'") from None
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
 
     def write(self, row: dict[str, Any]) -> None:
         """Add one row."""
         for key, value in row.items():
             if key != "step" and isinstance(value, int | float) and math.isfinite(value):
-                self._writer.add_scalar(key, value, row["step"])  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(key, value, row["step"])
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()

@@ -78,8 +78,7 @@ class BaseDecoder(ABC):
         shape = self.spec.obs_shape
         if not isinstance(shape, Mapping) and tuple(obs.shape[1:]) != tuple(shape):
             raise LpdsError(
-                f"decoder {self.name!r} takes observations [B, {', '.join(map(str, shape))}], "
-                f"not {list(obs.shape)}"
+                f"decoder {self.name!r} takes observations [B, {', '.join(map(str, shape))}], not {list(obs.shape)}"
             )
         if tuple(w.shape[1:]) != self.spec.latent_shape or w.dim() != 3:
             h, latent = self.spec.latent_shape

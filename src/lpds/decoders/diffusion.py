@@ -97,9 +97,7 @@ class DiffusionDecoder(BaseDecoder):
         # after the clip: eps' = (x - sqrt(abar) x0) / sqrt(1 - abar); x_next = sqrt(abar') x0 + sqrt(1 - abar') eps'
         following = [*abar[1:], 1.0]
         self._keep = [math.sqrt((1.0 - b) / (1.0 - a)) for a, b in zip(abar, following, strict=True)]
-        self._add = [
-            math.sqrt(b) - keep * math.sqrt(a) for a, b, keep in zip(abar, following, self._keep, strict=True)
-        ]
+        self._add = [math.sqrt(b) - keep * math.sqrt(a) for a, b, keep in zip(abar, following, self._keep, strict=True)]
         self._device = torch.device("cpu")
 
     def prepare(self, obs: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +117,7 @@ class DiffusionDecoder(BaseDecoder):
             x0 = self._folded.step(index, context, x).clamp_(-self.sampler.clip, self.sampler.clip)
             # the step after the last has abar = 1, so the final x is the clipped x0 itself
             x = x0 if index == last else torch.add(x * self._keep[index], x0, alpha=self._add[index])
-        return x.unflatten(1, w.shape[1:])
+        return x.view_as(w)
 
     def denoise_plain(self, obs: Tensor, w: Tensor) -> Tensor:
         """The same as :meth:`denoise` from normalised observations, step by step and unfolded: the reference."""
@@ -132,7 +130,7 @@ class DiffusionDecoder(BaseDecoder):
             x0 = ((x - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-self.sampler.clip, self.sampler.clip)
             eps = (x - a.sqrt() * x0) / (1 - a).sqrt()
             x = a_next.sqrt() * x0 + (1 - a_next).sqrt() * eps
-        return x.unflatten(1, w.shape[1:])
+        return x.view_as(w)
 
     def describe(self) -> dict[str, Any]:
         """Facts for the passport."""

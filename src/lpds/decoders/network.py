@@ -72,9 +72,13 @@ class _Linear1(nn.Module):
 class _ModuleList(nn.Module):
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
-        self.moduleList = nn.ModuleList(  # noqa: N815 - the name in DPPO's checkpoints
-            [_Linear1(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
-        )
+        self.moduleList = nn.ModuleList([_Linear1(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Linear layers with Mish between them and nothing at the end."""
+        for index, layer in enumerate(self.moduleList):
+            x = layer.linear_1(x if index == 0 else F.mish(x))
+        return x
 
 
 class DenoisingMLP(nn.Module):
@@ -94,8 +98,7 @@ class DenoisingMLP(nn.Module):
                 nn.Linear(shape.width, shape.chunk_size),
             ]
         )
-        if shape.cond_sizes:
-            self.cond_mlp = _ModuleList((shape.obs_size, *shape.cond_sizes))
+        self.cond_mlp = _ModuleList((shape.obs_size, *shape.cond_sizes)) if shape.cond_sizes else None
 
     def embed_time(self, t: Tensor) -> Tensor:
         """Times [K] to [K, time_size]."""
@@ -104,14 +107,10 @@ class DenoisingMLP(nn.Module):
 
     def encode(self, obs: Tensor) -> Tensor:
         """Normalised observations [B, O] to what enters the network [B, cond_size]."""
-        if not self.shape.cond_sizes:
+        if self.cond_mlp is None:
             return obs
-        layers = self.cond_mlp.moduleList
-        for index, layer in enumerate(layers):
-            obs = layer.linear_1(obs)
-            if index + 1 < len(layers):
-                obs = F.mish(obs)
-        return obs
+        out: Tensor = self.cond_mlp(obs)
+        return out
 
     def forward(self, x: Tensor, t: Tensor, obs: Tensor) -> Tensor:
         """Predict for flat chunks [B, H * L] at times [B] and normalised observations [B, O]."""
@@ -236,8 +235,7 @@ class FoldedNetwork:
         self._x_in, self._state_in = self._x_in.to(device), self._state_in.to(device)
         self._state_out = self._state_out.to(device)
         self.steps = [
-            FoldedStep(*(getattr(step, name).to(device) for name in FoldedStep.__dataclass_fields__))
-            for step in self.steps
+            FoldedStep(*(getattr(step, name).to(device) for name in FoldedStep.__dataclass_fields__)) for step in self.steps
         ]
 
     def prepare(self, obs: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,9 @@ def open_decoder(
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise LpdsError(f"decoder file {path} cannot be read: {error}") from None
     normaliser = MinMaxNormaliser(**{key: tensors.pop(key) for key in MinMaxNormaliser.__dataclass_fields__})
-    network = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["network"].items()}
+    network: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in facts["network"].items()
+    }
     net = DenoisingMLP(NetworkShape(**network))
     net.load_state_dict(tensors)
     spec = LatentSpec((net.shape.obs_size,), tuple(facts["latent_shape"]), tuple(facts["action_shape"]))

@@ -93,6 +93,4 @@ def check_fit(env: ChunkedVectorEnv, spec: LatentSpec, decoder: str) -> None:
     if obs != spec.obs_shape:
         raise LpdsError(f"decoder {decoder!r} takes observations {spec.obs_shape}, but {env.name} gives {obs}")
     if action != (spec.action_shape[1],):
-        raise LpdsError(
-            f"decoder {decoder!r} gives actions of {spec.action_shape[1]} numbers, but {env.name} takes {action}"
-        )
+        raise LpdsError(f"decoder {decoder!r} gives actions of {spec.action_shape[1]} numbers, but {env.name} takes {action}")

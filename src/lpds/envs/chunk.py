@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsFloat
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -192,8 +192,8 @@ class ChunkedVectorEnv(VectorEnv[Array, Array, Array]):
         info |= {"rewards": rewards, "k": k, "final_obs": final, "_final_obs": done}
         info |= {"success": success, "success_last": success_last}
         if self._autoreset is AutoresetMode.SAME_STEP and done.any():
-            for index in np.flatnonzero(done):
-                self._start(int(index), self._lanes[index].episode + 1)
+            for index in map(int, np.flatnonzero(done)):
+                self._start(index, self._lanes[index].episode + 1)
         return self._observations(), rewards.sum(1), terminated, truncated, info
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -262,7 +262,7 @@ class ChunkedVectorEnv(VectorEnv[Array, Array, Array]):
                 f"(sub-environment {index}, episode seed {lane.seed}, step {lane.steps})"
             ) from error
 
-    def _check_finite(self, index: int, value: Array | SupportsFloat, what: str) -> None:
+    def _check_finite(self, index: int, value: Any, what: str) -> None:
         if not np.isfinite(value).all():
             lane = self._lanes[index]
             raise EnvironmentFault(

@@ -50,9 +50,7 @@ class FourMode(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         self._position = self._spread * self.np_random.standard_normal(2)
         return self._position.astype(np.float32), {}
 
-    def step(
-        self, action: npt.NDArray[np.float32]
-    ) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Move; -1, and 0 with success on reaching a goal."""
         self._position = np.clip(self._position + STEP * np.asarray(action, np.float64), -2.0, 2.0)
         reached = bool((np.linalg.norm(GOALS - self._position, axis=1) < GOAL_RADIUS).any())

@@ -31,7 +31,12 @@ class BaseMethod:
     learns = False
 
     def __init__(
-        self, settings: BaseSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device,
+        self,
+        settings: BaseSettings,
+        decoder: Decoder,
+        *,
+        generator: torch.Generator,
+        device: torch.device,
         reward_scale: float = 1.0,
     ) -> None:
         self.policy = BasePolicy()

@@ -53,6 +53,7 @@ class ShiftPolicy(nn.Module):
         self.net = EnsembleMLP(1, spec.obs_size, spec.latent_size, width, depth, generator, activation)
         self.net.zero_head()
         self.register_buffer("mask", spec.free_mask(), persistent=False)
+        self.mask: Tensor | None
 
     def forward(self, obs: Tensor) -> Tensor:
         """Delta(s) [B, H * L] for raw observations [B, O]."""
@@ -113,6 +114,7 @@ class LPDS:
 
         self.policy = shift_policy().to(device)
         self.slow_policy = shift_policy().to(device).requires_grad_(False)
+
         def critic(inputs: int) -> EnsembleMLP:
             return EnsembleMLP(c.critics, inputs, 1, c.width, c.depth, generator, c.activation).to(device)
 
@@ -292,7 +294,7 @@ class LPDS:
     @staticmethod
     def open_policy(spec: LatentSpec, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ShiftPolicy:
         """Build Delta again from a saved policy."""
-        sizes = [settings[key] for key in ("width", "depth", "activation", "noise_bound", "cap_sq")]
-        policy = ShiftPolicy(spec, *sizes, generator=torch.Generator())
+        sizes = {key: settings[key] for key in ("width", "depth", "activation", "noise_bound", "cap_sq")}
+        policy = ShiftPolicy(spec, **sizes, generator=torch.Generator())
         policy.load_state_dict(dict(tensors))
         return policy.requires_grad_(False)

@@ -50,9 +50,7 @@ def normaliser_of(data: Demonstrations) -> MinMaxNormaliser:
     obs, actions = torch.from_numpy(data.obs), torch.from_numpy(data.actions)
     low, high = actions.amin(0), actions.amax(0)
     flat = (high - low) < 1e-6
-    return MinMaxNormaliser(
-        obs.amin(0), obs.amax(0), torch.where(flat, low - 0.5, low), torch.where(flat, high + 0.5, high)
-    )
+    return MinMaxNormaliser(obs.amin(0), obs.amax(0), torch.where(flat, low - 0.5, low), torch.where(flat, high + 0.5, high))
 
 
 def chunk_starts(data: Demonstrations, chunk: int) -> Tensor:
@@ -82,13 +80,15 @@ def diffusion_loss(net: DenoisingMLP, x: Tensor, obs: Tensor, t: Tensor, noise: 
         Scalar, the plain mean over batch and chunk.
     """
     a = abar[t].unsqueeze(1)
-    return (net(a.sqrt() * x + (1 - a).sqrt() * noise, t, obs) - noise).square().mean()
+    error: Tensor = (net(a.sqrt() * x + (1 - a).sqrt() * noise, t, obs) - noise).square().mean()
+    return error
 
 
 def flow_loss(net: DenoisingMLP, x: Tensor, obs: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """Mean squared error of the predicted velocity x - noise at (1 - t) noise + t x, t [B] in [0, 1]."""
     time = t.unsqueeze(1)
-    return (net((1 - time) * noise + time * x, t * TIME_SCALE, obs) - (x - noise)).square().mean()
+    error: Tensor = (net((1 - time) * noise + time * x, t * TIME_SCALE, obs) - (x - noise)).square().mean()
+    return error
 
 
 def clone(
@@ -120,9 +120,7 @@ def clone(
     actions = normaliser.normalise_action(torch.from_numpy(data.actions))
     starts = chunk_starts(data, settings.chunk)
     window = torch.arange(settings.chunk)
-    shape = NetworkShape(
-        obs.shape[1], settings.chunk * actions.shape[1], settings.width, settings.blocks, settings.time_size
-    )
+    shape = NetworkShape(obs.shape[1], settings.chunk * actions.shape[1], settings.width, settings.blocks, settings.time_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net = DenoisingMLP(shape)

@@ -79,9 +79,7 @@ def recipe(name: str) -> Recipe:
     return ZOO[name]
 
 
-def make_data(
-    name: str, experts: Path | None, progress: Callable[[int, int], None] | None = None
-) -> Demonstrations:
+def make_data(name: str, experts: Path | None, progress: Callable[[int, int], None] | None = None) -> Demonstrations:
     """Roll out the data of a recipe.
 
     Args:
@@ -100,9 +98,7 @@ def make_data(
     if experts is None:
         raise LpdsError(f"the data of {name!r} are rolled out with expert actors: pass --experts FOLDER")
     data = DATA[name]
-    return roll_out(
-        data.env, data.sources, experts=experts, transitions=data.transitions, seed=data.seed, progress=progress
-    )
+    return roll_out(data.env, data.sources, experts=experts, transitions=data.transitions, seed=data.seed, progress=progress)
 
 
 def toy_data(decisions: int = 40_000, chunk: int = 4, seed: int = 0) -> Demonstrations:
