@@ -51,7 +51,7 @@ class CheckpointStore:
             oldest = replay.inserted - replay.capacity
             following = [segment["first"] for segment in segments[1:]] + [replay.inserted]
             segments = [s for s, end in zip(segments, following, strict=True) if end > oldest]
-            state = self._write(f"state-{facts['step']:09d}-{facts['updates']}.safetensors", tensors)
+            state = self._write(f"state-{facts['step']:09d}-{{sha256:.8}}.safetensors", tensors)
             content = {"format_version": FORMAT_VERSION, "state": state, "replay": segments, **facts}
             write_json(self.folder / "checkpoint.json", content)
         except OSError as error:
@@ -87,8 +87,10 @@ class CheckpointStore:
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
         content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+        sha256 = hashlib.sha256(content).hexdigest()
+        name = name.format(sha256=sha256)  # another content gets another name: a save never touches the previous one's
         write_atomically(self.folder / name, lambda stream: stream.write(content))
-        return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
+        return {"file": name, "sha256": sha256}
 
     def _read(self, entry: dict[str, Any]) -> dict[str, Tensor]:
         path = self.folder / entry["file"]

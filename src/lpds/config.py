@@ -206,7 +206,7 @@ def _coerce(name: str, value: Any, kind: str) -> Any:
         if kind == "int" and isinstance(value, float) and value.is_integer():
             return int(value)
         raise LpdsError(f"{name} must be of type {kind}, not {value!r}")
-    return float(value) if kind == "float" else value
+    return float(value) if kind == "float" else value  # type: ignore[arg-type]
 
 
 def to_json(settings: Any) -> dict[str, Any]:

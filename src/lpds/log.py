@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 FORMAT_VERSION = 1
 
@@ -24,17 +24,16 @@ class JsonLines:
     def __init__(self, path: Path, size: int | None = None) -> None:
         """Open a new file, or an old one cut back to ``size`` bytes."""
         self.path = path
-        if size is None:
-            self._stream = open(path, "xb")  # noqa: SIM115 - lives as long as the run
-        else:
-            self._stream = open(path, "r+b")  # noqa: SIM115
+        mode = "xb" if size is None else "r+b"
+        self._stream: IO[bytes] = open(path, mode)  # noqa: SIM115 - lives as long as the run
+        if size is not None:
             self._stream.truncate(size)
             self._stream.seek(size)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one object; NaN and infinity become null."""
-        clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-        self._stream.write((json.dumps({"format_version": FORMAT_VERSION, **clean}, allow_nan=False) + "\n").encode())
+        line = json.dumps({"format_version": FORMAT_VERSION, **finite(row)}, allow_nan=False) + "\n"
+        self._stream.write(line.encode())
         self._stream.flush()
 
     def size(self) -> int:
@@ -44,6 +43,11 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+
+def finite(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with NaN and infinity, which JSON lacks, as null."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -88,23 +88,22 @@ class Replay:
         )
 
     def returns_to_go(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Monte-Carlo returns of everything recorded (nothing may have been overwritten yet).
+        """Monte-Carlo returns of everything that is still held.
 
         Returns:
             Per row [N]: the discounted reward to the end of its episode or of the recording, the discount of what
             follows that end (0 if it terminated), and the row whose ``next_obs`` follows.
         """
         count, lanes = len(self), self.lanes
-        if self.inserted > self.capacity:
-            raise ValueError("rows have been overwritten: the returns to go are no longer known")
         reward, discount, over = (self._rows[name][:count].cpu() for name in ("reward", "discount", "over"))
         total, factor = torch.zeros(lanes), torch.zeros(lanes)
         last = torch.zeros(lanes, dtype=torch.long)
         totals, factors = torch.empty(count), torch.empty(count)
         lasts = torch.empty(count, dtype=torch.long)
-        for start in range(count - lanes, -1, -lanes):
+        for first in range(self.inserted - lanes, self.inserted - count - 1, -lanes):  # newest round first
+            start = first % self.capacity
             rows = slice(start, start + lanes)
-            ends = over[rows] > 0 if start + lanes < count else torch.ones(lanes, dtype=torch.bool)
+            ends = over[rows] > 0 if first + lanes < self.inserted else torch.ones(lanes, dtype=torch.bool)
             total = reward[rows] + torch.where(ends, torch.zeros(lanes), discount[rows] * total)
             factor = torch.where(ends, discount[rows], discount[rows] * factor)
             last = torch.where(ends, torch.arange(start, start + lanes), last)

@@ -57,7 +57,7 @@ def load_dppo(
         )
     if normalization is None:
         raise LpdsError(f"dppo:{path} needs normalization=PATH (npz with obs_min, obs_max, action_min, action_max)")
-    normaliser = _load_normaliser(Path(normalization))
+    normaliser = load_normaliser(Path(normalization))
     weights = _policy_weights(_load_file(Path(path)), path)
     refuse_non_finite(weights, f"checkpoint {path}")
     shape = shape_of(weights, activation)
@@ -104,7 +104,8 @@ def _policy_weights(content: dict[str, Any], path: str) -> dict[str, Tensor]:
     return {key.removeprefix("network."): value.float() for key, value in found.items()}
 
 
-def _load_normaliser(path: Path) -> MinMaxNormaliser:
+def load_normaliser(path: Path) -> MinMaxNormaliser:
+    """Read the four ranges of a DPPO ``normalization.npz``."""
     if not path.is_file():
         raise LpdsError(f"normaliser {path} does not exist")
     names = ("obs_min", "obs_max", "action_min", "action_max")

@@ -147,7 +147,8 @@ class ChunkedVectorEnv(VectorEnv[Array, Array, Array]):
         Returns:
             Observations [N, O] and an info with ``seed`` and ``episode`` [N].
         """
-        mask = np.ones(self.num_envs, bool) if options is None else np.asarray(options["reset_mask"], bool)
+        given = (options or {}).get("reset_mask")
+        mask = np.ones(self.num_envs, bool) if given is None else np.asarray(given, bool)
         if seed is not None:
             if not isinstance(seed, int):
                 raise LpdsError("seed must be one integer: every sub-environment's seed is derived from it")
@@ -164,6 +165,8 @@ class ChunkedVectorEnv(VectorEnv[Array, Array, Array]):
         actions = np.asarray(actions)
         if actions.shape != self.action_space.shape:
             raise LpdsError(f"{self.name} takes actions {list(self.action_space.shape or ())}, not {list(actions.shape)}")
+        if any(lane.episode < 0 for lane in self._lanes):
+            raise LpdsError(f"{self.name} must be reset before its first step")
         n = self.num_envs
         rewards = np.zeros((n, self.chunk))
         k = np.zeros(n, np.int64)
@@ -244,8 +247,8 @@ class ChunkedVectorEnv(VectorEnv[Array, Array, Array]):
     def _primitive_step(self, index: int, action: Array) -> tuple[float, bool, bool, bool | None]:
         lane = self._lanes[index]
         clipped = np.clip(action, self._low, self._high).astype(self._act_dtype)
+        lane.steps += 1  # a fault names the step that it happened in, whether the environment raised or returned NaN
         obs, reward, terminated, truncated, info = self._guarded(index, lambda: lane.env.step(clipped))
-        lane.steps += 1
         lane.obs = obs
         self._check_finite(index, obs, "the observation")
         self._check_finite(index, reward, "the reward")

@@ -1,0 +1,108 @@
+"""From data to a decoder folder with its card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpds.decoders.store import save_decoder
+from lpds.errors import unknown_name
+from lpds.files import write_json
+from lpds.pretrain.clone import CloneSettings, clone
+from lpds.pretrain.datasets import open_data
+from lpds.pretrain.experts import Demonstrations
+from lpds.pretrain.recipes import DATA, ZOO
+
+FORMAT_VERSION = 1
+CARD_SEED = 1_000_000
+"""Evaluation seed of the cards; apart from every seed that learning or its evaluation uses."""
+
+
+def pretrain(
+    name: str,
+    data: str,
+    out: Path,
+    *,
+    normalization: Path | None = None,
+    task: str | None = None,
+    env: str | None = None,
+    episodes: int = 100,
+    changes: dict[str, Any] | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> dict[str, Any]:
+    """Train a decoder and write ``decoder.safetensors`` and ``card.json``.
+
+    Args:
+        name: a zoo recipe, whose settings are then the defaults, or any name.
+        data: see :func:`lpds.pretrain.datasets.open_data`.
+        out: folder to write.
+        normalization: ranges of DPPO data.
+        task: whose environment the card's return is measured in; the recipe's by default.
+        env: a Gymnasium id instead.
+        episodes: behind the card's return; 0 for none.
+        changes: differences from the recipe's :class:`CloneSettings`.
+        progress: called with (step, steps, running loss).
+
+    Returns:
+        The card.
+    """
+    recipe = ZOO.get(name)
+    base = recipe.clone if recipe is not None else CloneSettings()
+    unknown = set(changes or {}) - set(asdict(base))
+    if unknown:
+        raise unknown_name("setting", min(unknown), asdict(base))
+    settings = replace(base, **(changes or {}))
+    demonstrations = open_data(data, normalization)
+    decoder = clone(demonstrations, settings, name=name, progress=progress)
+    save_decoder(decoder, out)
+    card = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "data": data_card(name, demonstrations),
+        "training": asdict(settings),
+        "decoder": decoder.describe(),
+        "latent_shape": list(decoder.spec.latent_shape),
+        "action_shape": list(decoder.spec.action_shape),
+        "fingerprint": decoder.fingerprint,
+        "return": None,
+    }
+    task = task or (recipe.task if recipe is not None and env is None else None)
+    if episodes and (task or env):
+        card |= _level(decoder, task, env, episodes)
+    write_json(out / "card.json", card)
+    return card
+
+
+def data_card(name: str, data: Demonstrations) -> dict[str, Any]:
+    """What the data were: the recipe, and how they came out."""
+    facts: dict[str, Any] = {"transitions": len(data.obs), "episodes": len(data.episode_lengths)}
+    returns = data.episode_returns
+    if not np.isnan(returns).all():
+        facts |= {"return_mean": float(returns.mean()), "return_std": float(returns.std())}
+    if name in ZOO and ZOO[name].data in DATA:
+        recipe = DATA[ZOO[name].data]
+        facts |= {"env": recipe.env, "seed": recipe.seed, "sources": [asdict(source) for source in recipe.sources]}
+        sums = [float(returns[data.episode_source == index].mean()) for index in range(len(recipe.sources))]
+        facts |= {"return_by_source": sums}
+    elif name in ZOO:
+        facts |= {"recipe": "lpds.pretrain.recipes:toy_data", "seed": 0}
+    return facts
+
+
+def _level(decoder: Any, task: str | None, env: str | None, episodes: int) -> dict[str, Any]:
+    from lpds.api import evaluate
+
+    report = evaluate(decoder, task, env=env, episodes=episodes, seed=CARD_SEED)
+    success = report.interval("success")
+    return {
+        "return": list(report.interval("return")),
+        "success": None if math.isnan(success[0]) else list(success),
+        "episodes": episodes,
+        "evaluation_seed": CARD_SEED,
+        "env": env or task,
+    }

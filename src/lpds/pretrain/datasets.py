@@ -1,0 +1,92 @@
+"""Demonstrations from files: the project's own npz, DPPO's npz, and Minari."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from lpds.decoders.dppo import load_normaliser
+from lpds.errors import LpdsError
+from lpds.pretrain.experts import Demonstrations
+
+
+def open_data(reference: str, normalization: Path | None = None) -> Demonstrations:
+    """Read demonstrations.
+
+    Args:
+        reference: path of an own npz (``obs, actions, episode_lengths``), path of a DPPO npz (``states, actions,
+            traj_lengths``), or ``minari:DATASET-ID``.
+        normalization: ranges by which DPPO scaled its arrays to [-1, 1]; they are scaled back to environment units.
+
+    Raises:
+        LpdsError: the file is missing, broken or of no known layout, or lengths do not add up.
+    """
+    if reference.startswith("minari:"):
+        return _from_minari(reference.removeprefix("minari:"))
+    path = Path(reference)
+    if not path.is_file():
+        raise LpdsError(f"dataset {path} does not exist")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            fields = {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise LpdsError(f"dataset {path} cannot be read: {error}") from None
+    if {"obs", "actions", "episode_lengths"} <= fields.keys():
+        obs, actions, lengths = fields["obs"], fields["actions"], fields["episode_lengths"]
+    elif {"states", "actions", "traj_lengths"} <= fields.keys():
+        obs, actions, lengths = fields["states"], fields["actions"], fields["traj_lengths"]
+        if normalization is None:
+            raise LpdsError(f"{path} is DPPO data, scaled to [-1, 1]: pass --normalization with its ranges")
+        ranges = {name: value.numpy() for name, value in load_normaliser(normalization).tensors().items()}
+        obs = (obs + 1) / 2 * (ranges["obs_max"] - ranges["obs_min"] + 1e-6) + ranges["obs_min"]
+        actions = (actions + 1) / 2 * (ranges["action_max"] - ranges["action_min"]) + ranges["action_min"]
+    else:
+        raise LpdsError(
+            f"dataset {path} has {', '.join(sorted(fields))}; expected obs, actions, episode_lengths (own) or "
+            "states, actions, traj_lengths (DPPO)"
+        )
+    episodes = len(lengths)
+    data = Demonstrations(
+        obs=np.asarray(obs, np.float32),
+        actions=np.asarray(actions, np.float32),
+        episode_lengths=np.asarray(lengths, np.int64),
+        episode_returns=np.asarray(fields.get("episode_returns", np.full(episodes, np.nan)), np.float64),
+        episode_source=np.asarray(fields.get("episode_source", np.zeros(episodes)), np.int64),
+    )
+    return _checked(data, str(path))
+
+
+def _from_minari(name: str) -> Demonstrations:
+    try:
+        import minari
+    except ImportError:
+        raise LpdsError("Minari is not installed: pip install 'lpds[minari]'") from None
+    try:
+        dataset = minari.load_dataset(name)
+    except (FileNotFoundError, ValueError) as error:
+        raise LpdsError(f"Minari dataset {name!r} is not on this machine ({error}); fetch it: minari download {name}") from None
+    episodes = list(dataset.iterate_episodes())
+    if not episodes or not isinstance(episodes[0].observations, np.ndarray):
+        raise LpdsError(f"Minari dataset {name!r} has no episodes with array observations")
+    data = Demonstrations(
+        # one observation more than actions: the last one is where the episode ended
+        obs=np.concatenate([episode.observations[:-1] for episode in episodes]).astype(np.float32),
+        actions=np.concatenate([episode.actions for episode in episodes]).astype(np.float32),
+        episode_lengths=np.asarray([len(episode.actions) for episode in episodes], np.int64),
+        episode_returns=np.asarray([float(episode.rewards.sum()) for episode in episodes]),
+        episode_source=np.zeros(len(episodes), np.int64),
+    )
+    return _checked(data, f"minari:{name}")
+
+
+def _checked(data: Demonstrations, name: str) -> Demonstrations:
+    if not len(data.obs) == len(data.actions) == int(data.episode_lengths.sum()):
+        raise LpdsError(
+            f"dataset {name}: {len(data.obs)} observations, {len(data.actions)} actions and episodes of "
+            f"{int(data.episode_lengths.sum())} steps do not agree"
+        )
+    if not (np.isfinite(data.obs).all() and np.isfinite(data.actions).all()):
+        raise LpdsError(f"dataset {name} holds NaN or infinity")
+    return data

@@ -1,0 +1,347 @@
+"""What a run folder says, as values: nothing here draws or writes.
+
+A report is asked for at any time, so files may be missing, short or cut off in the middle of a line; only
+``config.json`` must be there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lpds.config import delta_to_sum
+from lpds.errors import LpdsError
+from lpds.log import read_json_lines
+from lpds.stats import Interval, bootstrap_mean, paired_difference, wilson
+
+Array = npt.NDArray[np.float64]
+Row = dict[str, Any]
+
+STATES = 2_000
+"""States of the replay at which Delta is taken for the quantiles of ``||Delta(s)||^2``."""
+NOT_COMPARED = ("seed", "device", "threads")
+"""Run settings in which runs of one group may differ."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Frozen and steered over the same episodes and the same noise, [E] each."""
+
+    step: int
+    final: bool
+    """Whether it is the last evaluation of a finished run, or the latest point of the learning curve."""
+    frozen: dict[str, Array]
+    """By column: return, success, success_at_end, length; NaN where the environment does not say."""
+    steered: dict[str, Array]
+
+    @property
+    def episodes(self) -> int:
+        """E."""
+        return len(self.frozen["return"])
+
+    def has(self, what: str) -> bool:
+        """Whether the environment says it at all."""
+        return not (np.isnan(self.frozen[what]).all() or np.isnan(self.steered[what]).all())
+
+    def difference(self, what: str = "return") -> Interval:
+        """Paired difference, steered minus frozen, with a 95 % interval."""
+        return paired_difference(self.frozen[what], self.steered[what])
+
+    @property
+    def worse(self) -> bool:
+        """Whether the whole interval of the return's paired difference lies below zero."""
+        return self.difference()[2] < 0.0
+
+    def verdict(self) -> str:
+        """One line: what came out, in the words of the run itself."""
+        mean, low, high = self.difference()
+        if low > 0.0:
+            word = "BETTER than the frozen policy"
+        elif self.worse:
+            word = "WORSE than the frozen policy: do not use it"
+        else:
+            word = "not told apart from the frozen policy"
+        parts = [
+            f"frozen {self.frozen['return'].mean():.1f}, steered {self.steered['return'].mean():.1f} "
+            f"over {self.episodes} episodes"
+        ]
+        if self.has("success"):
+            before, after = (column_interval("success", side["success"])[0] for side in (self.frozen, self.steered))
+            parts.append(f"success {before:.0%} -> {after:.0%}")
+        return f"{'; '.join(parts)}; paired difference {mean:+.1f} [{low:+.1f}, {high:+.1f}]: {word}"
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    passport: dict[str, Any]
+    metrics: list[Row]
+    episodes: list[Row]
+    evaluations: list[Row]
+    summary: dict[str, Any]
+    notes: tuple[str, ...]
+    """What could not be read, in words."""
+
+    @property
+    def task(self) -> str:
+        """The preset's name."""
+        return str(self.config.get("task", "own"))
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return str(self.config.get("method", "?"))
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the run."""
+        return self._setting("seed")
+
+    @property
+    def budget(self) -> int | None:
+        """Primitive steps asked for."""
+        return self._setting("steps")
+
+    @property
+    def steps(self) -> int:
+        """Primitive steps done, as far as the files tell."""
+        return max((int(row["step"]) for rows in (self.metrics, self.evaluations) for row in rows), default=0)
+
+    @property
+    def warmup(self) -> int | None:
+        """Primitive steps before the first update."""
+        return self._setting("warmup_steps")
+
+    @property
+    def latent_size(self) -> int | None:
+        """H * L, all latent coordinates."""
+        shape = self.passport.get("decoder", {}).get("latent_shape")
+        return None if not shape else int(math.prod(shape))
+
+    @property
+    def free_size(self) -> int | None:
+        """D, the latent coordinates that may be steered; all of them unless the passport lists fewer."""
+        decoder = self.passport.get("decoder", {})
+        if not decoder.get("latent_shape"):
+            return None
+        columns = sum(decoder["free"]) if decoder.get("free") else decoder["latent_shape"][1]
+        return int(decoder["latent_shape"][0] * columns)
+
+    @property
+    def budget_sq(self) -> float | None:
+        """The budget delta as a sum over free coordinates; ``None`` if there is none or it is infinite."""
+        settings = self.config.get("settings", {})
+        unit = settings.get("delta_unit", "sum")
+        free = 1 if unit in ("sum", "nats") else self.free_size
+        if settings.get("delta") is None or free is None:
+            return None
+        budget = delta_to_sum(float(settings["delta"]), unit, free)
+        return budget if math.isfinite(budget) else None
+
+    def column(self, key: str) -> tuple[Array, Array]:
+        """Steps [N] and one metric [N] over all rows; NaN where it is null."""
+        return _numbers(self.metrics, "step"), _numbers(self.metrics, key)
+
+    def comparison(self) -> Comparison | None:
+        """The last evaluation, or while a run is under way the latest point of its curve against the first."""
+        final = [row for row in self.evaluations if row.get("kind") == "final"]
+        found = _pair(_at(final, 0.0), _at(final, 1.0), final=True)
+        if found is not None:
+            return found
+        curve = self.curve()
+        frozen, steered = _at(curve, 0.0), _at(curve, 1.0)
+        if not frozen or not steered:
+            return None
+        first, last = min(r["step"] for r in frozen), max(r["step"] for r in steered)
+        before, after = ([r for r in rows if r["step"] == at] for rows, at in ((frozen, first), (steered, last)))
+        return _pair(before, after, final=False)
+
+    def curve(self) -> list[Row]:
+        """Evaluation episodes of the learning curve."""
+        return [row for row in self.evaluations if row.get("kind", "curve") == "curve"]
+
+    def frozen_rows(self) -> list[Row]:
+        """Evaluation episodes that tell the frozen policy's level: of the last evaluation, else the first of the curve."""
+        final = _at([row for row in self.evaluations if row.get("kind") == "final"], 0.0)
+        frozen = final or _at(self.curve(), 0.0)
+        first = min((row["step"] for row in frozen), default=0)
+        return [row for row in frozen if row["step"] == first]
+
+    def verdict(self) -> str:
+        """What the run itself said last, or what its records say so far."""
+        said = self.summary.get("verdict")
+        if said:
+            return str(said)
+        comparison = self.comparison()
+        progress = f"{self.steps:,} of {self.budget:,} steps" if self.budget else f"{self.steps:,} steps"
+        if comparison is None:
+            return f"{progress}: nothing to compare yet"
+        if comparison.final:
+            return comparison.verdict()
+        return f"not finished ({progress}); on the curve at step {comparison.step:,}: {comparison.verdict()}"
+
+    def group_key(self) -> str:
+        """Equal for runs that differ in nothing but their seed."""
+        run = {key: value for key, value in self.config.get("run", {}).items() if key not in NOT_COMPARED}
+        decoder = self.config.get("decoder", {}).get("fingerprint")
+        return json.dumps([self.task, self.method, decoder, run, self.config.get("settings", {})], sort_keys=True)
+
+    def _setting(self, name: str) -> int | None:
+        value = self.config.get("run", {}).get(name)
+        return None if value is None else int(value)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed."""
+
+    label: str
+    runs: tuple[RunData, ...]
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunData]:
+    """Read run folders, each once, in the order given.
+
+    Raises:
+        LpdsError: no folder, or one that holds no run.
+    """
+    distinct = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
+    if not distinct:
+        raise LpdsError("a report needs at least one run folder")
+    return [_read_run(folder) for folder in distinct]
+
+
+def group_runs(runs: Sequence[RunData]) -> list[Group]:
+    """Put seeds together; groups of one method are told apart by the settings in which they differ."""
+    keyed: dict[str, list[RunData]] = {}
+    for run in runs:
+        keyed.setdefault(run.group_key(), []).append(run)
+    firsts = [members[0] for members in keyed.values()]
+    groups = []
+    for members in keyed.values():
+        run = members[0]
+        like = [_flat(other) for other in firsts if (other.task, other.method) == (run.task, run.method)]
+        own = _flat(run)
+        differing = [key for key in own if any(other.get(key) != own[key] for other in like)]
+        # the few that explain it; the rest is in the table of settings
+        shown = ", ".join(f"{key} {own[key]}" for key in differing[:3]) + (", ..." if len(differing) > 3 else "")
+        groups.append(Group(f"{run.method} ({shown})" if shown else run.method, tuple(members)))
+    return groups
+
+
+def column_interval(what: str, values: Array) -> Interval:
+    """(mean, low, high) at 95 %: Wilson for success, bootstrap for the rest."""
+    if what.startswith("success"):
+        said = values[~np.isnan(values)]
+        return wilson(int(said.sum()), len(said))
+    return bootstrap_mean(values)
+
+
+def evaluation_points(run: RunData, what: str) -> list[tuple[int, Array]]:
+    """Points of the learning curve: (step, [E] values), in the order of steps; points without a value are left out."""
+    points: dict[int, list[Row]] = {}
+    for row in run.curve():
+        points.setdefault(int(row["step"]), []).append(row)
+    found = [(step, _numbers(points[step], what)) for step in sorted(points)]
+    return [(step, values) for step, values in found if not np.isnan(values).all()]
+
+
+def shift_sizes(run: RunData) -> Array | str:
+    """``||Delta(s)||^2`` [N] at the latest states of the replay, or in words why there is none.
+
+    The only place that opens a policy: a wrapped decoder is not at hand here, and committed results keep no replay.
+    """
+    try:
+        facts = json.loads((run.folder / "checkpoint" / "checkpoint.json").read_text())
+    except (OSError, ValueError):
+        return "the run folder keeps no replay"
+    from safetensors import SafetensorError, safe_open
+
+    from lpds.policy import load_policy
+
+    try:
+        states: list[Any] = []
+        for segment in reversed(facts["replay"]):
+            with safe_open(run.folder / "checkpoint" / segment["file"], framework="np") as stream:
+                states.insert(0, stream.get_tensor("obs"))
+            if sum(map(len, states)) >= STATES:
+                break
+        if not states:
+            return "the replay is empty"
+        policy = load_policy(run.folder)
+        if not hasattr(policy.policy, "shift"):
+            return f"the method {run.method!r} does not shift the noise"
+        shift = policy.shift(np.concatenate(states)[-STATES:])
+    except (LpdsError, SafetensorError, OSError, KeyError) as error:
+        return str(error).replace(str(run.folder), run.folder.name)
+    sizes = np.square(shift, dtype=np.float64).sum(axis=(1, 2))
+    return sizes if sizes.any() else f"the method {run.method!r} does not shift the noise"
+
+
+def _read_run(folder: Path) -> RunData:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise LpdsError(f"no run in {folder} (config.json is missing)") from None
+    except (OSError, ValueError) as error:
+        raise LpdsError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    notes = []
+    extra: dict[str, dict[str, Any]] = {}
+    for name in ("passport.json", "summary.json"):
+        extra[name] = {}
+        if (folder / name).is_file():
+            try:
+                extra[name] = json.loads((folder / name).read_text())
+            except (OSError, ValueError):
+                notes.append(f"{name} cannot be read")
+    rows = {name: read_json_lines(folder / f"{name}.jsonl") for name in ("metrics", "episodes", "eval")}
+    notes += [f"{name}.jsonl is missing or empty" for name, found in rows.items() if not found]
+    return RunData(
+        folder,
+        config,
+        extra["passport.json"],
+        rows["metrics"],
+        rows["episodes"],
+        rows["eval"],
+        extra["summary.json"],
+        tuple(notes),
+    )
+
+
+def _pair(frozen: list[Row], steered: list[Row], *, final: bool) -> Comparison | None:
+    """Match episodes by (evaluation seed, number); the later record of an episode counts."""
+    before, after = ({(row["seed"], row["episode"]): row for row in side} for side in (frozen, steered))
+    shared = sorted(before.keys() & after.keys())
+    if not shared:
+        return None
+    sides = [
+        {what: _numbers([side[key] for key in shared], what) for what in ("return", "success", "success_at_end", "length")}
+        for side in (before, after)
+    ]
+    return Comparison(max(int(row["step"]) for row in steered), final, sides[0], sides[1])
+
+
+def _at(rows: list[Row], scale: float) -> list[Row]:
+    return [row for row in rows if row.get("scale") == scale]
+
+
+def _numbers(rows: Sequence[Row], key: str) -> Array:
+    return np.array([math.nan if row.get(key) is None else row[key] for row in rows], np.float64)
+
+
+def _flat(run: RunData) -> dict[str, Any]:
+    """Everything in which two runs of one task and method may differ but their seed."""
+    settings = {**run.config.get("settings", {}), **run.config.get("run", {})}
+    decoder = run.config.get("decoder", {})
+    named = {"decoder": decoder.get("name"), "fingerprint": str(decoder.get("fingerprint"))[:8]}
+    return {key: value for key, value in {**named, **settings}.items() if key not in NOT_COMPARED}
