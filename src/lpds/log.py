@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from lpds.errors import LpdsError
+
 FORMAT_VERSION = 1
 
 METRIC_KEYS = (
@@ -22,19 +24,24 @@ class JsonLines:
     """An append-only file of JSON objects that can be cut back to where a checkpoint saw it."""
 
     def __init__(self, path: Path, size: int | None = None) -> None:
-        """Open a new file, or an old one cut back to ``size`` bytes."""
+        """Open a new file, or one cut back to ``size`` bytes (0: also one that a kill left no time to make)."""
         self.path = path
-        mode = "xb" if size is None else "r+b"
-        self._stream: IO[bytes] = open(path, mode)  # noqa: SIM115 - lives as long as the run
+        mode = "xb" if size is None else "r+b" if size or path.exists() else "w+b"
+        # unbuffered: what failed to be written must not be tried again when the file is closed
+        self._stream: IO[bytes] = open(path, mode, buffering=0)  # noqa: SIM115 - lives as long as the run
         if size is not None:
             self._stream.truncate(size)
             self._stream.seek(size)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one object; NaN and infinity become null."""
-        line = json.dumps({"format_version": FORMAT_VERSION, **finite(row)}, allow_nan=False) + "\n"
-        self._stream.write(line.encode())
-        self._stream.flush()
+        line = (json.dumps({"format_version": FORMAT_VERSION, **finite(row)}, allow_nan=False) + "\n").encode()
+        try:
+            short = self._stream.write(line) != len(line)
+        except OSError as error:
+            raise LpdsError(f"{self.path} cannot be written ({error}); the last checkpoint is untouched") from None
+        if short:
+            raise LpdsError(f"{self.path} cannot be written (no space left); the last checkpoint is untouched")
 
     def size(self) -> int:
         """Bytes written so far."""
@@ -132,8 +139,6 @@ class TensorBoard:
     """Metrics as TensorBoard scalars (extra ``tensorboard``)."""
 
     def __init__(self, folder: Path) -> None:
-        from lpds.errors import LpdsError
-
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:

@@ -47,7 +47,7 @@ class SteeredPolicy:
         """
         if not 0.0 <= scale <= 1.0:
             raise LpdsError(f"scale must be in [0, 1], not {scale}")
-        state = torch.from_numpy(np.asarray(obs, np.float32))
+        state = self._state(obs)
         shape = (len(state), *self.decoder.spec.latent_shape)
         noise = self._rng.standard_normal(shape, np.float32) if eps is None else np.asarray(eps, np.float32)
         with torch.no_grad():
@@ -55,12 +55,18 @@ class SteeredPolicy:
 
     def shift(self, obs: npt.ArrayLike) -> FloatArray:
         """Delta(s), float32 [B, H, L]; zeros for a method that does not shift."""
-        state = torch.from_numpy(np.asarray(obs, np.float32))
+        state = self._state(obs)
         shift = self.policy.shift(state)
         if shift is None:
             return np.zeros((len(state), *self.decoder.spec.latent_shape), np.float32)
         out: FloatArray = shift.numpy()
         return out
+
+    def _state(self, obs: npt.ArrayLike) -> Tensor:
+        state = np.asarray(obs, np.float32)
+        if state.shape[1:] != self.decoder.spec.obs_shape or state.ndim < 2:
+            raise LpdsError(f"obs must be [B, {self.decoder.spec.obs_size}], not {list(state.shape)}")
+        return torch.from_numpy(state)
 
     def _latent(self, state: Tensor, noise: Tensor, scale: float) -> Tensor:
         if tuple(noise.shape[1:]) != self.decoder.spec.latent_shape:
@@ -72,9 +78,7 @@ class SteeredPolicy:
 
 def save_policy(folder: Path, method_name: str, method: Method, decoder: Decoder) -> None:
     """Write the small part that acts: ``policy.safetensors`` and ``policy.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
     content = save({key: value.cpu().contiguous() for key, value in method.policy_tensors().items()})
-    write_atomically(folder / "policy.safetensors", lambda stream: stream.write(content))
     settings = {key: "inf" if value == float("inf") else value for key, value in method.policy_settings().items()}
     facts = {
         "format_version": FORMAT_VERSION,
@@ -87,7 +91,12 @@ def save_policy(folder: Path, method_name: str, method: Method, decoder: Decoder
             "fingerprint": decoder.fingerprint,
         },
     }
-    write_json(folder / "policy.json", facts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "policy.safetensors", lambda stream: stream.write(content))
+        write_json(folder / "policy.json", facts)
+    except OSError as error:
+        raise LpdsError(f"policy in {folder} not saved ({error}); the previous one is untouched") from None
 
 
 def load_policy(run: str | Path, decoder: Decoder | None = None) -> SteeredPolicy:
