@@ -117,11 +117,7 @@ def steer(
     _check_env(chosen_env, frozen)
     device = _device(run_settings.device)
     passport = make_passport(frozen, env=_env_name(chosen_env), seed=run_settings.seed, device=str(device))
-    if folder.exists() and any(folder.iterdir()):
-        if not overwrite:
-            raise LpdsError(f"run folder {folder} exists: choose another, pass --overwrite, or go on: lpds resume {folder}")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_room(folder, overwrite)
     config = {
         "format_version": FORMAT_VERSION,
         "task": preset.name,
@@ -173,8 +169,12 @@ def resume(
         raise LpdsError(f"the run in {run} used the environment factory {config['env_name']!r}: pass it as env=")
     settings = from_json(RunSettings, config["run"])
     method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
+    _check_env(chosen_env, frozen)
     display = Display(settings.steps, quiet=quiet)
     device = _device(settings.device)
+    if not (folder / "passport.json").is_file():  # a kill came before it
+        passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
+        write_json(folder / "passport.json", passport)
     runner = _build(settings, config["method"], method_settings, frozen, chosen_env, folder, device, display, tensorboard)
     if (folder / "checkpoint" / "checkpoint.json").is_file():
         runner.restore()
@@ -267,6 +267,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _make_room(folder: Path, overwrite: bool) -> None:
+    """Make an empty folder; only what is a run folder is ever cleared for it."""
+    if folder.is_file():
+        raise LpdsError(f"run folder {folder} is a file: choose another")
+    if folder.exists() and any(folder.iterdir()):
+        if not overwrite:
+            raise LpdsError(f"run folder {folder} exists: choose another, pass --overwrite, or go on: lpds resume {folder}")
+        if not (folder / "config.json").is_file():
+            raise LpdsError(f"{folder} is not empty and holds no run (config.json is missing): it is not overwritten")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def _as_decoder(decoder: Decoder | str) -> Decoder:
     return load_decoder(decoder) if isinstance(decoder, str) else decoder
 
@@ -302,9 +315,7 @@ def _build(
 ) -> Runner:
     torch.set_num_threads(settings.threads)
     generator = torch.Generator().manual_seed(settings.seed)
-    learner = resolve("method", METHODS, method)(
-        method_settings, decoder, generator=generator, device=device, reward_scale=settings.reward_scale
-    )
+    learner = resolve("method", METHODS, method)(method_settings, decoder, generator=generator, device=device)
     return Runner(
         settings,
         method,

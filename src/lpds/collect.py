@@ -52,7 +52,6 @@ class Collector:
         seed: int,
         gamma: float,
         discount: str,
-        reward_scale: float,
         reward_offset: float,
         kept_noises: int,
         device: torch.device,
@@ -65,14 +64,13 @@ class Collector:
             seed: of the run; the noise of a decision is addressed by (seed, sub-environment, episode, decision).
             gamma: per primitive step.
             discount: chunk arithmetic by name.
-            reward_scale: multiplies what the rows hold, never what is reported.
-            reward_offset: added to every executed primitive reward before that.
+            reward_offset: added to every executed primitive reward in what the rows hold, never in what is reported.
             kept_noises: M base noises decoded and put into every row.
             device: of the rows.
         """
         self.env, self.decoder, self.device = env, decoder, device
         self._seed, self._gamma, self._discount = seed, gamma, discount
-        self._scale, self._offset, self._kept = reward_scale, reward_offset, kept_noises
+        self._offset, self._kept = reward_offset, kept_noises
         self.obs, _ = env.reset(seed=seed)
         self.episodes = [Episode() for _ in range(env.num_envs)]
 
@@ -102,7 +100,7 @@ class Collector:
         rows = {
             "obs": obs,
             "action": action.flatten(1),
-            "reward": torch.from_numpy(target * np.float32(self._scale)),
+            "reward": torch.from_numpy(target),
             "discount": torch.from_numpy(discount),
             "next_obs": torch.from_numpy(info["final_obs"]),
             "base_noise": kept,

@@ -117,8 +117,9 @@ class RunSettings:
     """Discount per primitive step."""
     discount: str = "exact"
     """Chunk arithmetic: exact, or dsrl (undiscounted sum in a chunk, gamma^T per decision)."""
-    reward_scale: float = 1.0
-    """Multiplies rewards in the losses only; no reported figure is in these units."""
+    reward_scale: float = 0.0
+    """Multiplies rewards in the losses only, no reported figure is in these units; 0 chooses it from the warm-up, so
+    that the returns to go deviate by 10."""
     reward_offset: float = 0.0
     """Added to every primitive reward in the losses only."""
     replay_size: int = 1_000_000
@@ -143,13 +144,13 @@ class RunSettings:
         choose("discount", self.discount, ("exact", "dsrl"))
         choose("device", self.device, ("auto", "cpu", "cuda"))
         positive(self, "steps", "num_envs", "batch_size", "replay_size", "log_every", "checkpoint_every", "threads")
-        positive(self, "eval_episodes", "final_episodes", "updates_per_decision", "reward_scale", "warmup_steps")
+        positive(self, "eval_episodes", "final_episodes", "updates_per_decision", "warmup_steps")
         if not 0.0 < self.gamma <= 1.0:
             raise LpdsError(f"gamma must be in (0, 1], not {self.gamma}")
         if self.seed < 0 or self.warmup_fits < 0 or self.eval_every < 0 or self.eval_seed < 0:
             raise LpdsError("seed, eval_seed, warmup_fits and eval_every must not be negative")
-        if not math.isfinite(self.reward_offset):
-            raise LpdsError(f"reward_offset must be finite, not {self.reward_offset}")
+        if not (math.isfinite(self.reward_offset) and 0.0 <= self.reward_scale < math.inf):
+            raise LpdsError(f"reward_offset {self.reward_offset} and reward_scale {self.reward_scale} must be finite")
 
 
 @dataclass(frozen=True)

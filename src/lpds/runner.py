@@ -26,8 +26,13 @@ from lpds.types import Decoder, Method
 
 CURVE_SEED = 10_000
 """Added to the evaluation seed on the learning curve, so that the last evaluation's episodes were never looked at."""
+RETURN_STD = 10.0
+"""Deviation that the warm-up's returns to go are scaled to where ``reward_scale`` is left open: a value network started
+near zero gets there in some thousand steps of Adam at 3e-4, and its noise floor is far below."""
 RECENT = 20
 """Training episodes behind ``return_mean``; also the memory of ``success_ema``."""
+NEVER = 2**62
+"""Step of what will not be due again: written for the last time at the end of the budget."""
 
 
 class Runner:
@@ -56,7 +61,6 @@ class Runner:
             seed=c.seed,
             gamma=c.gamma,
             discount=c.discount,
-            reward_scale=c.reward_scale,
             reward_offset=c.reward_offset,
             kept_noises=method.kept_noises,
             device=device,
@@ -112,8 +116,9 @@ class Runner:
         c = self.c
         if not self._warm:
             self._warm = True
-            self.method.calibrate(self.replay.everything("obs"), self.replay.everything("action"))
             returns = self.replay.returns_to_go()
+            scale = c.reward_scale or RETURN_STD / max(float(returns[0].std()), 1e-6)
+            self.method.calibrate(self.replay.everything("obs"), self.replay.everything("action"), scale)
             for _ in range(c.warmup_fits):
                 batch = self.replay.sample(c.batch_size, self._generator, self._noises, returns)
                 self._sum(self.method.update(batch, self._noise(), critics_only=True))
@@ -130,9 +135,15 @@ class Runner:
         c = self.c
         every = {"log": min(c.log_every, max(1, c.steps // 25)), "eval": c.eval_every, "checkpoint": c.checkpoint_every}
         for what, act in (("log", self._log), ("eval", self._evaluate_curve), ("checkpoint", self.save)):
-            if every[what] and (last or self.step >= self._next[what]):
-                self._next[what] = (self.step // every[what] + 1) * every[what]
-                act()
+            if every[what] and self._next[what] != NEVER and (last or self.step >= self._next[what]):
+                before = self._next[what]
+                # set before acting, since a checkpoint holds it; what failed is due again after a resume
+                self._next[what] = NEVER if last else (self.step // every[what] + 1) * every[what]
+                try:
+                    act()
+                except Exception:
+                    self._next[what] = before
+                    raise
 
     # -- records ---------------------------------------------------------------------------------------------------
 
@@ -220,8 +231,9 @@ class Runner:
             "episodes": self.collector.facts(),
             "log_sizes": {name: stream.size() for name, stream in self._files.items()},
         }
-        self.store.save(tensors, facts, self.replay)
+        # the checkpoint last: with it in place there is nothing left to write at this step
         save_policy(self.out / "policy", self.method_name, self.method, self.decoder)
+        self.store.save(tensors, facts, self.replay)
 
     def restore(self) -> None:
         """Go back to the last checkpoint, to the bit."""

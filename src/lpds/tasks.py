@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lpds.config import Task
 
-_GYM = {"reward_scale": 0.1, "warmup_steps": 8_000, "gamma": 0.99**0.25}
+_GYM = {"warmup_steps": 8_000, "gamma": 0.99**0.25}
 
 TOY = Task(
     "toy",

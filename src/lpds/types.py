@@ -133,8 +133,8 @@ class Method(Protocol):
         """Names and shapes of the standard normal tensors that one :meth:`update` consumes."""
         ...
 
-    def calibrate(self, obs: Tensor, action: Tensor) -> None:
-        """Fix input scaling from the warm-up's [N, O] observations and [N, T * A] chunks; called once."""
+    def calibrate(self, obs: Tensor, action: Tensor, reward_scale: float) -> None:
+        """Fix what is fixed by the warm-up: input scaling from [N, O] and [N, T * A] rows, the rewards' multiplier."""
         ...
 
     def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:

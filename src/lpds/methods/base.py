@@ -37,7 +37,6 @@ class BaseMethod:
         *,
         generator: torch.Generator,
         device: torch.device,
-        reward_scale: float = 1.0,
     ) -> None:
         self.policy = BasePolicy()
 
@@ -50,7 +49,7 @@ class BaseMethod:
         """Needs no noise."""
         return {}
 
-    def calibrate(self, obs: Tensor, action: Tensor) -> None:
+    def calibrate(self, obs: Tensor, action: Tensor, reward_scale: float) -> None:
         """Has nothing to calibrate."""
 
     def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:

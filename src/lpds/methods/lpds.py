@@ -90,7 +90,6 @@ class LPDS:
         *,
         generator: torch.Generator,
         device: torch.device,
-        reward_scale: float = 1.0,
     ) -> None:
         """Build the networks.
 
@@ -99,10 +98,9 @@ class LPDS:
             decoder: frozen; only called.
             generator: draws the initial weights.
             device: of everything.
-            reward_scale: what rewards were multiplied with, so that metrics can be told in reward units.
         """
         c, spec = settings, decoder.spec
-        self.settings, self.decoder, self.reward_scale = c, decoder, reward_scale
+        self.settings, self.decoder = c, decoder
         self.kept_noises = c.kept_noises
         self.delta = delta_to_sum(c.delta, c.delta_unit, spec.free_size)
         d, o, a = spec.latent_size, spec.obs_size, spec.action_size
@@ -142,7 +140,8 @@ class LPDS:
         self.state.optimisers = {"q_action": self.adam_action, "q_latent": self.adam_latent, "policy": self.adam_shift}
         self.alpha = torch.tensor(0.0 if c.dual == "off" else c.alpha_init, device=device)  # the multiple a
         self.q_scale = torch.zeros((), device=device)  # s; zero until the first actor update
-        self.state.scalars = {"alpha": self.alpha, "q_scale": self.q_scale}
+        self.reward_scale = torch.ones((), device=device)  # Q's unit; every metric is told in reward units
+        self.state.scalars = {"alpha": self.alpha, "q_scale": self.q_scale, "reward_scale": self.reward_scale}
 
     def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
         """Standard normal tensors that one update consumes."""
@@ -152,8 +151,9 @@ class LPDS:
             shapes["base"] = (batch_size, self.settings.distill_noises, d)
         return shapes
 
-    def calibrate(self, obs: Tensor, action: Tensor) -> None:
-        """Fix the input scaling from the warm-up's rows [N, O] and [N, T * A]."""
+    def calibrate(self, obs: Tensor, action: Tensor, reward_scale: float) -> None:
+        """Fix the input scaling from the warm-up's rows [N, O] and [N, T * A], and the unit of Q."""
+        self.reward_scale.fill_(reward_scale)
         for policy in (self.policy, self.slow_policy):
             policy.scaling.calibrate(obs)
         self.action_scaling.calibrate(action)
@@ -175,7 +175,7 @@ class LPDS:
             chooser = self.slow_policy if self.settings.target_shift == "slow" else self.policy
             w = next_eps + chooser(batch.next_obs)
             next_q = self._value(self.q_slow, self.policy.scaling(batch.next_obs), self._decode(batch.next_obs, w))
-            y = batch.reward + batch.discount * self._reduce(next_q)
+            y = self.reward_scale * batch.reward + batch.discount * self._reduce(next_q)
         q = self._value(self.q_action, obs, batch.action)
         loss = (q - y).square().sum(0).mean()
         self.adam_action.zero_grad(set_to_none=True)

@@ -1,0 +1,52 @@
+# Each target sets up .venv by itself; with it there, that takes a second.
+#   make run        steer the shipped Hopper policy, print frozen against steered, write report.html (about 8 minutes)
+#   make test       lint, types and every test (what CI runs)
+#   make test-core  the tests that need no simulator but Gymnasium's own, without lint
+#   make check      lint and types only
+#   make bench      the learner's speed
+#   make zoo EXPERTS=FOLDER   make the shipped decoders again from expert actors
+
+PYTHON ?= python3
+VENV ?= .venv
+# Another package index, for instance one with CPU builds of torch: make test PIP_INDEX="--extra-index-url URL"
+PIP_INDEX ?=
+STEPS ?= 60000
+export OMP_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: run test test-core check bench zoo clean
+
+run: $(READY)
+	$(BIN)/lpds steer hopper --steps $(STEPS) --out runs/hopper --overwrite
+
+test: check
+	$(BIN)/python -m pytest
+
+test-core: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/lpds bench learner
+
+ZOO := toy toy-flow hopper hopper-flow hopper-c8 walker2d halfcheetah
+zoo: $(READY)
+	for data in toy hopper walker2d halfcheetah; do \
+		test -f data/$$data.npz || $(BIN)/lpds demos $$data $(if $(EXPERTS),--experts $(EXPERTS)) --out data/$$data.npz || exit 1; done
+	for name in $(ZOO); do \
+		$(BIN)/lpds pretrain $$name --data data/$${name%%-*}.npz --out src/lpds/zoo/$$name || exit 1; done
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_INDEX) -c constraints.txt torch -e ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,409 @@
+"""The decoder doctor: is this frozen policy fit to be steered by its initial noise, and if not, how to mend it.
+
+Every check is a measurement from outside, so it holds for the own decoders, public checkpoints and wrapped functions alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpds.envs.build import EnvLike
+from lpds.envs.chunk import ChunkedVectorEnv
+from lpds.errors import LpdsError
+from lpds.probe import NOISES_PER_STATE, Probe, meet, one_line, open_environment, synthetic_observations, take
+from lpds.random import normal
+from lpds.types import Decoder
+
+Verdict = Literal["ok", "warning", "fault"]
+
+DEAD_SHARE = 0.01
+"""A column, row or coordinate is dead below this part of an even share of the variance due to w."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measurement and what it means."""
+
+    name: str
+    figure: float | str
+    """What was measured, with units."""
+    verdict: Verdict
+    remedy: str = ""
+    """One sentence how to mend it; empty when ok."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What :func:`check` found out about a decoder."""
+
+    decoder: str
+    env: str | None
+    findings: list[Finding]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no fault; warnings are allowed."""
+        return all(finding.verdict != "fault" for finding in self.findings)
+
+    def lines(self) -> list[str]:
+        """The report as a table, a remedy below its finding."""
+        names = max(len(finding.name) for finding in self.findings)
+        out = [f"decoder {self.decoder!r}" + (f" in {self.env}" if self.env else ", no environment given")]
+        for finding in self.findings:
+            out.append(f"  {finding.verdict:<7}  {finding.name:<{names}}  {finding.figure}")
+            if finding.remedy:
+                out.append(f"  {'':<7}  {'':<{names}}  -> {finding.remedy}")
+        faults, warnings = (sum(f.verdict == kind for f in self.findings) for kind in ("fault", "warning"))
+        word = "fit to be steered" if self.ok else "NOT fit to be steered"
+        counts = f"{faults} fault{'s' * (faults != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+        return [*out, f"{word}: {counts} in {len(self.findings)} findings"]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def check(
+    decoder: Decoder | str,
+    env: EnvLike | ChunkedVectorEnv | gymnasium.Env[Any, Any] | None = None,
+    *,
+    samples: int = 256,
+    seed: int = 0,
+) -> CheckReport:
+    """Examine a frozen policy ``a = Phi(s, w)``, and how it fits an environment.
+
+    Args:
+        decoder: a decoder, or a reference for :func:`lpds.load_decoder`.
+        env: a Gymnasium id, a name of the registry, a zero-argument factory, a single environment, or what
+            :func:`lpds.make_env` made (it is reset and left inside an episode). The probes then use observations that the
+            frozen decoder meets in it; without one they are drawn from the normaliser's range, else from N(0, I).
+        samples: observations [samples, O] to probe with, at least 16: that many decisions are executed in the environment.
+        seed: of every draw, and of the resets of an environment that is made here.
+
+    Returns:
+        The report; ``report.ok`` says whether there is no fault. A decoder that raises is a fault in it.
+
+    Raises:
+        LpdsError: the environment's name or a decoder's reference is unknown, or an argument out of range.
+    """
+    if samples < 16 or seed < 0:
+        raise LpdsError(f"samples must be at least 16 and seed not negative, not {samples} and {seed}")
+    if isinstance(decoder, str):
+        from lpds.zoo import load_decoder
+
+        decoder = load_decoder(decoder)
+    chunked, name, misfit = open_environment(decoder.spec, decoder.name, env, seed)
+    findings = [] if name is None else [spaces(decoder, misfit)]
+    fitting = chunked if misfit is None else None
+    obs = synthetic_observations(decoder, samples, seed)
+    try:
+        findings += _guarded("decodes", partial(decodes, decoder, obs))
+        if findings[-1].verdict == "ok":
+            if fitting is not None:
+                met, trouble = meet(decoder, fitting, samples, seed)
+                obs = obs if met is None else met
+                findings += [] if trouble is None else [_raised("roll-out", trouble)]
+            findings += _examine(Probe(decoder, obs, seed), fitting)
+    finally:
+        if chunked is not None and chunked is not env and not isinstance(env, gymnasium.Env):
+            chunked.close()  # what was made here; the caller's own stays open
+    return CheckReport(decoder.name, name, findings)
+
+
+def _examine(probe: Probe, env: ChunkedVectorEnv | None) -> list[Finding]:
+    findings = _guarded("deterministic", partial(deterministic, probe))
+    findings += _guarded("inputs untouched", partial(inputs_untouched, probe))
+    findings += _guarded("finite actions", partial(finite_actions, probe))
+    checks: list[tuple[str, Callable[[Probe], Finding | None]]] = []
+    if findings[0].verdict == "ok":  # otherwise every later figure would measure the sampler's own dice
+        checks = [
+            ("variance due to w", variance_due_to_noise),
+            ("live latents", live_latents),
+            ("prior", prior),
+            ("smooth in w", smoothness),
+            ("batch consistency", batch_consistency),
+        ]
+    checks.append(("action range", partial(action_range, env=env)))
+    if env is not None:
+        checks.append(("observation range", observation_range))
+    for name, measure in checks:
+        findings += _guarded(name, partial(measure, probe))
+    spoilt = any(finding.verdict == "fault" for finding in findings)
+    findings += _guarded("fingerprint", partial(fingerprint, probe, spoilt=spoilt))
+    return findings + _guarded("latency", partial(latency, probe))
+
+
+# -- the findings -------------------------------------------------------------------------------------------------------
+
+
+def spaces(decoder: Decoder, misfit: str | None) -> Finding:
+    """Whether the environment could be made and its spaces fit."""
+    if misfit is not None:
+        remedy = "give the decoder this environment's shapes, or the environment that the decoder was trained for"
+        return Finding("spaces", misfit, "fault", remedy)
+    spec = decoder.spec
+    return Finding("spaces", f"observations {spec.obs_shape}, actions ({spec.action_shape[1]},)", "ok")
+
+
+def decodes(decoder: Decoder, obs: Any) -> Finding:
+    """Whether one plain call works and gives the right shape and type; without it nothing else can be measured."""
+    spec = decoder.spec
+    action = decoder(take(obs, torch.arange(8)), torch.from_numpy(normal("probe", 0, 98, shape=(8, *spec.latent_shape))))
+    wanted = (8, *spec.action_shape)
+    if tuple(action.shape) != wanted or action.dtype != torch.float32:
+        figure = f"returned {action.dtype} {list(action.shape)}, expected torch.float32 {list(wanted)}"
+        return Finding("decodes", figure, "fault", "return float32 actions [B, T, A], as action_shape says")
+    return Finding("decodes", f"latents {list(spec.latent_shape)} to actions {list(spec.action_shape)}", "ok")
+
+
+def inputs_untouched(probe: Probe) -> Finding:
+    """Whether observations and latents are left as they were; a collector stores them after the call."""
+    rows, w = probe.spread_rows(8), probe.noise(10, 8)
+    obs, kept = take(probe.obs, rows), w.clone()
+    given = take(probe.obs, rows)
+    probe.decoder(given, w)
+    pairs = [(given[key], obs[key]) for key in obs] if isinstance(obs, dict) else [(given, obs)]
+    if all(torch.equal(x, y) for x, y in [*pairs, (w, kept)]):
+        return Finding("inputs untouched", "obs and w unchanged by a call", "ok")
+    return Finding("inputs untouched", "a call changes obs or w in place", "fault", "work on copies: obs.clone(), w.clone()")
+
+
+def deterministic(probe: Probe) -> Finding:
+    """Whether equal (s, w) give equal bits, with other calls between; else what the initial noise still explains."""
+    first = probe.nested
+    probe.decode(probe.spread_rows(8), probe.noise(3, 8))  # a decoder with a memory would give itself away here
+    second = probe.decode(probe.nested_rows, probe.noise(0, len(probe.nested_rows))).view_as(first)
+    if first.view(torch.int32).equal(second.view(torch.int32)):  # as integers, so that NaN equals itself
+        return Finding("deterministic", f"{len(probe.nested_rows)} decodes twice, equal to the bit", "ok")
+    own = (first - second).double().square().nanmean() / 2
+    within = first.double().var(1).nanmean()
+    figure = f"the initial noise explains {float((1 - own / within).clamp(0, 1)):.1%} of the variance within a state"
+    remedy = "use a deterministic sampler (DDIM with eta 0 or an ODE solver, dropout off), started from the w it is given"
+    return Finding("deterministic", figure, "fault", remedy)
+
+
+def finite_actions(probe: Probe) -> Finding:
+    """Whether N(0, I) noise always gives finite actions."""
+    bad, total = int((~torch.isfinite(probe.nested)).sum()), probe.nested.numel()
+    if bad:
+        remedy = "look for NaN weights, a division by a constant observation's range, or overflow in half precision"
+        return Finding("finite actions", f"{bad / total:.1%} NaN or infinite", "fault", remedy)
+    return Finding("finite actions", f"all of {total}", "ok")
+
+
+def variance_due_to_noise(probe: Probe) -> Finding | None:
+    """Share of the action's variance due to w against the state, mean over coordinates so that units do not matter."""
+    if not len(probe.finite):
+        return None
+    within = probe.finite.var(1).mean(0)
+    between = (probe.finite.mean(1).var(0) - within / NOISES_PER_STATE).clamp(min=0.0)
+    total = within + between
+    moving = total > 1e-12
+    share = float((within[moving] / total[moving]).mean()) if bool(moving.any()) else 0.0
+    figure = f"{share:.3g} of 1 (the state: {1 - share:.3g})" if share < 0.001 else f"{share:.1%} (the state: {1 - share:.1%})"
+    name = "variance due to w"
+    if share < 1e-4:
+        return Finding(
+            name, figure, "fault", "nothing to steer: pass w to the sampler as its initial noise, instead of its own"
+        )
+    if share < 0.01:
+        return Finding(name, figure, "warning", "little to steer: the policy is nearly a function of the state alone")
+    return Finding(name, figure, "ok")
+
+
+def live_latents(probe: Probe) -> Finding | None:
+    """Columns (L), rows (H) and single coordinates whose redraw leaves the action where it was."""
+    columns, rows, single = probe.effects
+    if not bool(torch.isfinite(columns).all()):  # w moves nothing at all: another finding says so
+        return None
+    free = torch.tensor(probe.decoder.spec.free or (True,) * len(columns))
+    h, latent = single.shape
+    dead_columns, dead_rows = columns < DEAD_SHARE / latent, rows < DEAD_SHARE / h
+    rest = (single < DEAD_SHARE / single.numel()) & ~dead_columns[None] & ~dead_rows[:, None] & free[None]
+    steered = dead_columns & free
+    live = int((~dead_columns).sum())
+    figure = f"{live} of {latent} columns, {int((~dead_rows).sum())} of {h} rows"
+    if not bool(free.all()):
+        figure += f", {int((~free).sum())} columns masked"
+    if bool(steered.any()):
+        remedy = f"pass free= to wrap_decoder, False for columns {_ranges(steered)}, so that D counts only live ones"
+    elif bool(dead_rows.any()):
+        remedy = f"rows {_ranges(dead_rows)} move no executed action: use all of w, or leave them out of latent_shape"
+    elif bool(rest.any()):
+        figure += f", {int(rest.sum())} dead coordinates elsewhere"
+        remedy = "D counts dead coordinates too: read delta as spent on the live ones, or leave them out of latent_shape"
+    else:
+        return Finding("live latents", figure, "ok")
+    return Finding("live latents", figure, "warning", remedy)
+
+
+def prior(probe: Probe) -> Finding | None:
+    """How far one row repeated along the chunk would move the actions, in standard deviations within a state.
+
+    From outside nobody can tell which noise a decoder was trained with; this says what leaving white noise would cost. The
+    distance is Wasserstein-1 per action coordinate and per chunk mean, beside that of two white draws (the floor).
+    """
+    h, _ = probe.decoder.spec.latent_shape
+    _, rows, _ = probe.effects
+    if not bool(torch.isfinite(rows).all()):
+        return None
+    if h == 1:
+        return Finding("prior", "N(0, I), one row", "ok")
+    states, draws = 16, 64
+    at = probe.spread_rows(states).repeat_interleave(draws)
+    white, again = probe.noise(4, len(at)), probe.noise(5, len(at))
+    repeated = again[:, :1].expand(-1, h, -1)
+
+    def sorted_features(w: Tensor) -> Tensor:
+        action = probe.decode(at, w).double().unflatten(1, probe.decoder.spec.action_shape)
+        features = torch.cat([action.flatten(1), action.mean(1)], dim=1).view(states, draws, -1)
+        return features.sort(1).values
+
+    a, b, c = (sorted_features(w) for w in (white, again, repeated))
+    spread = a.std(1)
+    keep = (spread > 1e-9) & torch.isfinite(b + c).all(1)
+    floor, moved = (float(((x - a).abs().mean(1) / spread)[keep].mean()) for x in (b, c))
+    low, high = float(rows.min() * h), float(rows.max() * h)
+    figure = f"N(0, I), white along the chunk; one row repeated moves actions {moved:.2f} std (floor {floor:.2f}); "
+    return Finding("prior", figure + f"rows weigh {low:.2f} to {high:.2f} of an even share", "ok")
+
+
+def smoothness(probe: Probe) -> Finding | None:
+    """Gain |da|/|dw| at small steps. A jump shows as a gain that grows as the step shrinks."""
+    count = 512
+    rows, w = probe.spread_rows(count), probe.noise(6, count)
+    way = probe.noise(7, count)
+    way = way / way.flatten(1).norm(dim=1)[:, None, None]
+    base = probe.decode(rows, w)
+    gains = [(probe.decode(rows, w + step * way) - base).double().norm(dim=1) / step for step in (0.1, 0.01)]
+    coarse, fine = (float(gain[torch.isfinite(gains[0] + gains[1])].square().mean().sqrt()) for gain in gains)
+    if not coarse > 0.0:
+        return None
+    growth = fine / coarse
+    figure = f"|da|/|dw| {fine:.3g} action units; x {growth:.2f} when the step shrinks from 0.1 to 0.01"
+    if growth > 2.0:
+        return Finding("smooth in w", figure, "warning", "actions jump as w moves: look for rounding, bins or an argmax inside")
+    return Finding("smooth in w", figure, "ok")
+
+
+def batch_consistency(probe: Probe) -> Finding | None:
+    """Whether a row decodes alone to what it decodes in a batch, relative to the actions' size."""
+    rows, w = probe.spread_rows(16), probe.noise(8, 16)
+    batch = probe.decode(rows, w)
+    alone = torch.cat([probe.decode(rows[i : i + 1], w[i : i + 1]) for i in range(16)])
+    keep = torch.isfinite(batch).all(1) & torch.isfinite(alone).all(1)
+    if not bool(keep.any()):
+        return None
+    gap = float((batch - alone)[keep].abs().max() / batch[keep].square().mean().sqrt().clamp(min=1e-12))
+    figure = f"alone against in a batch: {gap:.1e} of the actions' size"
+    if gap > 1e-2:
+        return Finding(
+            "batch consistency", figure, "fault", "rows leak into each other: model.eval(), no statistics over a batch"
+        )
+    if gap > 1e-4:
+        return Finding("batch consistency", figure, "warning", "more than float32 rounding: decode in float32 if it can be")
+    return Finding("batch consistency", figure, "ok")
+
+
+def action_range(probe: Probe, env: ChunkedVectorEnv | None) -> Finding | None:
+    """Actions at w ~ N(0, I) against the environment's box."""
+    steps, size = probe.decoder.spec.action_shape
+    action = probe.finite.reshape(-1, steps, size).flatten(0, 1)
+    if not len(action):
+        return None
+    name, extent = "action range", f"[{float(action.min()):.3g}, {float(action.max()):.3g}]"
+    if env is None:
+        return Finding(name, f"{extent}, not compared with a box", "ok")
+    box = env.primitive_action_space
+    low, high = (torch.from_numpy(np.asarray(bound, np.float64)) for bound in (box.low, box.high))
+    bounded = torch.isfinite(low) & torch.isfinite(high) & (high > low)
+    if not bool(bounded.any()):
+        return Finding(name, f"{extent}, the environment's box is unbounded", "ok")
+    action, low, width = action[:, bounded], low[bounded], (high - low)[bounded]
+    place = (action - low) / width
+    beyond = float(((place < -0.01) | (place > 1.01)).double().mean())
+    used = float(np.diff(np.quantile(place.numpy(), [0.01, 0.99], axis=0), axis=0).max())
+    figure = f"{beyond:.1%} beyond the box, uses {used:.0%} of it"
+    remedy = "return actions in environment units: apply the normaliser's inverse, and compare its range with the box"
+    if beyond > 0.5:
+        return Finding(name, figure, "fault", remedy)
+    if beyond > 0.05 or used < 0.05:
+        return Finding(name, figure, "warning", remedy)
+    return Finding(name, figure, "ok")
+
+
+def observation_range(probe: Probe) -> Finding | None:
+    """Met observations against the normaliser's range; ``None`` without a normaliser."""
+    normaliser: Any = getattr(probe.decoder, "normaliser", None)
+    if not hasattr(normaliser, "observation"):
+        return None
+    outside = (normaliser.observation(probe.obs).abs() > 1.5).double().mean(0)
+    share = float(outside.mean())
+    figure = f"{share:.1%} outside [-1.5, 1.5] normalised"
+    if share <= 0.05:
+        return Finding("observation range", figure, "ok")
+    remedy = f"check units and order of the observations, worst in entries {_ranges(outside > outside.max() / 2)}"
+    return Finding("observation range", figure, "fault" if share > 0.5 else "warning", remedy)
+
+
+def fingerprint(probe: Probe, *, spoilt: bool) -> Finding:
+    """Whether the decoder can be told from another; after another fault its failing is a consequence, not a fault."""
+    try:
+        return Finding("fingerprint", probe.decoder.fingerprint[:12], "ok")
+    except LpdsError as error:
+        if not spoilt:
+            raise
+        return Finding("fingerprint", f"none: {str(error).split(':', 1)[0]}", "warning", "mend the faults above first")
+
+
+def latency(probe: Probe) -> Finding:
+    """Median time of a decision at batch 1 and of a row at batch 256."""
+
+    def milliseconds(count: int, repeats: int) -> float:
+        obs, w = take(probe.obs, torch.arange(count) % len(probe)), probe.noise(9, count)
+        taken: list[float] = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            probe.decoder(obs, w)
+            taken.append(1e3 * (time.perf_counter() - start))
+            if sum(taken) > 2e3:  # a slow decoder is known well enough after two seconds
+                break
+        return statistics.median(taken[1:] or taken)
+
+    figure = f"{milliseconds(1, 20):.2f} ms a decision, {milliseconds(256, 10) / 256:.4f} ms a row in a batch of 256"
+    return Finding("latency", figure, "ok")
+
+
+def _guarded(name: str, measure: Callable[[], Finding | None]) -> list[Finding]:
+    """Run a probe; whatever the decoder raises becomes a fault, since any code at all may be inside it."""
+    try:
+        finding = measure()
+    except Exception as error:
+        return [_raised(name, error)]
+    return [] if finding is None else [finding]
+
+
+def _raised(name: str, error: Exception) -> Finding:
+    remedy = "mend what raised: the decoder must take any batch, and the frozen policy must run in its environment"
+    return Finding(name, one_line(error), "fault", remedy)
+
+
+def _ranges(mask: Tensor) -> str:
+    """True entries as "0, 7-31"."""
+    runs: list[list[int]] = []
+    indices: Sequence[int] = torch.nonzero(mask).flatten().tolist()
+    for index in indices:
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1] = [runs[-1][0], index]
+        else:
+            runs.append([index, index])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,192 @@
+"""What a decoder is probed with: observations, addressed noises, and the decodes that several findings share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from lpds.envs.build import check_fit, environment_factory, make_env
+from lpds.envs.chunk import ChunkedVectorEnv
+from lpds.errors import LpdsError
+from lpds.random import normal
+from lpds.types import Decoder, LatentSpec, Shape
+
+ROWS_AT_ONCE = 256
+NOISES_PER_STATE = 32
+SINGLE_BUDGET = 4096
+"""Rows decoded to find single dead coordinates; a latent of pi0's size gets two states for each of its 1600."""
+
+
+@dataclass
+class Probe:
+    """A decoder, observations to show it, and the decodes that several findings share."""
+
+    decoder: Decoder
+    obs: Any
+    """float32 [N, O], or a dict of [N, ...]."""
+    seed: int
+    states: int = field(init=False)
+    """S, distinct states of the nested design."""
+
+    def __post_init__(self) -> None:
+        self.states = max(8, len(self) // 8)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.obs.values()))) if isinstance(self.obs, dict) else len(self.obs)
+
+    def noise(self, address: int, count: int) -> Tensor:
+        """Latents [count, H, L] from N(0, I), addressed."""
+        return torch.from_numpy(normal("probe", self.seed, address, shape=(count, *self.decoder.spec.latent_shape)))
+
+    def spread_rows(self, count: int) -> Tensor:
+        """Indices [count] into the observations, evenly over all of them."""
+        return torch.from_numpy(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
+
+    def decode(self, rows: Tensor, w: Tensor) -> Tensor:
+        """Actions [n, T * A] for observations ``rows`` [n] and noises [n, H, L], in batches."""
+        parts = [
+            self.decoder(take(self.obs, rows[i : i + ROWS_AT_ONCE]), w[i : i + ROWS_AT_ONCE].clone()).flatten(1)
+            for i in range(0, len(rows), ROWS_AT_ONCE)
+        ]
+        return torch.cat(parts)
+
+    @cached_property
+    def nested_rows(self) -> Tensor:
+        """[S * M], every state with all of its noises."""
+        return self.spread_rows(self.states).repeat_interleave(NOISES_PER_STATE)
+
+    @cached_property
+    def nested(self) -> Tensor:
+        """Actions [S, M, T * A] for S states under M noises each."""
+        action = self.decode(self.nested_rows, self.noise(0, len(self.nested_rows)))
+        return action.view(self.states, NOISES_PER_STATE, -1)
+
+    @cached_property
+    def finite(self) -> Tensor:
+        """The states of :attr:`nested` [S', M, T * A] whose actions are all finite."""
+        return self.nested[torch.isfinite(self.nested).flatten(1).all(1)].double()
+
+    @cached_property
+    def effects(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Shares of the variance due to w: of columns [L], rows [H] and coordinates [H, L], each redrawn alone."""
+        h, latent = self.decoder.spec.latent_shape
+        single = torch.eye(h * latent, dtype=torch.bool).view(-1, h, latent)
+        column = torch.eye(latent, dtype=torch.bool)[:, None, :].expand(-1, h, -1)
+        row = torch.eye(h, dtype=torch.bool)[:, :, None].expand(-1, -1, latent)
+        few = min(64, max(2, SINGLE_BUDGET // (h * latent)))
+        return self._share(column, 64), self._share(row, 64), self._share(single, few).view(h, latent)
+
+    def _share(self, masks: Tensor, count: int) -> Tensor:
+        rows, old, new = self.spread_rows(count), self.noise(1, count), self.noise(2, count)
+        base = self.decode(rows, old)
+        moved = [self.decode(rows, new) - base]
+        mixed = torch.where(masks[:, None], new, old)  # [masks, count, H, L]
+        moved.append(self.decode(rows.repeat(len(masks)), mixed.flatten(0, 1)) - base.repeat(len(masks), 1))
+        whole, parts = moved[0].double(), moved[1].double().view(len(masks), count, -1)
+        keep = torch.isfinite(whole).all(1) & torch.isfinite(parts).all(2).all(0)
+        return parts[:, keep].square().sum((1, 2)) / whole[keep].square().sum()
+
+
+def take(obs: Any, rows: Tensor) -> Any:
+    """A copy of some rows of observations, a tensor or a dict of them."""
+    return {key: value[rows] for key, value in obs.items()} if isinstance(obs, dict) else obs[rows]
+
+
+def synthetic_observations(decoder: Decoder, samples: int, seed: int) -> Any:
+    """Draw [samples, O] uniformly from the normaliser's range, or from N(0, I) where there is none."""
+    shape = decoder.spec.obs_shape
+
+    def draw(index: int, one: Shape) -> Tensor:
+        return torch.from_numpy(normal("probe", seed, 100 + index, shape=(samples, *one)))
+
+    if not isinstance(shape, tuple):
+        return {key: draw(index, shape[key]) for index, key in enumerate(sorted(shape))}
+    normaliser: Any = getattr(decoder, "normaliser", None)
+    if hasattr(normaliser, "obs_min") and hasattr(normaliser, "obs_max"):
+        share = torch.special.ndtr(draw(0, shape))  # uniform
+        low: Tensor = normaliser.obs_min.cpu()
+        return low + share * (normaliser.obs_max.cpu() - low)
+    return draw(0, shape)
+
+
+def open_environment(
+    spec: LatentSpec, decoder: str, env: Any, seed: int
+) -> tuple[ChunkedVectorEnv | None, str | None, str | None]:
+    """Make the environment where needed, and compare its spaces with the decoder's.
+
+    Args:
+        spec: of the decoder.
+        decoder: its name, for messages.
+        env: as in :func:`lpds.check`.
+        seed: of the resets of what is made here.
+
+    Returns:
+        The environment, its name (both ``None`` where there is none), and one line on what does not fit, or ``None``.
+
+    Raises:
+        LpdsError: the name is unknown, or ``env`` is of another kind.
+    """
+    if env is None:
+        return None, None, None
+    single, chunked, steps = isinstance(env, gymnasium.Env), None, spec.action_shape[0]
+    if isinstance(env, ChunkedVectorEnv):
+        name, chunked = env.name, env
+    elif single:
+        name = type(env.unwrapped).__name__
+    elif isinstance(env, str) or callable(env):
+        name = environment_factory(env)[1]
+    else:
+        raise LpdsError(f"env is a {type(env).__name__}; give a name, a factory, a single environment or lpds.make_env(...)")
+    try:
+        if chunked is None:
+            chunked = make_env((lambda: env) if single else env, 1 if single else 4, steps, seed)
+        check_fit(chunked, spec, decoder)
+        if chunked.chunk != steps:
+            raise LpdsError(f"decoder {decoder!r} gives chunks of {steps} steps, but {name} was made for {chunked.chunk}")
+    except Exception as error:  # a factory holds any code at all; the report names what it raised
+        return chunked, name, one_line(error)
+    return chunked, name, None
+
+
+def one_line(error: Exception) -> str:
+    """An error's message on one line, with its type unless it is the project's own."""
+    text = " ".join(str(error).split())[:240]
+    return text if isinstance(error, LpdsError) else f"{type(error).__name__}: {text}"
+
+
+def meet(decoder: Decoder, env: ChunkedVectorEnv, samples: int, seed: int) -> tuple[Tensor | None, Exception | None]:
+    """Roll the frozen decoder out, N decisions at a time.
+
+    Args:
+        decoder: acts with w ~ N(0, I).
+        env: is reset first; its spaces fit the decoder.
+        samples: observations wanted.
+        seed: of the noise.
+
+    Returns:
+        The observations met [<= samples, O] (``None`` if there are none), and what was raised on the way.
+    """
+    met: list[Tensor] = []
+    rounds = -(-samples // env.num_envs)
+    noise = normal("probe", seed, 99, shape=(rounds, env.num_envs, *decoder.spec.latent_shape))
+    try:
+        obs = env.reset()[0]
+        for index in range(rounds):
+            met.append(torch.from_numpy(obs))
+            action = decoder(met[-1].clone(), torch.from_numpy(noise[index]))
+            if not bool(torch.isfinite(action).all()):
+                break  # a finding of its own; an environment must not be fed with it
+            obs, _, terminated, truncated, _ = env.step(action.cpu().numpy())
+            over = terminated | truncated
+            if over.any() and env.metadata["autoreset_mode"] is AutoresetMode.DISABLED:
+                obs = env.reset(options={"reset_mask": over})[0]
+    except Exception as error:  # any code at all may be inside a decoder or an environment; the report names it
+        return torch.cat(met)[:samples] if met else None, error
+    return torch.cat(met)[:samples], None
