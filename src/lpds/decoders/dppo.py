@@ -6,7 +6,9 @@ frozen copy under ``actor.`` in ``model``; a pre-training file has none, and the
 
 from __future__ import annotations
 
-import pickle
+import warnings
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +87,9 @@ def _load_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise LpdsError(f"checkpoint {path} does not exist")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        with warnings.catch_warnings(action="ignore"):  # on garbage, before it fails
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on garbage the unpickler raises almost anything
         raise LpdsError(f"checkpoint {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(content, dict) or not {"model", "ema"} & content.keys():
         raise LpdsError(f"checkpoint {path} has neither 'model' nor 'ema'; expected a file saved by DPPO")
@@ -94,6 +97,11 @@ def _load_file(path: Path) -> dict[str, Any]:
 
 
 def _policy_weights(content: dict[str, Any], path: str) -> dict[str, Tensor]:
+    for part in ("model", "ema"):
+        weights = content.get(part, {})
+        table = isinstance(weights, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items())
+        if not table:
+            raise LpdsError(f"checkpoint {path}: {part!r} is not a table of weights; expected a file saved by DPPO")
     model: dict[str, Tensor] = content.get("model", {})
     if any(key.startswith("actor.") for key in model):
         found = {key.removeprefix("actor."): value for key, value in model.items() if key.startswith("actor.")}
@@ -110,12 +118,19 @@ def load_normaliser(path: Path) -> MinMaxNormaliser:
         raise LpdsError(f"normaliser {path} does not exist")
     names = ("obs_min", "obs_max", "action_min", "action_max")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise LpdsError(f"normaliser {path} cannot be read: it is a single array, not an npz of four")
+        with opened as arrays:
             missing = [name for name in names if name not in arrays]
             if missing:
                 raise LpdsError(f"normaliser {path} lacks {', '.join(missing)}; it has {', '.join(arrays.files)}")
             ranges = {name: torch.from_numpy(np.asarray(arrays[name], np.float32)) for name in names}
-    except (ValueError, OSError) as error:
-        raise LpdsError(f"normaliser {path} cannot be read: {error}") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise LpdsError(f"normaliser {path} cannot be read: {' '.join(str(error).split())}") from None
     refuse_non_finite(ranges, f"normaliser {path}")
+    for low, high in (names[:2], names[2:]):
+        if ranges[low].dim() != 1 or ranges[low].shape != ranges[high].shape:
+            sizes = f"{list(ranges[low].shape)} and {list(ranges[high].shape)}"
+            raise LpdsError(f"normaliser {path}: {low} and {high} must be two rows of the same length, not {sizes}")
     return MinMaxNormaliser(**ranges)

@@ -77,7 +77,7 @@ class _ModuleList(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Linear layers with Mish between them and nothing at the end."""
         for index, layer in enumerate(self.moduleList):
-            x = layer.linear_1(x if index == 0 else F.mish(x))
+            x = layer.get_submodule("linear_1")(x if index == 0 else F.mish(x))
         return x
 
 
