@@ -43,7 +43,8 @@ def wilson(successes: int, trials: int) -> Interval:
     z2, p = Z95**2, successes / trials
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
-    return p, max(0.0, centre - half), min(1.0, centre + half)
+    # the ends never cross the share itself, as rounding would have it at 0 and 1
+    return p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0) -> Interval:

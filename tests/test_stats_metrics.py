@@ -1,0 +1,117 @@
+"""Intervals against scipy, entropies against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import lpds
+from lpds.metrics import TIE_FLOOR, knn_entropy
+from lpds.stats import bootstrap_mean, paired_difference, wilson
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(0, 10), (1, 10), (5, 10), (10, 10), (33, 40), (400, 400), (0, 1)])
+def test_wilson_against_scipy(hits, trials):
+    share, low, high = wilson(hits, trials)
+    wanted = stats.binomtest(hits, trials).proportion_ci(0.95, method="wilson")
+    assert share == hits / trials
+    assert low == pytest.approx(wanted.low, abs=1e-12)
+    assert high == pytest.approx(wanted.high, abs=1e-12)
+    assert 0.0 <= low <= share <= high <= 1.0
+
+
+def test_bootstrap_against_scipy_and_the_normal_approximation():
+    x = np.random.default_rng(3).gamma(2.0, 100.0, 80)
+    mean, low, high = bootstrap_mean(x)
+    wanted = stats.bootstrap((x,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(1))
+    interval = wanted.confidence_interval
+    width = interval.high - interval.low
+    assert mean == pytest.approx(x.mean())
+    assert low == pytest.approx(interval.low, abs=0.04 * width)
+    assert high == pytest.approx(interval.high, abs=0.04 * width)
+    assert width == pytest.approx(2 * 1.96 * x.std() / np.sqrt(80), rel=0.05)
+
+
+def test_bootstrap_covers_and_is_equal_twice():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(300):
+        _, low, high = bootstrap_mean(rng.normal(1.0, 2.0, 40), resamples=500)
+        hits += low <= 1.0 <= high
+    assert 0.90 <= hits / 300 <= 0.98
+    x = rng.normal(size=20)
+    assert bootstrap_mean(x) == bootstrap_mean(x)
+    assert bootstrap_mean(x, seed=1) != bootstrap_mean(x)
+
+
+def test_intervals_are_equivariant_and_leave_out_nan():
+    x = np.random.default_rng(1).normal(size=30)
+    mean, low, high = bootstrap_mean(x)
+    np.testing.assert_allclose(bootstrap_mean(10 * x + 3), (10 * mean + 3, 10 * low + 3, 10 * high + 3))
+    assert bootstrap_mean([*x, math.nan]) == bootstrap_mean(x)
+    assert all(math.isnan(v) for v in bootstrap_mean([math.nan]))
+    assert all(math.isnan(v) for v in wilson(0, 0))
+    assert bootstrap_mean([2.0, 2.0]) == (2.0, 2.0, 2.0)
+
+
+def test_a_paired_difference_sees_what_two_intervals_do_not():
+    rng = np.random.default_rng(0)
+    a = 1000.0 * rng.normal(size=50)
+    b = a + 5.0 + rng.normal(size=50)
+    mean, low, high = paired_difference(a, b)
+    assert low > 4.0
+    assert high < 6.0
+    np.testing.assert_allclose(paired_difference(b, a)[0], -mean)
+    assert paired_difference(a, a) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_entropy_of_a_gaussian(d):
+    rng = np.random.default_rng(d)
+    root = rng.normal(size=(d, d)) + 2 * np.eye(d)
+    x = rng.normal(size=(6000, d)) @ root.T
+    exact = 0.5 * d * math.log(2 * math.pi * math.e) + math.log(abs(np.linalg.det(root)))
+    assert knn_entropy(x) == pytest.approx(exact, abs=0.05)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_entropy_of_a_uniform(k):
+    x = np.random.default_rng(0).uniform(size=(8000, 2)) * [3.0, 0.5]
+    assert knn_entropy(x, k) == pytest.approx(math.log(1.5), abs=0.05)
+
+
+def test_entropy_by_hand():
+    """Points 0, 1, 3, k = 1: distances 1, 1, 2; psi(3) - psi(1) = 3/2; V_1 = 2."""
+    assert knn_entropy([0.0, 1.0, 3.0], 1) == pytest.approx(1.5 + math.log(2) + math.log(2) / 3)
+
+
+def test_entropy_laws():
+    x = np.random.default_rng(0).normal(size=(500, 3))
+    h = knn_entropy(x)
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
+    assert knn_entropy(x @ turn + 7.0) == pytest.approx(h, abs=1e-9)  # rigid motions
+    assert knn_entropy(5.0 * x) == pytest.approx(h + 3 * math.log(5.0), abs=1e-9)  # scaling
+    assert knn_entropy(x[::-1]) == pytest.approx(h, abs=1e-12)  # order
+    assert knn_entropy(x.reshape(500, 3, 1)) == h
+
+
+def test_ties_are_floored_at_a_stated_distance():
+    same = np.zeros((100, 2))
+    value = knn_entropy(same)
+    assert math.isfinite(value)
+    assert knn_entropy(same, floor=1e-3) - value == pytest.approx(2 * math.log(1e-3 / TIE_FLOOR))
+    x = np.random.default_rng(0).normal(size=(400, 2))
+    clipped = np.clip(x, -0.5, 0.5)  # corners coincide
+    assert math.isfinite(knn_entropy(clipped))
+    assert knn_entropy(clipped) < knn_entropy(x)
+
+
+def test_entropy_refuses_what_it_cannot_estimate():
+    with pytest.raises(ValueError, match="need more than 3 samples"):
+        knn_entropy(np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="NaN"):
+        knn_entropy([0.0, 1.0, math.nan, 2.0, 3.0])
+    assert lpds.metrics.knn_entropy is knn_entropy
