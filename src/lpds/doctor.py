@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -138,8 +138,9 @@ def _examine(probe: Probe, env: ChunkedVectorEnv | None) -> list[Finding]:
     for name, measure in checks:
         findings += _guarded(name, partial(measure, probe))
     spoilt = any(finding.verdict == "fault" for finding in findings)
-    findings += _guarded("fingerprint", partial(fingerprint, probe, spoilt=spoilt))
-    return findings + _guarded("latency", partial(latency, probe))
+    return (
+        findings + _guarded("fingerprint", partial(fingerprint, probe, spoilt)) + _guarded("latency", partial(latency, probe))
+    )
 
 
 # -- the findings -------------------------------------------------------------------------------------------------------
@@ -194,10 +195,10 @@ def deterministic(probe: Probe) -> Finding:
 def finite_actions(probe: Probe) -> Finding:
     """Whether N(0, I) noise always gives finite actions."""
     bad, total = int((~torch.isfinite(probe.nested)).sum()), probe.nested.numel()
-    if bad:
-        remedy = "look for NaN weights, a division by a constant observation's range, or overflow in half precision"
-        return Finding("finite actions", f"{bad / total:.1%} NaN or infinite", "fault", remedy)
-    return Finding("finite actions", f"all of {total}", "ok")
+    if not bad:
+        return Finding("finite actions", f"all of {total}", "ok")
+    remedy = "look for NaN weights, a division by a constant observation's range, or overflow in half precision"
+    return Finding("finite actions", f"{bad / total:.1%} NaN or infinite", "fault", remedy)
 
 
 def variance_due_to_noise(probe: Probe) -> Finding | None:
@@ -206,15 +207,12 @@ def variance_due_to_noise(probe: Probe) -> Finding | None:
         return None
     within = probe.finite.var(1).mean(0)
     between = (probe.finite.mean(1).var(0) - within / NOISES_PER_STATE).clamp(min=0.0)
-    total = within + between
-    moving = total > 1e-12
-    share = float((within[moving] / total[moving]).mean()) if bool(moving.any()) else 0.0
-    figure = f"{share:.3g} of 1 (the state: {1 - share:.3g})" if share < 0.001 else f"{share:.1%} (the state: {1 - share:.1%})"
-    name = "variance due to w"
+    moving = within + between > 1e-12
+    share = float((within / (within + between))[moving].mean()) if bool(moving.any()) else 0.0
+    name, digits = "variance due to w", ".1%" if share > 0.001 else ".2g"
+    figure = f"{share:{digits}} (the state: {1 - share:.1%})"
     if share < 1e-4:
-        return Finding(
-            name, figure, "fault", "nothing to steer: pass w to the sampler as its initial noise, instead of its own"
-        )
+        return Finding(name, figure, "fault", "nothing to steer: start the sampler from the w that it is given")
     if share < 0.01:
         return Finding(name, figure, "warning", "little to steer: the policy is nearly a function of the state alone")
     return Finding(name, figure, "ok")
@@ -223,17 +221,16 @@ def variance_due_to_noise(probe: Probe) -> Finding | None:
 def live_latents(probe: Probe) -> Finding | None:
     """Columns (L), rows (H) and single coordinates whose redraw leaves the action where it was."""
     columns, rows, single = probe.effects
-    if not bool(torch.isfinite(columns).all()):  # w moves nothing at all: another finding says so
-        return None
+    if not bool(torch.isfinite(columns).all()):
+        return None  # w moves nothing at all: another finding says so
     free = torch.tensor(probe.decoder.spec.free or (True,) * len(columns))
     h, latent = single.shape
     dead_columns, dead_rows = columns < DEAD_SHARE / latent, rows < DEAD_SHARE / h
     rest = (single < DEAD_SHARE / single.numel()) & ~dead_columns[None] & ~dead_rows[:, None] & free[None]
     steered = dead_columns & free
-    live = int((~dead_columns).sum())
-    figure = f"{live} of {latent} columns, {int((~dead_rows).sum())} of {h} rows"
+    figure = f"{int((~dead_columns).sum())} of {latent} columns, {int((~dead_rows).sum())} of {h} rows"
     if not bool(free.all()):
-        figure += f", {int((~free).sum())} columns masked"
+        figure += f", {int((~free).sum())} masked"
     if bool(steered.any()):
         remedy = f"pass free= to wrap_decoder, False for columns {_ranges(steered)}, so that D counts only live ones"
     elif bool(dead_rows.any()):
@@ -252,8 +249,7 @@ def prior(probe: Probe) -> Finding | None:
     From outside nobody can tell which noise a decoder was trained with; this says what leaving white noise would cost. The
     distance is Wasserstein-1 per action coordinate and per chunk mean, beside that of two white draws (the floor).
     """
-    h, _ = probe.decoder.spec.latent_shape
-    _, rows, _ = probe.effects
+    h, rows = probe.decoder.spec.latent_shape[0], probe.effects[1]
     if not bool(torch.isfinite(rows).all()):
         return None
     if h == 1:
@@ -261,14 +257,13 @@ def prior(probe: Probe) -> Finding | None:
     states, draws = 16, 64
     at = probe.spread_rows(states).repeat_interleave(draws)
     white, again = probe.noise(4, len(at)), probe.noise(5, len(at))
-    repeated = again[:, :1].expand(-1, h, -1)
 
     def sorted_features(w: Tensor) -> Tensor:
         action = probe.decode(at, w).double().unflatten(1, probe.decoder.spec.action_shape)
         features = torch.cat([action.flatten(1), action.mean(1)], dim=1).view(states, draws, -1)
         return features.sort(1).values
 
-    a, b, c = (sorted_features(w) for w in (white, again, repeated))
+    a, b, c = (sorted_features(w) for w in (white, again, again[:, :1].expand(-1, h, -1)))
     spread = a.std(1)
     keep = (spread > 1e-9) & torch.isfinite(b + c).all(1)
     floor, moved = (float(((x - a).abs().mean(1) / spread)[keep].mean()) for x in (b, c))
@@ -279,19 +274,19 @@ def prior(probe: Probe) -> Finding | None:
 
 def smoothness(probe: Probe) -> Finding | None:
     """Gain |da|/|dw| at small steps. A jump shows as a gain that grows as the step shrinks."""
-    count = 512
-    rows, w = probe.spread_rows(count), probe.noise(6, count)
-    way = probe.noise(7, count)
-    way = way / way.flatten(1).norm(dim=1)[:, None, None]
-    base = probe.decode(rows, w)
-    gains = [(probe.decode(rows, w + step * way) - base).double().norm(dim=1) / step for step in (0.1, 0.01)]
+    count = 1024
+    rows, w, way = probe.spread_rows(count), probe.noise(6, count), probe.noise(7, count)
+    base, length = probe.decode(rows, w), way.flatten(1).norm(dim=1).double()
+    moved = [(probe.decode(rows, w + step * way) - base).double().norm(dim=1) for step in (0.1, 0.01)]
+    gains = [moved[0] / (0.1 * length), moved[1] / (0.01 * length)]
     coarse, fine = (float(gain[torch.isfinite(gains[0] + gains[1])].square().mean().sqrt()) for gain in gains)
     if not coarse > 0.0:
         return None
-    growth = fine / coarse
-    figure = f"|da|/|dw| {fine:.3g} action units; x {growth:.2f} when the step shrinks from 0.1 to 0.01"
-    if growth > 2.0:
-        return Finding("smooth in w", figure, "warning", "actions jump as w moves: look for rounding, bins or an argmax inside")
+    figure = f"|da|/|dw| {fine:.3g} action units; x {fine / coarse:.2f} when |dw| shrinks from 10% to 1% of |w|"
+    if fine / coarse > 2.0:
+        return Finding(
+            "smooth in w", figure, "warning", "look for rounding, bins, an argmax or half precision inside: it jumps"
+        )
     return Finding("smooth in w", figure, "ok")
 
 
@@ -305,13 +300,11 @@ def batch_consistency(probe: Probe) -> Finding | None:
         return None
     gap = float((batch - alone)[keep].abs().max() / batch[keep].square().mean().sqrt().clamp(min=1e-12))
     figure = f"alone against in a batch: {gap:.1e} of the actions' size"
-    if gap > 1e-2:
-        return Finding(
-            "batch consistency", figure, "fault", "rows leak into each other: model.eval(), no statistics over a batch"
-        )
+    name, leak = "batch consistency", "rows leak into each other: call model.eval(), take no statistics over a batch"
     if gap > 1e-4:
-        return Finding("batch consistency", figure, "warning", "more than float32 rounding: decode in float32 if it can be")
-    return Finding("batch consistency", figure, "ok")
+        coarse = "this is more than float32 rounding: decode in float32 if it can be"
+        return Finding(name, figure, "fault", leak) if gap > 1e-2 else Finding(name, figure, "warning", coarse)
+    return Finding(name, figure, "ok")
 
 
 def action_range(probe: Probe, env: ChunkedVectorEnv | None) -> Finding | None:
@@ -324,7 +317,7 @@ def action_range(probe: Probe, env: ChunkedVectorEnv | None) -> Finding | None:
     if env is None:
         return Finding(name, f"{extent}, not compared with a box", "ok")
     box = env.primitive_action_space
-    low, high = (torch.from_numpy(np.asarray(bound, np.float64)) for bound in (box.low, box.high))
+    low, high = (torch.from_numpy(bound.astype(np.float64)) for bound in (box.low, box.high))
     bounded = torch.isfinite(low) & torch.isfinite(high) & (high > low)
     if not bool(bounded.any()):
         return Finding(name, f"{extent}, the environment's box is unbounded", "ok")
@@ -334,11 +327,9 @@ def action_range(probe: Probe, env: ChunkedVectorEnv | None) -> Finding | None:
     used = float(np.diff(np.quantile(place.numpy(), [0.01, 0.99], axis=0), axis=0).max())
     figure = f"{beyond:.1%} beyond the box, uses {used:.0%} of it"
     remedy = "return actions in environment units: apply the normaliser's inverse, and compare its range with the box"
-    if beyond > 0.5:
-        return Finding(name, figure, "fault", remedy)
-    if beyond > 0.05 or used < 0.05:
-        return Finding(name, figure, "warning", remedy)
-    return Finding(name, figure, "ok")
+    if beyond <= 0.05 and used >= 0.05:
+        return Finding(name, figure, "ok")
+    return Finding(name, figure, "fault" if beyond > 0.5 else "warning", remedy)
 
 
 def observation_range(probe: Probe) -> Finding | None:
@@ -348,14 +339,14 @@ def observation_range(probe: Probe) -> Finding | None:
         return None
     outside = (normaliser.observation(probe.obs).abs() > 1.5).double().mean(0)
     share = float(outside.mean())
-    figure = f"{share:.1%} outside [-1.5, 1.5] normalised"
+    name, figure = "observation range", f"{share:.1%} outside [-1.5, 1.5] normalised"
     if share <= 0.05:
-        return Finding("observation range", figure, "ok")
+        return Finding(name, figure, "ok")
     remedy = f"check units and order of the observations, worst in entries {_ranges(outside > outside.max() / 2)}"
-    return Finding("observation range", figure, "fault" if share > 0.5 else "warning", remedy)
+    return Finding(name, figure, "fault" if share > 0.5 else "warning", remedy)
 
 
-def fingerprint(probe: Probe, *, spoilt: bool) -> Finding:
+def fingerprint(probe: Probe, spoilt: bool) -> Finding:
     """Whether the decoder can be told from another; after another fault its failing is a consequence, not a fault."""
     try:
         return Finding("fingerprint", probe.decoder.fingerprint[:12], "ok")
@@ -400,8 +391,7 @@ def _raised(name: str, error: Exception) -> Finding:
 def _ranges(mask: Tensor) -> str:
     """True entries as "0, 7-31"."""
     runs: list[list[int]] = []
-    indices: Sequence[int] = torch.nonzero(mask).flatten().tolist()
-    for index in indices:
+    for index in torch.nonzero(mask).flatten().tolist():
         if runs and runs[-1][-1] == index - 1:
             runs[-1] = [runs[-1][0], index]
         else:
