@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from lpds.decoders.callable import CallableDecoder, wrap_decoder
+from lpds.log import read_json_lines
 from lpds.types import LatentSpec
 
+torch.set_num_threads(1)
 CPU = torch.device("cpu")
 
 
@@ -74,18 +80,51 @@ def toy_decoder(name: str = "linear") -> CallableDecoder:
 SPEC = LatentSpec((2,), (1, 2), (1, 2))
 
 TINY: dict[str, Any] = {
-    "steps": 1_100,
-    "warmup_steps": 300,
-    "warmup_fits": 10,
+    "steps": 700,
+    "warmup_steps": 200,
+    "warmup_fits": 5,
     "batch_size": 16,
     "width": 16,
-    "depth": 2,
-    "log_every": 1_000,
-    "eval_every": 400,
+    "depth": 1,
+    "eval_every": 300,
     "eval_episodes": 3,
     "final_episodes": 3,
-    "checkpoint_every": 250,
+    "checkpoint_every": 150,
     "device": "cpu",
     "quiet": True,
 }
-"""``lpds.steer("toy", decoder=toy_decoder(), **TINY)``: a few hundred updates, several checkpoints."""
+"""``lpds.steer("toy", decoder=toy_decoder(), **TINY)``: some hundred updates, several checkpoints, one or two seconds."""
+
+
+def comparable(folder: Path) -> dict[str, Any]:
+    """Everything of a finished run that must be the same bits, whatever happened to it on the way."""
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        timing = {"wall_s", "env_steps_per_s", "updates_per_s"}
+        return [{k: v for k, v in row.items() if k not in timing} for row in read_json_lines(folder / name)]
+
+    def digest(content: bytes) -> str:
+        return hashlib.sha256(content).hexdigest()
+
+    checkpoint = folder / "checkpoint"
+    facts = json.loads((checkpoint / "checkpoint.json").read_text())
+    segments = [load_file(checkpoint / segment["file"]) for segment in facts["replay"]]
+    replay = {name: torch.cat([segment[name] for segment in segments]).numpy().tobytes() for name in segments[0]}
+    passing = {"wall_s", "log_sizes", "replay"}  # sizes of the logs vary with the digits of a time
+    return {
+        "weights": digest((folder / "policy" / "policy.safetensors").read_bytes()),
+        "policy": json.loads((folder / "policy" / "policy.json").read_text()),
+        "config": json.loads((folder / "config.json").read_text()),
+        "passport": json.loads((folder / "passport.json").read_text()),
+        "summary": json.loads((folder / "summary.json").read_text()),
+        "facts": {key: value for key, value in facts.items() if key not in passing},
+        "replay": {name: digest(content) for name, content in replay.items()},
+        **{name: rows(f"{name}.jsonl") for name in ("metrics", "episodes", "eval")},
+    }
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Compare two finished runs and name the first part that differs."""
+    first, second = comparable(a), comparable(b)
+    for part, value in first.items():
+        assert value == second[part], part

@@ -19,7 +19,7 @@ from lpds.config import RunSettings, Task, from_json, override, to_json
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
 from lpds.errors import LpdsError
-from lpds.evaluate import EvalReport, evaluate_policy
+from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.files import write_json
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy

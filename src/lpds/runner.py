@@ -18,7 +18,7 @@ from lpds.config import RunSettings
 from lpds.diagnose import action_entropy
 from lpds.envs.build import EnvLike, make_env, make_eval_env
 from lpds.errors import EnvironmentFault
-from lpds.evaluate import EvalReport, evaluate_policy
+from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.log import METRIC_KEYS, Display, JsonLines, TensorBoard
 from lpds.policy import save_policy
 from lpds.replay import Replay
