@@ -1,0 +1,204 @@
+"""Drawing. Groups differ by line style and marker as well as by colour, so that a black-and-white print can be read."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from lpds.errors import LpdsError
+from lpds.report.series import STEPS, FigureData, Panel, Series
+
+INK = "#1b1b1b"
+"""Text and axes. In the page it becomes the page's own text colour, so that a dark page is readable too."""
+QUIET = "#8a8a8a"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5539c", "#c08a00", "#3f9fd8", "#7a7a7a", "#8c564b")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">")
+LEVEL_DASHES: tuple[Any, ...] = ((0, (7, 3)), (0, (1, 1.8)), (0, (7, 2, 1, 2)), (0, (2, 3)))
+STYLE: Any = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.7,
+    "svg.fonttype": "path",
+}
+
+
+def matplotlib_figure() -> Any:
+    """The ``Figure`` class; the object interface only, so that no global state of a caller's plots is touched.
+
+    Raises:
+        LpdsError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise LpdsError("matplotlib is not installed: pip install 'lpds[report]'") from None
+    return Figure
+
+
+def png(data: FigureData) -> bytes:
+    """The figure as a PNG on white."""
+    return _render(data, "png")
+
+
+def svg(data: FigureData, prefix: str) -> str:
+    """The figure as an ``<svg>`` element to be put into a page; ``prefix`` keeps its ids apart from other figures'."""
+    text = _render(data, "svg").decode()
+    text = text[text.index("<svg") :]  # neither the XML declaration nor the DTD's address
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r'<svg ([^>]*?)\bheight="[^"]*"', r"<svg \1", text, count=1)
+    text = re.sub(r'<svg ([^>]*?)\bwidth="[^"]*"', rf'<svg \1role="img" aria-label="{data.title}"', text, count=1)
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = text.replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
+    return text.replace(INK, "currentColor")
+
+
+def _render(data: FigureData, form: str) -> bytes:
+    figure_class = matplotlib_figure()
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    columns = 1 if len(data.panels) == 1 else 2
+    rows = math.ceil(len(data.panels) / columns)
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": data.name}):
+        figure = figure_class(figsize=(8.6, 3.7 if columns == 1 else 2.55 * rows + 0.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.get_layout_engine().set(h_pad=0.08, w_pad=0.06)
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        entries: dict[str, Any] = {}
+        for ax, panel in zip(axes, data.panels, strict=False):
+            _draw(ax, panel)
+            entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        for ax in axes[len(data.panels) :]:
+            ax.set_axis_off()
+        widest = max(map(len, entries), default=0)
+        per_row = max(1, min(4, len(entries), 125 // (widest + 8)))
+        figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=per_row, frameon=False)
+        stream = io.BytesIO()
+        if form == "svg":  # a date would make two equal reports differ
+            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        else:
+            figure.savefig(stream, format="png", dpi=150, facecolor="white")
+    return stream.getvalue()
+
+
+def _draw(ax: Any, panel: Panel) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    for series in panel.series:
+        {"line": _line, "dots": _dots, "final": _final}[series.kind](ax, series, panel.log)
+    for index, level in enumerate(panel.levels):
+        dash = LEVEL_DASHES[index % len(LEVEL_DASHES)]
+        ax.axhline(level.value, color=INK, lw=1.1, ls=dash, label=level.label, zorder=2.5)
+        if level.low is not None and level.high is not None:
+            ax.axhspan(level.low, level.high, color=QUIET, alpha=0.22, lw=0, zorder=1)
+            for edge in (level.low, level.high):  # in grey the bands of curves look the same but for these
+                ax.axhline(edge, color=INK, lw=0.6, ls=dash, zorder=2.2)
+    x = np.concatenate([series.x for series in panel.series])
+    left, right = float(x.min()), float(x.max())
+    if panel.xlabel == STEPS:
+        left = 0.0
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+    room = 0.02 * (right - left) or 1.0
+    ax.set_xlim(left - room, right + room)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    if panel.mark is not None:
+        ax.axvline(panel.mark, color=INK, lw=1.0, ls=(0, (1, 2.5)), label="warm-up ends", zorder=1.5)
+    _scale_y(ax, panel)
+    ax.set_title(panel.title, loc="left")
+    ax.set_xlabel(panel.xlabel)
+    ax.set_ylabel(panel.ylabel)
+    ax.grid(visible=True, color=QUIET, alpha=0.25, lw=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _scale_y(ax: Any, panel: Panel) -> None:
+    """Choose limits and ticks that show every level whole."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    shown = [y for series in panel.series for y in (series.y, series.low, series.high) if y is not None]
+    shown += [np.array([y]) for level in panel.levels for y in (level.value, level.low, level.high) if y is not None]
+    values = np.concatenate(shown)
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if panel.log and high > 0.0:
+        ax.set_yscale("log")
+        decades = math.log10(high / float(np.nanmin(values[values > 0.0])))
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.0 else (1.0,)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+        return
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    if panel.percent:
+        ax.set_ylim(-0.03, 1.03)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    elif panel.from_zero and low >= 0.0:
+        ax.set_ylim(0.0, 1.08 * high or 1.0)
+    else:
+        room = 0.06 * (high - low) or max(0.1, 0.1 * abs(high))
+        ax.set_ylim(low - room, high + room)
+
+
+def _line(ax: Any, series: Series, log: bool) -> None:
+    colour, dash, marker = _look(series.group)
+    y = np.where(series.y > 0.0, series.y, np.nan) if log else series.y
+    every = max(1, math.ceil(len(series.x) / 12))
+    ax.plot(series.x, y, color=colour, ls=dash, lw=1.7, marker=marker, ms=4.2, markevery=every, label=series.label, zorder=4)
+    if series.low is not None and series.high is not None:
+        low = np.where(series.low > 0.0, series.low, np.nan) if log else series.low
+        ax.fill_between(series.x, low, series.high, color=colour, alpha=0.18, lw=0, zorder=2)
+
+
+def _dots(ax: Any, series: Series, log: bool) -> None:
+    colour, _, marker = _look(series.group)
+    ax.plot(
+        series.x, series.y, color=colour, ls="", marker=marker, ms=3, mew=0, alpha=0.32, label="training episodes", zorder=1.8
+    )
+
+
+def _final(ax: Any, series: Series, log: bool) -> None:
+    if series.low is None or series.high is None:
+        return
+    colour, _, _ = _look(series.group)
+    error = [series.y - series.low, series.high - series.y]
+    ax.errorbar(
+        series.x,
+        series.y,
+        yerr=error,
+        color=colour,
+        marker="*",
+        ms=12,
+        mec=INK,
+        mew=0.7,
+        ls="",
+        capsize=4,
+        elinewidth=1.4,
+        label="last evaluation",
+        zorder=5,
+    )
+
+
+def _look(group: int) -> tuple[str, Any, str]:
+    return COLOURS[group % len(COLOURS)], DASHES[group % len(DASHES)], MARKERS[group % len(MARKERS)]
+
+
+def _thousands(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"

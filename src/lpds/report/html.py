@@ -1,0 +1,281 @@
+"""The page: one file, no network, no script; it prints in black and white and follows a light or a dark screen."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpds.files import write_atomically
+from lpds.report.figures import matplotlib_figure, png, svg
+from lpds.report.glossary import GLOSSARY
+from lpds.report.read import Array, Comparison, Group, RunData, column_interval, group_runs, read_runs
+from lpds.report.series import FigureData, figures_of, to_csv
+from lpds.stats import Interval, bootstrap_mean
+
+WORSE = "WARNING: the steered policy is worse than the frozen one"
+SEEDS = (
+    "Rows of all seeds: mean over seeds, 95 % bootstrap interval over seeds of their means; the frozen policy's interval is "
+    "over episodes where all seeds share them."
+)
+COLUMNS = {"return": "return", "success": "success", "success_at_end": "success at the end", "length": "length (steps)"}
+CSS = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem;
+  background: Canvas; color: CanvasText; }
+h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { margin-top: 2.4rem; border-bottom: 1px solid #8888; }
+h3 { margin: 1.6rem 0 .3rem; } p { margin: .4rem 0; }
+table { border-collapse: collapse; margin: .7rem 0; font-variant-numeric: tabular-nums; font-size: .93rem; }
+th, td { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #8885; }
+thead th { border-bottom: 2px solid #888; } td.n, th.n { text-align: right; white-space: nowrap; }
+figure { margin: 1.2rem 0 2rem; } figure svg { width: 100%; height: auto; display: block; }
+figcaption, .quiet { font-size: .88rem; opacity: .8; }
+sup { line-height: 0; }
+.wide { overflow-x: auto; }
+.verdict { font-size: 1.05rem; font-weight: 600; }
+.warning { border: 3px solid #c00020; background: #c00020; color: #fff; font-weight: 700; padding: .6rem .9rem;
+  margin: .8rem 0; }
+details { margin: .5rem 0; } summary { cursor: pointer; }
+dt { font-family: ui-monospace, monospace; font-size: .88rem; font-weight: 600; }
+dd { margin: 0 0 .4rem 1.2rem; font-size: .92rem; }
+@media print { body { max-width: none; } figure, table { break-inside: avoid; } }
+"""
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write one self-contained HTML page about one or more run folders, finished or not.
+
+    Args:
+        runs: run folders, or folders of committed results.
+        out: the file; in a folder that exists, ``report.html``.
+
+    Returns:
+        The file.
+
+    Raises:
+        LpdsError: no run there, or matplotlib is not installed.
+    """
+    matplotlib_figure()
+    out = Path(out)
+    path = out / "report.html" if out.is_dir() else out
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = _page(read_runs(runs)).encode()
+    write_atomically(path, lambda stream: stream.write(content))
+    return path
+
+
+def write_figures(runs: Sequence[Path], folder: Path) -> list[Path]:
+    """Write every figure as ``TASK-FIGURE.png`` and its numbers as ``TASK-FIGURE.csv``.
+
+    Args:
+        runs: run folders.
+        folder: where to; made if it is not there.
+
+    Returns:
+        The files, in the order of the report.
+
+    Raises:
+        LpdsError: no run there, or matplotlib is not installed.
+    """
+    matplotlib_figure()
+    written = []
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, groups in _by_task(read_runs(runs)).items():
+        for figure in figures_of(groups):
+            name = f"{task.replace(':', '-').replace('/', '-')}-{figure.name}"
+            for suffix, content in ((".png", png(figure)), (".csv", to_csv(figure).encode())):
+                path = folder / (name + suffix)
+                path.write_bytes(content)
+                written.append(path)
+    return written
+
+
+def number(value: float, like: Iterable[float] = ()) -> str:
+    """A figure with four significant digits, and no more decimals than the largest of its companions deserves."""
+    if not math.isfinite(value):
+        return "-"
+    largest = max((abs(v) for v in (value, *like) if math.isfinite(v)), default=0.0)
+    if largest and (largest < 1e-4 or largest >= 1e9):
+        return f"{value:.3e}"
+    digits = 3 - math.floor(math.log10(largest)) if largest else 0
+    return f"{value:,.{min(max(digits, 0), 7)}f}"
+
+
+def interval(what: str, found: Interval, sign: bool = False) -> str:
+    """``mean [low, high]``; shares in percent."""
+    if not all(map(math.isfinite, found)):
+        return "-"
+    if what.startswith("success"):
+        mean, low, high = (f"{100 * v:+.0f}" if sign else f"{100 * v:.0f}" for v in found)
+        return f"{mean} {'points' if sign else '%'} [{low}, {high}]"
+    mean, low, high = (("+" if sign and v > 0 else "") + number(v, found) for v in found)
+    return f"{mean} [{low}, {high}]"
+
+
+def _by_task(runs: Sequence[RunData]) -> dict[str, list[Group]]:
+    tasks: dict[str, list[RunData]] = {}
+    for run in runs:
+        tasks.setdefault(run.task, []).append(run)
+    return {task: group_runs(members) for task, members in tasks.items()}
+
+
+def _page(runs: Sequence[RunData]) -> str:
+    tasks = _by_task(runs)
+    title = f"Steering report: {', '.join(tasks)}"
+    parts = [f"<h1>{escape(title)}</h1>", _lede(runs), *map(_warning, runs)]
+    if len(runs) > 1:
+        parts += ["<h2>Overview</h2>", _overview(tasks)]
+    parts.append("<h2>Frozen against steered</h2>")
+    parts += [_card(run, wide_open=len(runs) <= 3) for run in runs]
+    for number_, (task, groups) in enumerate(tasks.items()):
+        figures = figures_of(groups)
+        parts.append(f"<h2>{escape(task)}: what happened while learning</h2>")
+        if not figures:
+            parts.append("<p>Nothing to draw yet.</p>")
+        parts += [_figure(figure, f"t{number_}-{figure.name}") for figure in figures]
+    parts += ["<h2>What the metrics mean</h2>", _glossary(), "<h2>Settings and passports</h2>", *map(_details, runs)]
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    body = "\n".join(part for part in parts if part)
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{CSS}</style></head>\n<body>\n{body}\n</body></html>\n'
+
+
+def _lede(runs: Sequence[RunData]) -> str:
+    count = "One run" if len(runs) == 1 else f"{len(runs)} runs"
+    return (
+        f'<p class="quiet">{count}. Frozen is the policy as it was; steered is what the run made of it. '
+        "Both play the same episodes with the same noise, so differences are paired; brackets are 95 % "
+        "intervals; steps are primitive environment steps, warm-up included.</p>"
+    )
+
+
+def _name(run: RunData) -> str:
+    return f"{run.task} · {run.method} · seed {run.seed if run.seed is not None else '?'}"
+
+
+def _warning(run: RunData) -> str:
+    comparison = run.comparison()
+    if comparison is None or not comparison.worse:
+        return ""
+    when = "" if comparison.final else f" at step {comparison.step:,}, on the learning curve of a run that is not finished"
+    said = interval("return", comparison.difference(), sign=True)
+    return (
+        f'<p class="warning" role="alert">{WORSE}{when}: {escape(_name(run))}, paired difference of the return {said}. '
+        "Do not use it.</p>"
+    )
+
+
+def _overview(tasks: Mapping[str, Sequence[Group]]) -> str:
+    comparisons = [run.comparison() for groups in tasks.values() for group in groups for run in group.runs]
+    parts = []
+    for what in ("return", "success"):
+        if what == "return" or any(c is not None and c.has(what) for c in comparisons):
+            rows = [row for task, groups in tasks.items() for group in groups for row in _overview_rows(task, group, what)]
+            heads = ["task", "method", "seed", "steps", f"{what}, frozen", f"{what}, steered", "paired difference"]
+            parts.append(f'<div class="wide">{_table(heads, rows, numbers=3)}</div>')
+    if any(len(group.runs) > 1 for groups in tasks.values() for group in groups):
+        parts.append(f'<p class="quiet">{SEEDS}</p>')
+    return "\n".join(parts)
+
+
+def _overview_rows(task: str, group: Group, what: str) -> Iterable[list[str]]:
+    done = []
+    for run in group.runs:
+        comparison = run.comparison()
+        final = comparison is not None and comparison.final
+        facts = [task, group.label, str(run.seed), f"{run.steps:,}" + ("" if final else " so far")]
+        yield facts + _cells(comparison, what)
+        if comparison is not None and final and comparison.has(what):
+            done.append(comparison)
+    if len(done) > 1:
+        yield [task, group.label, f"all {len(done)}", "", *_pooled(done, what)]
+
+
+def _cells(comparison: Comparison | None, what: str) -> list[str]:
+    if comparison is None or not comparison.has(what):
+        return ["-"] * 3
+    sides = [interval(what, column_interval(what, side[what])) for side in (comparison.frozen, comparison.steered)]
+    return [*sides, interval(what, comparison.difference(what), sign=True)]
+
+
+def _pooled(done: Sequence[Comparison], what: str) -> list[str]:
+    frozen, steered = (np.array([np.nanmean(side[what]) for side in sides]) for sides in zip(*map(_sides, done), strict=True))
+    # seeds that share one frozen policy and its episodes have one sample of it, not several that happen to agree
+    before = column_interval(what, done[0].frozen[what]) if np.ptp(frozen) == 0.0 else bootstrap_mean(frozen)
+    after, difference = bootstrap_mean(steered), bootstrap_mean(steered - frozen)
+    return [interval(what, before), interval(what, after), interval(what, difference, sign=True)]
+
+
+def _sides(comparison: Comparison) -> tuple[dict[str, Array], dict[str, Array]]:
+    return comparison.frozen, comparison.steered
+
+
+def _card(run: RunData, wide_open: bool) -> str:
+    comparison = run.comparison()
+    wall = max((row.get("wall_s") or 0.0 for row in run.metrics), default=0.0)
+    facts = f"{run.steps:,} steps" + (f" of {run.budget:,}" if run.budget and run.steps < run.budget else "")
+    if wall:
+        facts += f" in {wall / 60:.1f} min" if wall >= 60 else f" in {wall:.0f} s"
+    folder = run.folder.resolve().name
+    parts = [f"<h3>{escape(_name(run))}</h3>" if wide_open else ""]
+    parts.append(f'<p class="verdict">{escape(run.verdict())}</p>')
+    if comparison is not None:
+        rows = [[label, *_cells(comparison, w)] for w, label in COLUMNS.items() if comparison.has(w)]
+        parts.append(_table(["per episode", "frozen", "steered", "paired difference"], rows, numbers=1))
+    env, decoder = run.config.get("env_name"), run.config.get("decoder", {}).get("name")
+    facts = f"Run folder {folder}; {facts}; environment {env}; decoder {decoder}."
+    parts.append(f'<p class="quiet">{escape(facts)}</p>')
+    parts += [f'<p class="quiet">Note: {escape(note)}.</p>' for note in run.notes]
+    body = "\n".join(part for part in parts if part)
+    return body if wide_open else f"<details><summary>{escape(_name(run))}</summary>{body}</details>"
+
+
+def _figure(figure: FigureData, prefix: str) -> str:
+    caption = f"<figcaption>{_prose(figure.caption)}</figcaption>"
+    return f"<h3>{escape(figure.title)}</h3>\n<figure>{svg(figure, prefix)}{caption}</figure>"
+
+
+def _prose(text: str) -> str:
+    """Escaped text with the critics' superscripts set as such."""
+    return re.sub(r"Q\^([AW])", r"Q<sup>\1</sup>", escape(text))
+
+
+def _glossary() -> str:
+    lines = "".join(f"<dt>{key}</dt><dd>{_prose(text)}</dd>" for key, text in GLOSSARY.items())
+    return f"<dl>{lines}</dl>"
+
+
+def _details(run: RunData) -> str:
+    parts = []
+    for title, facts in (("settings", run.config), ("passport", run.passport)):
+        rows = [[key, value] for key, value in _flatten(facts)]
+        body = _table(["name", "value"], rows) if rows else "<p>Not there.</p>"
+        parts.append(f"<details><summary>{escape(_name(run))}: {title}</summary>{body}</details>")
+    return "\n".join(parts)
+
+
+def _flatten(facts: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", "-" if value is None else str(value)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: int | None = None) -> str:
+    """A table; columns from ``numbers`` on are flush right."""
+
+    def cells(tag: str, values: Sequence[str]) -> str:
+        right = [numbers is not None and i >= numbers for i in range(len(values))]
+        return "".join(
+            f'<{tag} class="n">{escape(v)}</{tag}>' if r else f"<{tag}>{escape(v)}</{tag}>"
+            for v, r in zip(values, right, strict=True)
+        )
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{cells('th', heads)}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,0 +1,332 @@
+"""The numbers behind every figure. A figure is drawn from these and its CSV is written from these, so they agree."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.stats import chi
+
+from lpds.report.read import Array, Group, RunData, column_interval, evaluation_points, shift_sizes
+from lpds.stats import Interval, bootstrap_mean
+
+DOTS = 400
+"""Training episodes drawn for a group; more would only make the page heavy."""
+STEPS = "primitive environment steps"
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one group in one panel."""
+
+    label: str
+    group: int
+    """Chooses line style, marker and colour: the same group looks the same in every panel."""
+    x: Array
+    y: Array
+    low: Array | None = None
+    high: Array | None = None
+    kind: str = "line"
+    """line (with a band if there are bounds), dots (faint), or final (one point with an error bar)."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line that a panel is read against."""
+
+    label: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes, with one quantity."""
+
+    title: str
+    series: list[Series]
+    levels: list[Level] = field(default_factory=list)
+    xlabel: str = STEPS
+    ylabel: str = ""
+    log: bool = False
+    from_zero: bool = False
+    percent: bool = False
+    mark: float | None = None
+    """Step at which the warm-up ends."""
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """One figure: what it shows, how to read it, and its panels."""
+
+    name: str
+    title: str
+    caption: str
+    panels: list[Panel]
+
+
+def figures_of(groups: Sequence[Group]) -> list[FigureData]:
+    """All figures of one task; panels and figures without any data are left out."""
+    makers = (_learning, _success, _trust, _dual, _norm, _critics, _entropy, _throughput)
+    made = []
+    for make in makers:
+        figure = make(groups)
+        panels = [panel for panel in figure.panels if panel.series]
+        if panels:
+            made.append(FigureData(figure.name, figure.title, figure.caption, panels))
+    return made
+
+
+def to_csv(figure: FigureData) -> str:
+    """The numbers of a figure, one line a point; levels have no x."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["panel", "series", "kind", "x", "y", "low", "high"])
+    for panel in figure.panels:
+        for s in panel.series:
+            bounds = [[None] * len(s.x) if b is None else b.tolist() for b in (s.low, s.high)]
+            for x, y, low, high in zip(s.x.tolist(), s.y.tolist(), *bounds, strict=True):
+                writer.writerow([panel.title, s.label, s.kind, x, y, low, high])
+        for level in panel.levels:
+            writer.writerow([panel.title, level.label, "level", None, level.value, level.low, level.high])
+    return stream.getvalue()
+
+
+# -- learning ----------------------------------------------------------------------------------------------------------
+
+
+def _learning(groups: Sequence[Group]) -> FigureData:
+    panel = Panel("return of an episode", _curves(groups, "return"), _frozen_levels(groups, "return"), mark=_warmup(groups))
+    many = any(len(group.runs) > 1 for group in groups)
+    band = "the 95 % bootstrap interval over seeds of their means" if many else "its 95 % bootstrap interval over episodes"
+    if len(groups) <= 2:  # a third cloud of dots would hide the curves
+        panel.series.extend(_training(groups))
+    caption = (
+        f"Line: mean return of the evaluation episodes, steered with fresh noise; band: {band}. Horizontal band: the frozen "
+        "policy and its 95 % interval. Star: the last evaluation, on episodes that the curve never used. "
+        "Before the warm-up ends (dotted) the frozen policy acts."
+    )
+    if len(groups) <= 2:
+        caption += f" Dots: training episodes (at most {DOTS} of each kind of run, evenly chosen)."
+    return FigureData("learning", "Learning curve", caption, [panel])
+
+
+def _success(groups: Sequence[Group]) -> FigureData:
+    panel = Panel(
+        "share of successful episodes",
+        _curves(groups, "success"),
+        _frozen_levels(groups, "success"),
+        percent=True,
+        mark=_warmup(groups),
+    )
+    caption = (
+        "Line: share of evaluation episodes that succeed at any step; band: 95 % (Wilson for one seed, bootstrap over "
+        "several). Horizontal band: the frozen policy."
+    )
+    return FigureData("success", "Success", caption, [panel])
+
+
+def _curves(groups: Sequence[Group], what: str) -> list[Series]:
+    series = []
+    for index, group in enumerate(groups):
+        seeds = [found for run in group.runs if (found := evaluation_points(run, what))]
+        # the k-th evaluation of every seed that has come so far: they fall due at the same multiple of steps
+        due = [[seed[k] for seed in seeds if len(seed) > k] for k in range(max(map(len, seeds), default=0))]
+        if due:
+            x = np.array([np.mean([step for step, _ in point]) for point in due], np.float64)
+            bounds = np.array([_over_seeds(what, [values for _, values in point]) for point in due])
+            series.append(Series(group.label, index, x, *bounds.T))
+        ends = [c for run in group.runs if (c := run.comparison()) is not None and c.final and c.has(what)]
+        if ends:
+            mean, low, high = _over_seeds(what, [c.steered[what] for c in ends])
+            at = float(np.mean([c.step for c in ends]))
+            x, y, lows, highs = (np.array([value], np.float64) for value in (at, mean, low, high))
+            series.append(Series(f"{group.label}: last evaluation", index, x, y, lows, highs, kind="final"))
+    return series
+
+
+def _over_seeds(what: str, seeds: list[Array]) -> Interval:
+    """Over episodes while there is one seed; with several, over the seeds, since episodes of one run are not independent."""
+    if len(seeds) == 1:
+        return column_interval(what, seeds[0])
+    return bootstrap_mean([np.nanmean(values) for values in seeds])
+
+
+def _training(groups: Sequence[Group]) -> Iterable[Series]:
+    for index, group in enumerate(groups):
+        rows = [row for run in group.runs for row in run.episodes if row.get("return") is not None]
+        if rows:
+            rows.sort(key=lambda row: int(row["step"]))
+            chosen = np.unique(np.linspace(0, len(rows) - 1, min(DOTS, len(rows))).round().astype(int))
+            x, y = (np.array([rows[i][key] for i in chosen], np.float64) for key in ("step", "return"))
+            yield Series(f"{group.label}: training episodes", index, x, y, kind="dots")
+
+
+def _frozen_levels(groups: Sequence[Group], what: str) -> list[Level]:
+    """One level for every decoder; an episode that several runs share counts once."""
+    by_decoder: dict[str, dict[tuple[int, int], float]] = {}
+    for group in groups:
+        for run in group.runs:
+            decoder = run.config.get("decoder", {})
+            episodes = by_decoder.setdefault(decoder.get("fingerprint") or decoder.get("name") or "?", {})
+            for row in run.frozen_rows():
+                if row.get(what) is not None:
+                    episodes[row["seed"], row["episode"]] = row[what]
+    levels = []
+    told = {key: np.array(list(values.values()), np.float64) for key, values in by_decoder.items() if values}
+    for fingerprint, values in told.items():
+        mean, low, high = column_interval(what, values)
+        name = f"frozen policy {fingerprint[:6]}" if len(told) > 1 else "frozen policy"
+        levels.append(Level(f"{name} ({len(values)} episodes)", mean, low, high))
+    return levels
+
+
+# -- what metrics.jsonl tells ------------------------------------------------------------------------------------------
+
+
+def _metric(groups: Sequence[Group], key: str, change: Callable[[Array], Array] = lambda y: y) -> list[Series]:
+    """One metric of every group: the run's values, or the mean over seeds with their range."""
+    series = []
+    for index, group in enumerate(groups):
+        seeds = []
+        for run in group.runs:
+            x, y = run.column(key)
+            y = y if np.isnan(y).all() else change(y)
+            if not np.isnan(y).all():
+                seeds.append((x, y))
+        rows = max((len(x) for x, _ in seeds), default=0)
+        if not rows:
+            continue
+        table = np.full((2, len(seeds), rows), np.nan)
+        for i, (x, y) in enumerate(seeds):  # the k-th row of every seed falls due at the same multiple of steps
+            table[0, i, : len(x)], table[1, i, : len(y)] = x, y
+        table = table[:, :, ~np.isnan(table[1]).all(0)]
+        x, y = np.nanmean(table[0], 0), np.nanmean(table[1], 0)
+        low, high = (np.nanmin(table[1], 0), np.nanmax(table[1], 0)) if len(seeds) > 1 else (None, None)
+        series.append(Series(group.label, index, x, y, low, high))
+    return series
+
+
+def _trust(groups: Sequence[Group]) -> FigureData:
+    budgets = _budgets(groups)
+    sums = [Level(f"budget δ = {b:.4g}", b) for b in budgets]
+    nats = [Level(f"budget δ/2 = {b / 2:.4g} nats", b / 2) for b in budgets]
+    quantiles, why = _quantiles(groups)
+    caption = (
+        "The budget δ bounds the mean over states, not each state: the tail (95th percentile, quantiles) may lie above it. "
+        "All are sums over the free latent coordinates, over the states of update batches; the quantiles over the latest "
+        "states of the replay, under the policy as last saved."
+    )
+    panels = [
+        Panel("mean of ‖Δ(s)‖² over states", _metric(groups, "delta_sq_mean"), sums, from_zero=True),
+        Panel("95th percentile of ‖Δ(s)‖²", _metric(groups, "delta_sq_p95"), sums, from_zero=True),
+        Panel("KL(N(Δ, I) ‖ N(0, I)), nats", _metric(groups, "kl_nats"), nats, from_zero=True),
+        Panel("quantiles of ‖Δ(s)‖² over states", quantiles, sums, "share of states below, %", from_zero=True),
+    ]
+    return FigureData("trust-region", "Trust region", " ".join([caption, *why]), panels)
+
+
+def _quantiles(groups: Sequence[Group]) -> tuple[list[Series], list[str]]:
+    levels = np.arange(1.0, 100.0)
+    series, why = [], []
+    for index, group in enumerate(groups):
+        sizes = [shift_sizes(run) for run in group.runs]
+        told = [values for values in sizes if not isinstance(values, str)]
+        reasons = dict.fromkeys(reason for reason in sizes if isinstance(reason, str))
+        why += [f"No quantiles for {group.label}: {reason}." for reason in reasons]
+        if not told:
+            continue
+        table = np.array([np.percentile(values, levels) for values in told])
+        low, high = (table.min(0), table.max(0)) if len(told) > 1 else (None, None)
+        series.append(Series(group.label, index, levels, table.mean(0), low, high))
+        budget = group.runs[0].budget_sq
+        if budget is not None:
+            share = np.mean([np.mean(values > budget) for values in told])
+            why.append(f"{group.label}: ‖Δ(s)‖² exceeds δ in {share:.0%} of {sum(map(len, told)):,} states.")
+    return series, why
+
+
+def _dual(groups: Sequence[Group]) -> FigureData:
+    caption = (
+        "The multiplier α rises while the constraint is violated and falls towards 0 while it does not bind. It is in reward "
+        "units per unit of ‖Δ‖²; beside it the scale of Q, the mean slope of Q^W in w, which α follows."
+    )
+    panels = [
+        Panel("multiplier α, reward units", _metric(groups, "alpha"), from_zero=True),
+        Panel("scale of Q, reward units", _metric(groups, "q_scale"), from_zero=True),
+    ]
+    return FigureData("dual", "Multiplier α", caption, panels)
+
+
+def _norm(groups: Sequence[Group]) -> FigureData:
+    levels = []
+    runs = [run for group in groups for run in group.runs]
+    for size in sorted({run.latent_size for run in runs if run.latent_size}):
+        low, high = (float(chi.ppf(q, size)) for q in (0.05, 0.95))
+        levels.append(Level(f"prior: chi, {size} degrees (mean, 5 to 95 %)", float(chi.mean(size)), low, high))
+    # the noise is white and independent of the state, so E ||eps + Delta||^2 = D + E ||Delta||^2
+    pairs = sorted({(run.latent_size, run.budget_sq) for run in runs if run.latent_size and run.budget_sq})
+    levels += [Level(f"√(D + δ) = √({size} + {budget:.4g})", float(np.sqrt(size + budget))) for size, budget in pairs]
+    caption = (
+        "A latent drawn from the prior has a norm within the band nine times out of ten. A steered latent of norm far from it "
+        "is one that the decoder has never seen; with the budget spent, the root mean square of ‖w‖ is √(D + δ). "
+        "The line is a mean over states, so it moves far less than the band is wide."
+    )
+    return FigureData("latent-norm", "Norm of the latent", caption, [Panel("mean of ‖w‖", _metric(groups, "w_norm"), levels)])
+
+
+def _critics(groups: Sequence[Group]) -> FigureData:
+    zero = [Level("no gap", 0.0)]
+    caption = (
+        "Gap: mean of Q^W(s, w) - Q^A(s, Φ(s, w)), at the base noise, where the latent critic is trained, and at the steered "
+        "latent, where it is asked. A steered gap that grows above 0 means that Δ climbs an error of Q^W. "
+        "The first row averages over the fits of the warm-up."
+    )
+    panels = [
+        Panel("distillation gap, base noise (reward units)", _metric(groups, "distill_gap_base"), zero),
+        Panel("distillation gap, steered (reward units)", _metric(groups, "distill_gap_steered"), zero),
+        Panel("TD loss (reward units²)", _metric(groups, "td_loss"), log=True),
+        Panel("distillation loss (reward units²)", _metric(groups, "distill_loss"), log=True),
+    ]
+    return FigureData("critics", "Critics", caption, panels)
+
+
+def _entropy(groups: Sequence[Group]) -> FigureData:
+    def from_first(y: Array) -> Array:
+        first: float = y[~np.isnan(y)][0]
+        return y - first
+
+    caption = (
+        "k-nearest-neighbour entropy (k = 3) of the first action of the chunk at fixed states, less its first value. "
+        "The estimate is biased in many dimensions, so only the difference means anything; a fall says that modes are lost."
+    )
+    panel = Panel("action entropy, change in nats", _metric(groups, "action_entropy", from_first), [Level("no change", 0.0)])
+    return FigureData("entropy", "Action entropy", caption, [panel])
+
+
+def _throughput(groups: Sequence[Group]) -> FigureData:
+    def after_first(y: Array) -> Array:
+        return np.where(np.arange(len(y)) > 0, y, np.nan)  # nothing has happened before the first row
+
+    caption = "Between rows of the log, evaluations included; no updates during the warm-up."
+    panels = [
+        Panel("primitive steps per second", _metric(groups, "env_steps_per_s", after_first), from_zero=True),
+        Panel("updates per second", _metric(groups, "updates_per_s", after_first), from_zero=True),
+    ]
+    return FigureData("throughput", "Throughput", caption, panels)
+
+
+def _budgets(groups: Sequence[Group]) -> list[float]:
+    return sorted({b for group in groups for run in group.runs if (b := run.budget_sq) is not None})
+
+
+def _warmup(groups: Sequence[Group]) -> float | None:
+    """Where the warm-up ends, if it is the same for all and anybody got that far."""
+    runs: list[RunData] = [run for group in groups for run in group.runs]
+    ends = {run.warmup for run in runs}
+    end = ends.pop() if len(ends) == 1 else None
+    return float(end) if end and any(run.steps >= end for run in runs) else None

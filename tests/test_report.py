@@ -1,0 +1,379 @@
+"""The report: its numbers are those of lpds.stats, its page stands alone, and a run that just began has one too."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import chi
+
+from lpds.errors import LpdsError
+from lpds.log import METRIC_KEYS
+from lpds.report import write_figures, write_report
+from lpds.report.figures import png
+from lpds.report.glossary import GLOSSARY
+from lpds.report.html import WORSE, interval, number
+from lpds.report.read import group_runs, read_runs
+from lpds.report.series import figures_of
+from lpds.stats import bootstrap_mean, paired_difference, wilson
+
+FULL = {"delta": 0.5, "delta_unit": "sum", "noise_bound": 1.5}
+
+
+def make_run(
+    folder: Path,
+    *,
+    seed: int = 0,
+    gain: float = 10.0,
+    rows: int = 24,
+    success: bool = False,
+    final: bool = True,
+    method: str = "lpds",
+    task: str = "hopper",
+    settings: dict[str, object] | None = None,
+    silent: bool = False,
+) -> Path:
+    """A run folder with known numbers: the steered policy gains ``gain`` by the end; ``silent`` has no learner's metrics."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng([seed, 5])
+    decoder = {"name": "hopper", "reference": "hopper", "fingerprint": "ab" * 32}
+    config = {
+        "format_version": 1, "task": task, "method": method, "env": "Hopper-v5", "env_name": "Hopper-v5", "decoder": decoder,
+        "run": {"steps": 24_000, "seed": seed, "warmup_steps": 4_000}, "settings": FULL if settings is None else settings,
+    }  # fmt: skip
+    passport = {"format_version": 1, "decoder": {**decoder, "latent_shape": [4, 3], "action_shape": [4, 3]}, "seed": seed}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "passport.json").write_text(json.dumps(passport))
+    lines = []
+    for i in range(rows):
+        row = dict.fromkeys(METRIC_KEYS, None) | {"step": 1000 * i, "wall_s": 2.0 * i, "updates": 100 * i}
+        row |= {"env_steps_per_s": 500.0 if i else 0.0, "updates_per_s": 50.0 if i else 0.0}
+        if i > 4 and not silent:
+            row |= {key: float(abs(rng.normal(3.0, 0.1))) for key in METRIC_KEYS if row[key] is None}
+            row |= {"delta_sq_mean": 0.5, "kl_nats": 0.25, "action_entropy": 2.0 - 0.01 * i, "success": None}
+        lines.append(row)
+    write_rows(folder / "metrics.jsonl", lines)
+    shared = {"success": None, "length": 100}
+    training = [{"step": 100 * i, "seed": i, "return": float(rng.normal(100, 5)), **shared} for i in range(rows)]
+    write_rows(folder / "episodes.jsonl", training)
+    evaluation = []
+    points = [(step, "curve", 10_000, 0.0 if step == 0 else 1.0) for step in range(0, 1000 * rows + 1, 8000)]
+    if final:
+        points += [(24_000, "final", 0, 0.0), (24_000, "final", 0, 1.0)]
+    for step, kind, eval_seed, scale in points:
+        base = np.random.default_rng([eval_seed, 3]).normal(100.0, 8.0, 20)
+        for episode in range(20):
+            total = base[episode] + scale * (gain * step / 24_000 + float(rng.normal(0.0, 2.0)))
+            won = float((episode + int(scale * 5)) % 4 > 0) if success else None
+            where = {"step": step, "kind": kind, "seed": eval_seed, "episode": episode, "scale": scale}
+            evaluation.append({**where, "return": total, "success": won, "success_at_end": won, "length": 100 + episode})
+    write_rows(folder / "eval.jsonl", evaluation)
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def finals(run: Path, scale: float, what: str = "return") -> np.ndarray:
+    rows = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    return np.array([row[what] for row in rows if row["kind"] == "final" and row["scale"] == scale], np.float64)
+
+
+def table(path: Path, panel: str, kind: str, series: str = "") -> np.ndarray:
+    with path.open() as stream:
+        rows = [r for r in csv.DictReader(stream) if (r["panel"], r["kind"]) == (panel, kind) and series in r["series"]]
+    return np.array([[float(r[k]) if r[k] else np.nan for k in ("x", "y", "low", "high")] for r in rows])
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the drawing out, which takes nearly all of the time, where a test reads the page's words only."""
+    monkeypatch.setattr("lpds.report.html.svg", lambda figure, prefix: "<svg></svg>")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_numbers_in_the_page_are_those_of_stats(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", success=True)
+    page = write_report([run], tmp_path / "report.html").read_text()
+    frozen, steered = finals(run, 0.0), finals(run, 1.0)
+    assert f'<td class="n">{interval("return", bootstrap_mean(frozen))}</td>' in page
+    assert f'<td class="n">{interval("return", bootstrap_mean(steered))}</td>' in page
+    assert f'<td class="n">{interval("return", paired_difference(frozen, steered), sign=True)}</td>' in page
+    won = int(finals(run, 1.0, "success").sum())
+    assert interval("success", wilson(won, 20)) in page
+    assert "BETTER than the frozen policy" in page
+    assert "hopper · lpds · seed 0" in page
+
+
+def test_the_verdict_is_worded_as_the_run_words_it(tmp_path: Path) -> None:
+    from lpds.api import verdict_line
+    from lpds.evaluation import EvalReport
+
+    run = make_run(tmp_path / "a", success=True)
+    reports = [
+        EvalReport(finals(run, s), finals(run, s, "success"), finals(run, s, "success_at_end"),
+                   finals(run, s, "length").astype(np.int64), 0, s, np.zeros((20, 1), np.float32))
+        for s in (0.0, 1.0)
+    ]  # fmt: skip
+    line = verdict_line(*reports, paired_difference(reports[0].returns, reports[1].returns))
+    assert read_runs([run])[0].verdict() == line
+    (run / "summary.json").write_text(json.dumps({"verdict": "what the run said"}))
+    assert read_runs([run])[0].verdict() == "what the run said"
+
+
+def test_figures_have_the_numbers_they_claim(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    files = write_figures([run], tmp_path / "figures")
+    assert {path.suffix for path in files} == {".png", ".csv"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files if path.suffix == ".png")
+
+    learning = tmp_path / "figures" / "hopper-learning.csv"
+    rows = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    steps = sorted({row["step"] for row in rows if row["kind"] == "curve"})
+    curve = table(learning, "return of an episode", "line")
+    expected = [[r["return"] for r in rows if r["kind"] == "curve" and r["step"] == step] for step in steps]
+    np.testing.assert_allclose(curve, [[s, *bootstrap_mean(v)] for s, v in zip(steps, expected, strict=True)])
+    np.testing.assert_allclose(table(learning, "return of an episode", "level")[0, 1:], bootstrap_mean(finals(run, 0.0)))
+    np.testing.assert_allclose(table(learning, "return of an episode", "final")[0, 1:], bootstrap_mean(finals(run, 1.0)))
+    assert len(table(learning, "return of an episode", "dots")) == 24
+
+    trust = tmp_path / "figures" / "hopper-trust-region.csv"
+    assert table(trust, "mean of ‖Δ(s)‖² over states", "line")[0, :2].tolist() == [5000, 0.5]
+    assert table(trust, "mean of ‖Δ(s)‖² over states", "level")[0, 1] == 0.5
+    assert table(trust, "KL(N(Δ, I) ‖ N(0, I)), nats", "level")[0, 1] == 0.25
+
+    norm = table(tmp_path / "figures" / "hopper-latent-norm.csv", "mean of ‖w‖", "level")
+    np.testing.assert_allclose(norm[0, 1:], [chi.mean(12), chi.ppf(0.05, 12), chi.ppf(0.95, 12)])
+    np.testing.assert_allclose(norm[1, 1], np.sqrt(12.5))
+    entropy = table(tmp_path / "figures" / "hopper-entropy.csv", "action entropy, change in nats", "line")
+    np.testing.assert_allclose(entropy[:, 1], -0.01 * np.arange(19), atol=1e-12)
+
+
+@pytest.mark.parametrize(("unit", "delta", "expected"), [("mean", 0.1, 1.2), ("rms", 0.5, 3.0), ("nats", 0.25, 0.5)])
+def test_the_budget_is_told_as_a_sum(tmp_path: Path, unit: str, delta: float, expected: float) -> None:
+    run = make_run(tmp_path / "a", settings={"delta": delta, "delta_unit": unit})
+    assert read_runs([run])[0].budget_sq == pytest.approx(expected)
+
+
+def test_no_budget_where_there_is_none(tmp_path: Path) -> None:
+    lifted = make_run(tmp_path / "a", settings={"delta": "inf", "delta_unit": "sum"})
+    rival = make_run(tmp_path / "b", method="base", settings={}, silent=True)
+    assert [run.budget_sq for run in read_runs([lifted, rival])] == [None, None]
+    trust = next(figure for figure in figures_of(group_runs(read_runs([lifted]))) if figure.name == "trust-region")
+    assert not any(panel.levels for panel in trust.panels)
+
+
+def test_masked_coordinates_are_not_free(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", settings={"delta": 0.1, "delta_unit": "mean"})
+    passport = json.loads((run / "passport.json").read_text())
+    passport["decoder"]["free"] = [True, False, True]
+    (run / "passport.json").write_text(json.dumps(passport))
+    data = read_runs([run])[0]
+    assert (data.free_size, data.latent_size) == (8, 12)
+    assert data.budget_sq == pytest.approx(0.8)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_seeds_are_pooled_over_seeds(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"s{seed}", seed=seed, gain=10.0 + 5 * seed) for seed in range(3)]
+    page = write_report(runs, tmp_path / "report.html").read_text()
+    gains = [float((finals(run, 1.0) - finals(run, 0.0)).mean()) for run in runs]
+    assert interval("return", bootstrap_mean(gains), sign=True) in page
+    assert "all 3" in page
+    assert page.count(interval("return", bootstrap_mean(finals(runs[0], 0.0)))) >= 4  # of each run and of all
+    write_figures(runs, tmp_path / "figures")
+    final = table(tmp_path / "figures" / "hopper-learning.csv", "return of an episode", "final")
+    np.testing.assert_allclose(final[0, 1:], bootstrap_mean([finals(run, 1.0).mean() for run in runs]))
+    # all seeds see the same frozen episodes, which count once
+    level = table(tmp_path / "figures" / "hopper-learning.csv", "return of an episode", "level")
+    np.testing.assert_allclose(level[0, 1:], bootstrap_mean(finals(runs[0], 0.0)))
+
+
+def test_other_settings_are_another_group(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "a"),
+        make_run(tmp_path / "b", seed=1),
+        make_run(tmp_path / "c", settings={**FULL, "delta": 0.1}),
+        make_run(tmp_path / "d", method="dsrl-na", settings={}),
+    ]
+    groups = group_runs(read_runs(runs))
+    assert [(group.label, len(group.runs)) for group in groups] == [
+        ("lpds (delta 0.5)", 2),
+        ("lpds (delta 0.1)", 1),
+        ("dsrl-na", 1),
+    ]
+
+
+def test_a_folder_given_twice_counts_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    assert len(read_runs([run, run / ".." / "a"])) == 1
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(("gain", "worse"), [(-10.0, True), (0.0, False), (10.0, False)])
+@pytest.mark.parametrize("final", [True, False])
+def test_the_warning_appears_exactly_when_due(tmp_path: Path, gain: float, worse: bool, final: bool) -> None:
+    run = make_run(tmp_path / "a", gain=gain, final=final)
+    page = write_report([run], tmp_path / "report.html").read_text()
+    assert (WORSE in page) == worse
+    assert ('class="warning"' in page) == worse
+    assert ("WORSE than the frozen policy" in page) == worse
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_only_the_run_that_is_worse_is_warned_of(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", gain=-10.0, method="dsrl-na")]
+    page = write_report(runs, tmp_path / "report.html").read_text()
+    assert page.count(WORSE) == 1
+    assert "dsrl-na" in page[page.index(WORSE) :].split("</p>")[0]
+
+
+def test_the_page_stands_alone(tmp_path: Path) -> None:
+    page = write_report([make_run(tmp_path / "a")], tmp_path / "report.html").read_text()
+    assert "http" not in page
+    assert "<script" not in page
+    assert "@import" not in page
+    assert all(target.startswith("#") for target in re.findall(r'(?:src|href)="([^"]*)"', page))
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert {target[1:] for target in re.findall(r'href="([^"]*)"', page)} <= set(ids)
+    assert str(tmp_path) not in page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_names_are_escaped(tmp_path: Path) -> None:
+    page = write_report([make_run(tmp_path / "a", task="<b>&")], tmp_path / "report.html").read_text()
+    assert "<b>" not in page
+    assert "&lt;b&gt;&amp;" in page
+
+
+def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    first, second = (write_report([run], tmp_path / name).read_bytes() for name in ("1.html", "2.html"))
+    assert first == second
+    figure = figures_of(group_runs(read_runs([run])))[0]
+    assert png(figure) == png(figure)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_a_run_that_just_began(tmp_path: Path, rows: int) -> None:
+    run = make_run(tmp_path / "a", rows=rows, final=False)
+    page = write_report([run], tmp_path / "report.html").read_text()
+    assert "nothing to compare yet" in page
+    assert WORSE not in page
+
+
+@pytest.mark.parametrize("name", ["passport.json", "metrics.jsonl", "episodes.jsonl", "eval.jsonl"])
+def test_a_file_that_is_missing_or_cut_off(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path / "a")
+    whole = (run / name).read_text()
+    (run / name).write_text(whole[: len(whole) // 2])
+    assert figures_of(group_runs(read_runs([run])))
+    (run / name).unlink()
+    write_report([run], tmp_path / "report.html")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_nothing_but_a_config(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    for path in run.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    page = write_report([run], tmp_path / "report.html").read_text()
+    assert "Nothing to draw yet" in page
+    assert "eval.jsonl is missing or empty" in page
+
+
+def test_a_method_without_metrics_gets_no_empty_figures(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", method="base", settings={}, silent=True)
+    names = [figure.name for figure in figures_of(group_runs(read_runs([run])))]
+    assert names == ["learning", "throughput"]
+
+
+def test_a_comparison_needs_both_sides_of_an_episode(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    rows = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    write_rows(run / "eval.jsonl", rows[:-5])
+    comparison = read_runs([run])[0].comparison()
+    assert comparison is not None
+    assert (comparison.episodes, comparison.final) == (15, True)
+    write_rows(run / "eval.jsonl", rows[:-20])  # killed before the steered half: back to the curve
+    comparison = read_runs([run])[0].comparison()
+    assert comparison is not None
+    assert (comparison.episodes, comparison.final, comparison.step) == (20, False, 24_000)
+
+
+def test_no_run_there(tmp_path: Path) -> None:
+    with pytest.raises(LpdsError, match=r"config\.json is missing"):
+        write_report([tmp_path], tmp_path / "report.html")
+    with pytest.raises(LpdsError, match="at least one run"):
+        write_report([], tmp_path / "report.html")
+
+
+def test_without_matplotlib_the_pip_line_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "a")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(LpdsError, match=r"pip install 'lpds\[report\]'"):
+        write_report([run], tmp_path / "report.html")
+
+
+def test_neither_pyplot_nor_methods_are_imported(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    code = (
+        "import sys; from pathlib import Path; from lpds.report import write_report;"
+        "assert 'matplotlib' not in sys.modules;"
+        f"write_report([Path({str(run)!r})], Path({str(tmp_path / 'report.html')!r}));"
+        "assert 'matplotlib.pyplot' not in sys.modules;"
+        "assert not [name for name in sys.modules if name.startswith('lpds.methods')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_quantiles_of_the_shift_from_a_saved_policy(tmp_path: Path) -> None:
+    """A real policy on the shipped toy decoder: Delta is constant, so every quantile is its squared norm."""
+    import torch
+    from safetensors.torch import save_file
+
+    from lpds import load_decoder
+    from lpds.config import LPDSSettings
+    from lpds.methods.lpds import LPDS
+    from lpds.policy import save_policy
+
+    run = make_run(tmp_path / "a")
+    decoder = load_decoder("toy")
+    learner = LPDS(LPDSSettings(width=8), decoder, generator=torch.Generator().manual_seed(0), device=torch.device("cpu"))
+    with torch.no_grad():
+        learner.policy.net.biases[-1].fill_(0.2)
+    save_policy(run / "policy", "lpds", learner, decoder)
+    (run / "checkpoint").mkdir()
+    save_file({"obs": torch.randn(50, 2)}, run / "checkpoint" / "replay-0.safetensors")
+    (run / "checkpoint" / "checkpoint.json").write_text(json.dumps({"replay": [{"file": "replay-0.safetensors", "first": 0}]}))
+    write_figures([run], tmp_path / "figures")
+    found = table(tmp_path / "figures" / "hopper-trust-region.csv", "quantiles of ‖Δ(s)‖² over states", "line")
+    bounded = 1.5 * np.tanh(0.2 / 1.5)
+    np.testing.assert_allclose(found[:, 1], 8 * bounded**2, rtol=1e-5)
+    policy = json.loads((run / "policy" / "policy.json").read_text())
+    policy["decoder"]["reference"] = None  # as a wrapped decoder is recorded
+    (run / "policy" / "policy.json").write_text(json.dumps(policy))
+    page = write_report([run], tmp_path / "report.html").read_text()
+    assert "No quantiles for lpds" in page
+    assert str(tmp_path) not in page
+
+
+def test_every_metric_is_explained() -> None:
+    assert set(GLOSSARY) == set(METRIC_KEYS)
+
+
+NUMBERS = [(1530.08, "1,530"), (0.49453, "0.4945"), (-20.6, "-20.60"), (0.0, "0"), (float("nan"), "-"), (2e-7, "2.000e-07")]
+
+
+@pytest.mark.parametrize(("value", "text"), NUMBERS)
+def test_numbers_are_formatted_sensibly(value: float, text: str) -> None:
+    assert number(value) == text
