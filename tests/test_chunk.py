@@ -308,7 +308,7 @@ def test_what_cannot_be_steered_is_refused():
         lpds.make_env("CartPole-v1")
     with pytest.raises(LpdsError, match="unknown environment 'Hoper-v5'; did you mean 'Hopper-v5'"):
         lpds.make_env("Hoper-v5")
-    with pytest.raises(LpdsError, match="returned int, expected a single gymnasium.Env"):
+    with pytest.raises(LpdsError, match=r"returned int, expected a single gymnasium\.Env"):
         lpds.make_env(lambda: 3)
     with pytest.raises(LpdsError, match="at least 1, not 0 and 4"):
         lpds.make_env("four-mode", 0)

@@ -50,7 +50,7 @@ class CheckpointStore:
                 segments.append({"first": first, **self._write(name, replay.segment(first))})
             oldest = replay.inserted - replay.capacity
             following = [segment["first"] for segment in segments[1:]] + [replay.inserted]
-            segments = [s for s, end in zip(segments, following, strict=True) if end > oldest]
+            segments = [s for s, end in zip(segments, following, strict=False) if end > oldest]  # there may be none yet
             state = self._write(f"state-{facts['step']:09d}-{{sha256:.8}}.safetensors", tensors)
             content = {"format_version": FORMAT_VERSION, "state": state, "replay": segments, **facts}
             write_json(self.folder / "checkpoint.json", content)
@@ -70,11 +70,13 @@ class CheckpointStore:
         """
         path = self.folder / "checkpoint.json"
         try:
-            facts: dict[str, Any] = json.loads(path.read_text())
+            facts: Any = json.loads(path.read_text())
         except FileNotFoundError:
             raise LpdsError(f"no checkpoint in {self.folder}") from None
         except (OSError, ValueError) as error:
             raise LpdsError(f"checkpoint file {path} cannot be read: {error}") from None
+        if not isinstance(facts, dict):
+            raise LpdsError(f"checkpoint file {path} cannot be read: it holds no JSON object")
         if facts.get("format_version") != FORMAT_VERSION:
             raise LpdsError(f"checkpoint file {path} has format {facts.get('format_version')}, expected {FORMAT_VERSION}")
         return self._read(facts["state"]), facts

@@ -1,0 +1,334 @@
+"""Two runs are equal to the bit, and so is a run that was stopped in any way and resumed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scripted import CPU, TINY, assert_same_run, comparable, toy_decoder
+
+import lpds
+from lpds.checkpoint import CheckpointStore
+from lpds.envs.four_mode import make_four_mode
+from lpds.errors import EnvironmentFault, LpdsError
+from lpds.log import read_json_lines
+from lpds.replay import Replay
+from lpds.types import LatentSpec
+
+
+def steer(folder, **changes):
+    return lpds.steer("toy", **{"decoder": toy_decoder(), "out": folder, **TINY, **changes})
+
+
+def resume(folder, **changes):
+    return lpds.resume(folder, **{"decoder": toy_decoder(), "quiet": True, **changes})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    steer(folder, env=make_four_mode)
+    return folder
+
+
+def test_two_runs_are_equal_to_the_bit(whole, tmp_path):
+    steer(tmp_path / "again", env=make_four_mode)
+    assert_same_run(whole, tmp_path / "again")
+    steer(tmp_path / "other", env=make_four_mode, seed=1)
+    assert comparable(whole)["weights"] != comparable(tmp_path / "other")["weights"]
+
+
+def test_the_shipped_decoder_too(tmp_path):
+    """The diffusion decoder, fresh distillation noise and several noises a state, interrupted by a change of process."""
+    short = TINY | {"steps": 330, "distill_noises": 2, "kept_noises": 0, "updates_per_decision": 0.3}
+    for name in ("a", "b"):
+        lpds.steer("toy", out=tmp_path / name, **short)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_run_is_what_the_folder_says(whole):
+    rows = read_json_lines(whole / "metrics.jsonl")
+    steps = [row["step"] for row in rows]
+    assert len(rows) >= 20
+    assert steps == sorted(set(steps))  # one row a step, in order
+    assert rows[0]["step"] == rows[0]["updates"] == 0
+    assert steps[-1] >= TINY["steps"]
+    episodes = read_json_lines(whole / "episodes.jsonl")
+    assert all(row["seed"] % 2 == 0 for row in episodes)
+    assert len({row["seed"] for row in episodes}) == len(episodes)
+    evaluations = read_json_lines(whole / "eval.jsonl")
+    assert [row["episode"] for row in evaluations if row["kind"] == "final"] == [0, 1, 2, 0, 1, 2]
+    shift = lpds.load_policy(whole, toy_decoder()).shift(np.zeros((1, 2)))
+    assert shift.any()
+
+
+def test_sigkill_at_random_moments(tmp_path):
+    """At random times, and around the renamings that make a save: before the first, inside one, after the last."""
+    rng = random.Random(0)
+    moments = [f"time:{rng.uniform(0.1, 0.95):.3f}"]
+    # 1 config, 2 passport, then five files a save: weights and facts of the policy, replay segment, state, checkpoint
+    moments += ["after:1", "before:7", f"before:{rng.randrange(8, 20)}", f"after:{rng.randrange(8, 20)}", "after:27"]
+    command = [sys.executable, "-W", "error", str(Path(__file__).with_name("killed.py")), str(tmp_path), *moments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    for moment in moments:
+        assert_same_run(tmp_path / "whole", tmp_path / moment.replace(":", "-"))
+
+
+def test_resuming_a_finished_run_changes_nothing(whole, tmp_path):
+    steer(tmp_path / "run", env=make_four_mode)
+    again = resume(tmp_path / "run", env=make_four_mode)
+    assert again.finished
+    assert_same_run(whole, tmp_path / "run")
+
+
+class Counter:
+    """Makes environments that do something at the n-th primitive step of all of them together."""
+
+    def __init__(self, number, act, evaluation=False):
+        self.number, self.act, self.evaluation, self.steps = number, act, evaluation, 0
+
+    def __call__(self):
+        env, outer = make_four_mode(), self
+        reset, step = env.reset, env.step
+
+        def seeded(*, seed=None, options=None):
+            env.odd = seed % 2 == 1
+            return reset(seed=seed, options=options)
+
+        def counted(action):
+            if env.odd == outer.evaluation:  # evaluation seeds are odd
+                outer.steps += 1
+                if outer.steps == outer.number:
+                    outer.act()
+            return step(action)
+
+        env.reset, env.step = seeded, counted
+        return env
+
+
+@pytest.mark.parametrize("number", [90, 380])  # in the warm-up before any checkpoint, and while learning
+def test_ctrl_c_ends_in_a_checkpoint_and_resume_goes_on(whole, tmp_path, number):
+    handler = signal.getsignal(signal.SIGINT)
+    run = steer(tmp_path / "run", env=Counter(number, lambda: signal.raise_signal(signal.SIGINT)))
+    assert not run.finished
+    assert run.verdict().startswith("stopped; everything is saved: lpds resume")
+    assert signal.getsignal(signal.SIGINT) is handler
+    step = json.loads((tmp_path / "run" / "checkpoint" / "checkpoint.json").read_text())["step"]
+    assert number <= step < number + 16  # the end of that round, not the last due checkpoint
+    assert lpds.load_policy(tmp_path / "run", toy_decoder()).shift(np.zeros((1, 2))).any() == (number > 200)
+    assert resume(tmp_path / "run", env=make_four_mode).finished
+    assert_same_but_for_names(whole, tmp_path / "run")
+
+
+def fail():
+    raise RuntimeError("the arm fell off")
+
+
+@pytest.mark.parametrize(("number", "evaluation"), [(60, False), (431, False), (40, True), (400, True)])
+def test_a_fault_saves_says_where_and_resume_reaches_the_same_place(whole, tmp_path, number, evaluation):
+    with pytest.raises(EnvironmentFault) as caught:
+        steer(tmp_path / "run", env=Counter(number, fail, evaluation))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ("RuntimeError: the arm fell off", "sub-environment ", "episode seed ", "step "):
+        assert part in message
+    assert "the run is saved at step" in message
+    assert resume(tmp_path / "run", env=make_four_mode).finished
+    assert_same_but_for_names(whole, tmp_path / "run")
+
+
+def test_a_fault_at_the_first_reset_can_be_resumed_too(whole, tmp_path):
+    def broken():
+        env = make_four_mode()
+        env.reset = lambda **kwargs: fail()
+        return env
+
+    with pytest.raises(EnvironmentFault, match="the arm fell off"):
+        steer(tmp_path / "run", env=broken)
+    assert resume(tmp_path / "run", env=make_four_mode).finished
+    assert_same_but_for_names(whole, tmp_path / "run")
+
+
+def assert_same_but_for_names(a, b):
+    """As two runs whose environment factories have different names."""
+    first, second = comparable(a), comparable(b)
+    for run in (first, second):
+        run["config"].pop("env_name")
+        run["passport"].pop("env")
+    for part, value in first.items():
+        assert value == second[part], part
+
+
+# -- the disk ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run stopped in the middle, with a checkpoint."""
+    steer(tmp_path / "run", env=Counter(300, lambda: signal.raise_signal(signal.SIGINT)))
+    return tmp_path / "run"
+
+
+def full_disk(monkeypatch, name, after):
+    """The calls of os.NAME beyond the first ``after`` find the disk full."""
+    real, seen = getattr(os, name), [0]
+
+    def full(*args, **kwargs):
+        seen[0] += 1
+        if seen[0] > after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, name, full)
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_previous_checkpoint_whole_at_every_file_of_a_save(tmp_path, monkeypatch, name):
+    spec = LatentSpec((2,), (1, 2), (1, 2))
+    replay = Replay(spec, 8, 1, 2, CPU)
+    store = CheckpointStore(tmp_path)
+
+    def insert(value):
+        replay.insert({key: torch.full((2, *rows.shape[1:]), value) for key, rows in replay._rows.items()})
+
+    insert(1.0)
+    store.save({"x": torch.ones(3)}, {"step": 1, "updates": 1}, replay)
+    insert(2.0)
+    for after in range(3):  # replay segment, state, checkpoint.json
+        with monkeypatch.context() as patch:
+            full_disk(patch, name, after)
+            with pytest.raises(LpdsError, match=r"not saved \(.*No space left on device.*\); the previous one is untouched"):
+                # the same step on purpose: a save never writes over a file of the checkpoint before it
+                store.save({"x": torch.zeros(3)}, {"step": 1, "updates": 1}, replay)
+        assert not list(tmp_path.glob(".*.tmp"))
+        fresh, ring = CheckpointStore(tmp_path), Replay(spec, 8, 1, 2, CPU)
+        tensors, facts = fresh.load()
+        fresh.load_replay(facts, ring)
+        assert torch.equal(tensors["x"], torch.ones(3))
+        assert ring.everything("reward").tolist() == [1.0, 1.0]
+    store.save({"x": torch.zeros(3)}, {"step": 1, "updates": 1}, replay)
+    tensors, facts = CheckpointStore(tmp_path).load()
+    assert torch.equal(tensors["x"], torch.zeros(3))
+    assert len(list(tmp_path.iterdir())) == 4  # two segments, the state, checkpoint.json: failed saves leave nothing
+
+
+def test_a_full_disk_in_a_run_is_one_line_and_loses_nothing(stopped, whole, monkeypatch):
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            full_disk(patch, name, 2)
+            with pytest.raises(LpdsError, match=r"not saved \(.*No space left on device\); the previous one is untouched"):
+                resume(stopped, env=make_four_mode)
+    assert resume(stopped, env=make_four_mode).finished
+    assert_same_but_for_names(whole, stopped)
+
+
+def test_a_log_that_cannot_grow_is_one_line(stopped, whole):
+    """A limit of the file size, as a full quota has it; in a process of its own, since the limit cannot be lifted."""
+    code = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_resume import resume, make_four_mode, LpdsError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+size = __import__("os").path.getsize({str(stopped / "metrics.jsonl")!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, size + 100))
+try:
+    resume({str(stopped)!r}, env=make_four_mode)
+except LpdsError as error:
+    assert "metrics.jsonl cannot be written" in str(error), error
+    assert chr(10) not in str(error)
+else:
+    raise AssertionError("nothing was refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert resume(stopped, env=make_four_mode).finished
+    assert_same_but_for_names(whole, stopped)
+
+
+def test_the_cost_of_a_checkpoint_does_not_grow_with_the_run(whole):
+    facts = json.loads((whole / "checkpoint" / "checkpoint.json").read_text())
+    sizes = [(whole / "checkpoint" / segment["file"]).stat().st_size for segment in facts["replay"]]
+    assert len(sizes) >= 4
+    assert max(sizes[1:]) < 1.5 * sizes[0]  # equal budgets of steps, however late
+    firsts = [segment["first"] for segment in facts["replay"]]
+    assert firsts == sorted(set(firsts))
+    wanted = {"checkpoint.json", facts["state"]["file"], *(segment["file"] for segment in facts["replay"])}
+    assert {path.name for path in (whole / "checkpoint").iterdir()} == wanted
+
+
+def test_segments_whose_rows_are_all_overwritten_are_dropped(tmp_path):
+    store = CheckpointStore(tmp_path)
+    replay = Replay(LatentSpec((1,), (1, 1), (1, 1)), 10, 1, 2, CPU)
+    for number in range(12):
+        replay.insert({key: torch.full((2, *rows.shape[1:]), float(number)) for key, rows in replay._rows.items()})
+        store.save({}, {"step": number, "updates": 0}, replay)
+    assert len(list(tmp_path.glob("replay-*"))) == 5
+    other = CheckpointStore(tmp_path)
+    ring = Replay(LatentSpec((1,), (1, 1), (1, 1)), 10, 1, 2, CPU)
+    other.load_replay(other.load()[1], ring)
+    assert ring.inserted == 24
+    assert torch.equal(ring.everything("reward"), replay.everything("reward"))
+
+
+def test_a_small_ring_that_wraps_resumes_to_the_bit(tmp_path):
+    for name, act in (("a", lambda: None), ("b", lambda: signal.raise_signal(signal.SIGINT))):
+        steer(tmp_path / name, env=Counter(450, act), replay_size=40)
+    resume(tmp_path / "b", env=make_four_mode)
+    a, b = (comparable(tmp_path / name) for name in ("a", "b"))
+    assert a["weights"] == b["weights"]
+    assert a["metrics"] == b["metrics"]
+
+
+# -- broken files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "damage", "words"),
+    [
+        ("checkpoint.json", lambda b: b[: len(b) // 2], r"checkpoint\.json cannot be read"),
+        ("checkpoint.json", lambda b: b"", r"checkpoint\.json cannot be read"),
+        ("checkpoint.json", lambda b: b"[]", r"checkpoint\.json cannot be read"),
+        ("checkpoint.json", lambda b: b.replace(b'"format_version": 1', b'"format_version": 99'), "has format 99, expected 1"),
+        ("state-*", lambda b: b[:-100], r"state-.* is broken: its content is not what was saved"),
+        ("state-*", lambda b: b[:500] + bytes([b[500] ^ 1]) + b[501:], r"state-.* is broken"),
+        ("replay-*", lambda b: b[:-1], r"replay-.* is broken"),
+        ("replay-*", None, r"replay-.* cannot be read"),
+    ],
+)
+def test_a_broken_checkpoint_is_one_clear_line(whole, tmp_path, pattern, damage, words):
+    import shutil
+
+    shutil.copytree(whole, tmp_path / "run")
+    path = next(iter(sorted((tmp_path / "run" / "checkpoint").glob(pattern))))
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage(path.read_bytes()))
+    logs = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(LpdsError, match=words) as caught:
+        resume(tmp_path / "run", env=make_four_mode)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == logs  # nothing was cut back
+
+
+def test_what_cannot_be_resumed(whole, tmp_path):
+    with pytest.raises(LpdsError, match=r"no run in .*nowhere"):
+        resume(tmp_path / "nowhere")
+    with pytest.raises(LpdsError, match=r"used the environment factory 'make_four_mode': pass it as env="):
+        resume(whole)
+    with pytest.raises(LpdsError, match=r"belongs to the wrapped decoder 'linear': pass it as decoder="):
+        lpds.resume(whole, env=make_four_mode)
+    with pytest.raises(LpdsError, match=r"was learned on a decoder with fingerprint [0-9a-f]{12}, but 'other' has"):
+        resume(whole, env=make_four_mode, decoder=toy_decoder("other"))
+    with pytest.raises(LpdsError, match=r"takes observations \(2,\), but Pendulum-v1 gives \(3,\)"):
+        resume(whole, env="Pendulum-v1")
