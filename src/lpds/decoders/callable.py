@@ -24,7 +24,12 @@ class CallableDecoder(BaseDecoder):
     def decode(self, context: Any, w: Tensor) -> Tensor:
         """Call the function; an array or a tensor of [B, T, A] must come back."""
         with torch.no_grad():
-            action = torch.as_tensor(self._fn(context, w))
+            result = self._fn(context, w)
+        try:
+            action = torch.as_tensor(result)
+        except (TypeError, ValueError, RuntimeError):
+            kind = type(result).__name__
+            raise LpdsError(f"decoder {self.name!r} must return an array or a tensor of actions, not a {kind}") from None
         action = action.detach().to(w.device, torch.float32)
         wanted = (w.shape[0], *self.spec.action_shape)
         if tuple(action.shape) != wanted:
@@ -38,17 +43,21 @@ class CallableDecoder(BaseDecoder):
     def _fingerprint(self) -> str:
         obs, w = self._probe()
         first, second = self(obs, w), self(obs, w)
+        if not bool(torch.isfinite(first).all()):
+            raise LpdsError(f"decoder {self.name!r} returned NaN or infinite actions on a probe")
         if not torch.equal(first, second):
             raise LpdsError(
                 f"decoder {self.name!r} is stochastic: the same observation and latent gave two different actions. "
                 "Use a deterministic sampler (DDIM with eta 0, or an ODE solver) and pass it the initial noise w"
             )
-        if not bool(torch.isfinite(first).all()):
-            raise LpdsError(f"decoder {self.name!r} returned NaN or infinite actions on a probe")
+        # Two decimals, in the unit of each action coordinate (metres a step are small numbers), are far above rounding
+        # noise and far below any change that matters. The 1.5 keeps the unit's own jumps away from 1, 0.1, ...
+        largest = first.double().abs().amax((0, 1))
+        exponent = torch.where(largest > 0, (1.5 * largest).log10().floor(), 0.0)
+        probe = torch.round(first.double() / 10.0**exponent, decimals=2) + 0.0
         spec = self.spec
         facts = {"name": self.name, "latent": spec.latent_shape, "action": spec.action_shape, "free": spec.free}
-        # Two digits are far above rounding noise and far below any change that matters.
-        return hash_tensors({"probe": torch.round(first, decimals=2) + 0.0}, facts)
+        return hash_tensors({"probe": probe, "exponent": exponent}, facts)
 
     def _probe(self) -> tuple[Any, Tensor]:
         def draw(index: int, shape: Shape) -> Tensor:

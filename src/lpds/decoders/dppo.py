@@ -6,6 +6,7 @@ frozen copy under ``actor.`` in ``model``; a pre-training file has none, and the
 
 from __future__ import annotations
 
+import pickle
 import warnings
 import zipfile
 import zlib
@@ -89,8 +90,11 @@ def _load_file(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings(action="ignore"):  # on garbage, before it fails
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's own words are a paragraph on how to allow code
+        raise LpdsError(f"checkpoint {path} cannot be read: it is damaged, or holds more than plain weights") from None
     except Exception as error:  # on garbage the unpickler raises almost anything
-        raise LpdsError(f"checkpoint {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        reason = " ".join(str(error).split())[:200] or "it is empty"
+        raise LpdsError(f"checkpoint {path} cannot be read: {reason}") from None
     if not isinstance(content, dict) or not {"model", "ema"} & content.keys():
         raise LpdsError(f"checkpoint {path} has neither 'model' nor 'ema'; expected a file saved by DPPO")
     return content
@@ -118,10 +122,10 @@ def load_normaliser(path: Path) -> MinMaxNormaliser:
         raise LpdsError(f"normaliser {path} does not exist")
     names = ("obs_min", "obs_max", "action_min", "action_max")
     try:
-        opened = np.load(path, allow_pickle=False)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise LpdsError(f"normaliser {path} cannot be read: it is a single array, not an npz of four")
-        with opened as arrays:
+        with path.open("rb") as stream:  # np.load leaves a broken archive open
+            arrays = np.load(stream, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise LpdsError(f"normaliser {path} cannot be read: it is a single array, not an npz of four")
             missing = [name for name in names if name not in arrays]
             if missing:
                 raise LpdsError(f"normaliser {path} lacks {', '.join(missing)}; it has {', '.join(arrays.files)}")

@@ -1,0 +1,203 @@
+"""Any function as a decoder: what goes in and comes out, its fingerprint, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lpds import wrap_decoder
+
+SHAPES = {"obs_shape": (11,), "latent_shape": (4, 3), "action_shape": (4, 3), "name": "mine"}
+
+
+def linear(obs, w):
+    return w + obs[:, :3].unsqueeze(1)
+
+
+def wrap(fn=linear, **changes):
+    return wrap_decoder(fn, **{**SHAPES, **changes})
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(6, 11, generator=generator), torch.randn(6, 4, 3, generator=generator)
+
+
+def test_the_function_itself_is_called(inputs):
+    obs, w = inputs
+    assert torch.equal(wrap()(obs, w), linear(obs, w))
+
+
+def test_the_function_gets_the_inputs_as_they_are(inputs):
+    seen = []
+    wrap(lambda obs, w: seen.append((obs, w)) or w)(*inputs)
+    assert seen[0][0] is inputs[0]
+    assert seen[0][1] is inputs[1]
+
+
+def test_arrays_and_other_float_types_come_back_as_float32(inputs):
+    obs, w = inputs
+    for fn in (lambda o, w: w.numpy().astype(np.float64), lambda o, w: w.double(), lambda o, w: w.tolist()):
+        out = wrap(fn)(obs, w)
+        assert out.dtype == torch.float32
+        assert torch.equal(out, w)
+
+
+def test_no_gradient_passes(inputs):
+    weight = torch.ones(1, requires_grad=True)
+    out = wrap(lambda obs, w: weight * w)(inputs[0], inputs[1].clone().requires_grad_())
+    assert not out.requires_grad
+
+
+def test_latent_and_action_may_have_different_shapes():
+    decoder = wrap(lambda obs, w: w[:, :5, :7], latent_shape=(50, 32), action_shape=(5, 7), free=(True,) * 7 + (False,) * 25)
+    assert decoder(torch.zeros(2, 11), torch.ones(2, 50, 32)).shape == (2, 5, 7)
+    assert decoder.spec.latent_size == 1600
+    assert decoder.spec.free_size == 350
+    mask = decoder.spec.free_mask().view(50, 32)
+    assert bool((mask[:, :7] == 1).all())
+    assert bool((mask[:, 7:] == 0).all())
+
+
+def test_dict_observations():
+    shapes = {"pixels": (3, 8, 8), "state": (2,)}
+    decoder = wrap(lambda obs, w: w + obs["state"].mean() + obs["pixels"].mean(), obs_shape=shapes)
+    obs = {"pixels": torch.ones(5, 3, 8, 8), "state": torch.ones(5, 2)}
+    torch.testing.assert_close(decoder(obs, torch.zeros(5, 4, 3)), torch.full((5, 4, 3), 2.0))
+    assert decoder.spec.obs_size == 3 * 8 * 8 + 2
+    assert (
+        decoder.fingerprint == wrap(lambda obs, w: w + obs["state"].mean() + obs["pixels"].mean(), obs_shape=shapes).fingerprint
+    )
+
+
+# --- fingerprint ----------------------------------------------------------------------------------------------------
+
+
+def test_fingerprint_is_of_name_shapes_and_behaviour():
+    same = [wrap(), wrap(lambda obs, w: linear(obs, w)), wrap(lambda obs, w: linear(obs, w) * (1 + 1e-7))]
+    assert len({decoder.fingerprint for decoder in same}) == 1
+    others = [
+        wrap(),
+        wrap(name="other"),
+        wrap(lambda obs, w: linear(obs, 1.1 * w)),
+        wrap(lambda obs, w: linear(obs, w) + 0.1),
+        wrap(lambda obs, w: linear(1.1 * obs, w)),
+        wrap(free=(True, True, False)),
+        wrap(lambda obs, w: linear(obs, w)[:, :2], action_shape=(2, 3)),
+        wrap(lambda obs, w: linear(obs, w[:, :4]), latent_shape=(5, 3)),
+    ]
+    assert len({decoder.fingerprint for decoder in others}) == len(others)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e-3, 1.0, 1e3])
+def test_fingerprint_sees_the_same_relative_change_in_every_unit(unit):
+    """Actions in metres a step are small numbers: two such policies must not pass for one."""
+    one, rounding, two = (
+        wrap(lambda obs, w, f=factor: unit * f * linear(obs, w)).fingerprint for factor in (1.0, 1.0 + 1e-8, 1.2)
+    )
+    assert one == rounding
+    assert one != two
+
+
+def test_fingerprint_does_not_depend_on_what_was_drawn_before():
+    torch.manual_seed(1)
+    first = wrap().fingerprint
+    torch.manual_seed(2)
+    np.random.seed(3)
+    assert wrap().fingerprint == first
+
+
+def test_fingerprint_leaves_the_global_generator_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert wrap().fingerprint
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_wrapping_itself_calls_nothing():
+    def never(obs, w):
+        raise AssertionError("called")
+
+    assert wrap(never).spec.latent_shape == (4, 3)
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [lambda obs, w: torch.randn(w.shape), lambda obs, w: w + 0.3 * torch.rand(1), lambda obs, w: w * np.random.normal()],
+    ids=["noise ignored", "noise added", "numpy noise"],
+)
+def test_a_stochastic_function_is_refused_at_its_fingerprint(refused, fn):
+    decoder = wrap(fn)
+    with refused("'mine'", "stochastic", "deterministic sampler", "eta 0"):
+        _ = decoder.fingerprint
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_actions_that_are_not_finite_are_refused_at_the_fingerprint(refused, bad):
+    def fn(obs, w):
+        return torch.full_like(w, bad)
+
+    with refused("'mine'", "NaN or infinite"):
+        _ = wrap(fn).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("fn", "found"),
+    [
+        (lambda obs, w: w[:, :3], "[6, 3, 3]"),
+        (lambda obs, w: w.flatten(1), "[6, 12]"),
+        (lambda obs, w: w[:1], "[1, 4, 3]"),
+        (lambda obs, w: w.transpose(1, 2), "[6, 3, 4]"),
+        (lambda obs, w: w.sum(), "[]"),
+    ],
+)
+def test_a_function_that_returns_another_shape_is_refused(refused, inputs, fn, found):
+    with refused("'mine'", f"returned actions {found}", "expected [6, 4, 3]"):
+        wrap(fn)(*inputs)
+
+
+@pytest.mark.parametrize("result", [None, "left", {"action": 1}, [[1, 2], [3]]])
+def test_a_function_that_returns_no_numbers_is_refused(refused, inputs, result):
+    with refused("'mine'", "array or a tensor", type(result).__name__):
+        wrap(lambda obs, w: result)(*inputs)
+
+
+def test_wrong_inputs_are_refused(refused, inputs):
+    obs, w = inputs
+    with refused("'mine'", "observations [B, 11]", "[6, 10]"):
+        wrap()(obs[:, :10], w)
+    with refused("'mine'", "latents [B, 4, 3]", "[6, 3, 3]"):
+        wrap()(obs, w[:, :3])
+    with refused("5 observations", "6 latents"):
+        wrap()(obs[:5], w)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"obs_shape": (0,)}, ("obs_shape", "(0,)")),
+        ({"obs_shape": (11.0,)}, ("obs_shape", "(11.0,)")),
+        ({"obs_shape": {"state": (-1,)}}, ("obs_shape", "(-1,)")),
+        ({"latent_shape": (12,)}, ("latent_shape", "two entries", "(12,)")),
+        ({"latent_shape": (4, 0)}, ("latent_shape", "positive")),
+        ({"action_shape": (4, 3, 1)}, ("action_shape", "two entries")),
+        ({"free": (True, False)}, ("free", "3 entries")),
+        ({"free": (False, False, False)}, ("free", "at least one")),
+    ],
+)
+def test_impossible_shapes_are_refused(refused, changes, words):
+    with refused(*words):
+        wrap(**changes)
+
+
+def test_wrapped_functions_have_no_file_form(refused, tmp_path):
+    from lpds.decoders.store import save_decoder
+
+    with refused("'mine'", "callable"):
+        save_decoder(wrap(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
