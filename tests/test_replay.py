@@ -134,7 +134,10 @@ def test_sampled_returns_lengthen_the_transition():
     over = [torch.tensor([float(t == 4)]) for t in range(6)]
     fill(replay, 6, over=over, discount=0.5)
     batch = replay.sample(200, torch.Generator().manual_seed(0), 1, replay.returns_to_go())
-    by_row = {int(o): (r, d, n) for o, r, d, n in zip(batch.obs[:, 0], batch.reward, batch.discount, batch.next_obs[:, 0], strict=True)}
+    by_row = {
+        int(o): (r, d, n)
+        for o, r, d, n in zip(batch.obs[:, 0], batch.reward, batch.discount, batch.next_obs[:, 0], strict=True)
+    }
     assert [float(x) for x in by_row[3]] == [3 + 0.5 * 4, 0.25, 4.5]
     assert [float(x) for x in by_row[0]] == [0 + 0.5 + 2 / 4 + 3 / 8 + 4 / 16, 0.5**5, 4.5]
     assert [float(x) for x in by_row[5]] == [5.0, 0.5, 5.5]

@@ -66,7 +66,7 @@ def make_env(
     factory, name = environment_factory(env)
     try:
         first = factory()
-    except gymnasium.error.Error as error:
+    except (gymnasium.error.Error, ImportError) as error:
         raise LpdsError(f"environment {name} cannot be made: {' '.join(str(error).split())}") from error
     if not isinstance(first, gymnasium.Env):
         raise LpdsError(f"the factory {name} returned {type(first).__name__}, expected a single gymnasium.Env")

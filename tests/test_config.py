@@ -1,0 +1,210 @@
+"""Settings, and every bad input: one clear line that names the offender, the value and the choices."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted import TINY, Scripted, toy_decoder
+
+import lpds
+from lpds.config import LPDSSettings, RunSettings, from_json, override, to_json
+from lpds.envs.four_mode import make_four_mode
+from lpds.errors import LpdsError
+from lpds.methods.base import BaseMethod, BasePolicy
+from lpds.policy import load_policy
+from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
+
+
+def steer(tmp_path, *args, **changes):
+    return lpds.steer(*(args or ("toy",)), **{"decoder": toy_decoder(), "out": tmp_path / "run", **TINY, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"delta": -0.1}, "delta must be a positive number (inf lifts the constraint), not -0.1"),
+        ({"delta": 0.0}, "delta must be a positive number (inf lifts the constraint), not 0.0"),
+        ({"delta": math.nan}, "delta must be a positive number (inf lifts the constraint), not nan"),
+        ({"delta": "0.5"}, "delta must be of type float, not '0.5'"),
+        ({"delta": None}, "delta must be of type float, not None"),
+        ({"delta": True}, "delta must be of type float, not True"),
+        ({"delta_unit": "sun"}, "unknown delta_unit 'sun'; did you mean 'sum'? (choices: mean, nats, rms, sum)"),
+        ({"delt": 0.1}, "unknown setting 'delt'; did you mean 'delta'"),
+        ({"dual": "adaptiv"}, "unknown dual 'adaptiv'; did you mean 'adaptive'? (choices: adaptive, fixed, off)"),
+        ({"target_shift": "fast"}, "unknown target_shift 'fast'"),
+        ({"pessimism": "max"}, "unknown pessimism 'max'"),
+        ({"noise_bound": 0.0}, "noise_bound must be positive, not 0.0"),
+        ({"state_cap": math.nan}, "state_cap must be positive, not nan"),
+        ({"critics": 0}, "critics must be positive, not 0"),
+        ({"critics": 2.5}, "critics must be of type int, not 2.5"),
+        ({"distill_noises": 5}, "distill_noises 5 cannot be drawn from kept_noises 4"),
+        ({"alpha_init": -1.0}, "alpha_init must not be negative, not -1.0"),
+        ({"gamma": 1.01}, "gamma must be in (0, 1], not 1.01"),
+        ({"gamma": math.nan}, "gamma must be in (0, 1], not nan"),
+        ({"steps": 0}, "steps must be positive, not 0"),
+        ({"steps": "many"}, "steps must be of type int, not 'many'"),
+        ({"seed": -1}, "must not be negative"),
+        ({"reward_offset": math.inf}, "must be finite"),
+        ({"discount": "exakt"}, "unknown discount 'exakt'; did you mean 'exact'"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"method": "lpd"}, "unknown method 'lpd'; did you mean 'lpds'"),
+        ({"decoder": "tou"}, "unknown decoder 'tou'; did you mean 'toy'"),
+        ({"env": "for-mode"}, "unknown environment 'for-mode'; did you mean 'four-mode'"),
+        ({"env": "Pendulum-v1"}, "decoder 'linear' takes observations (2,), but Pendulum-v1 gives (3,)"),
+        ({"env": lambda: Scripted([])}, "decoder 'linear' gives actions of 2 numbers, but <lambda> takes (1,)"),
+        ({"env": "CartPole-v1"}, "CartPole-v1 has action space Discrete(2); steering needs a Box with one axis"),
+    ],
+)
+def test_bad_settings_are_one_line_and_nothing_is_written(tmp_path, changes, words):
+    with pytest.raises(LpdsError) as caught:
+        steer(tmp_path, **changes)
+    message = str(caught.value)
+    assert words in message
+    assert "\n" not in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_and_their_nearest(tmp_path):
+    with pytest.raises(LpdsError, match=r"unknown task 'hoper'; did you mean 'hopper'\? \(choices: .*toy"):
+        steer(tmp_path, "hoper")
+    with pytest.raises(LpdsError, match=r"steer needs a task .*, or both decoder= and env="):
+        lpds.steer(decoder=toy_decoder(), **TINY)
+    with pytest.raises(LpdsError, match="unknown task 'zzzz' \\(choices:"):  # nothing is near
+        steer(tmp_path, "zzzz")
+    with pytest.raises(LpdsError, match=r"no policy in .*nowhere \(policy/policy.json is missing\)"):
+        lpds.load_policy(tmp_path / "nowhere")
+
+
+def test_a_run_folder_that_exists_is_refused_or_overwritten_and_nothing_else_ever(tmp_path):
+    short = {"steps": 40, "warmup_steps": 300, "final_episodes": 1, "eval_episodes": 1}
+    steer(tmp_path, **short)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(LpdsError, match=r"run folder .*run exists: choose another, pass --overwrite, or go on: lpds resume"):
+        steer(tmp_path, **short)
+    with pytest.raises(LpdsError, match="delta must be"):  # a mistake does not cost the old run
+        steer(tmp_path, **short, overwrite=True, delta=-1.0)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert steer(tmp_path, **short, overwrite=True, seed=1).finished
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["seed"] == 1
+
+    precious = tmp_path / "home"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("years of work")
+    with pytest.raises(LpdsError, match=r"is not empty and holds no run .*: it is not overwritten"):
+        steer(tmp_path, **short, overwrite=True, out=precious)
+    assert (precious / "thesis.tex").read_text() == "years of work"
+    with pytest.raises(LpdsError, match="is a file: choose another"):
+        steer(tmp_path, **short, overwrite=True, out=precious / "thesis.tex")
+
+
+def test_a_delta_is_refused_by_another_decoder(tmp_path):
+    steer(tmp_path, steps=40, final_episodes=1, eval_episodes=1)
+    mine = load_policy(tmp_path / "run", toy_decoder())
+    assert mine.method == "lpds"
+    words = r"the policy in .* was learned on a decoder with fingerprint \w{12}, but 'other' has \w{12}: weights, sampler or"
+    with pytest.raises(LpdsError, match=words):
+        load_policy(tmp_path / "run", toy_decoder("other"))
+    with pytest.raises(LpdsError, match="belongs to the wrapped decoder 'linear': pass it as decoder="):
+        load_policy(tmp_path / "run")
+    weights = tmp_path / "run" / "policy" / "policy.safetensors"
+    weights.write_bytes(weights.read_bytes()[:40])
+    with pytest.raises(LpdsError, match=r"policy in .* cannot be read"):
+        load_policy(tmp_path / "run", toy_decoder())
+
+
+def test_a_stochastic_decoder_is_refused(tmp_path):
+    import torch
+
+    fn = lambda s, w: w + torch.randn(w.shape)  # noqa: E731
+    noisy = lpds.wrap_decoder(fn, obs_shape=(2,), latent_shape=(4, 2), action_shape=(4, 2), name="ddpm")
+    with pytest.raises(LpdsError, match="decoder 'ddpm' is stochastic: the same observation and latent gave two different"):
+        steer(tmp_path, decoder=noisy)
+    assert not (tmp_path / "run").exists()
+
+
+# -- settings as values --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    delta=st.floats(1e-6, 1e6) | st.just(math.inf),
+    bound=st.floats(1e-3, 10.0) | st.just(math.inf),
+    unit=st.sampled_from(["sum", "mean", "rms", "nats"]),
+    steps=st.integers(1, 10**9),
+    gamma=st.floats(0.5, 1.0),
+)
+def test_settings_survive_json(delta, bound, unit, steps, gamma):
+    for made in (LPDSSettings(delta=delta, noise_bound=bound, delta_unit=unit), RunSettings(steps=steps, gamma=gamma)):
+        text = json.dumps(to_json(made), allow_nan=False)
+        assert from_json(type(made), json.loads(text)) == made
+
+
+def test_later_layers_win_and_whole_numbers_pass_as_either():
+    made = override(RunSettings, {"steps": 10, "gamma": 1}, {"steps": 5e3})
+    assert made.steps == 5000
+    assert isinstance(made.steps, int)
+    assert isinstance(made.gamma, float)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_presets_resolve_for_every_method(name):
+    from lpds.api import resolve_settings
+
+    task = resolve("task", TASKS, name)
+    for method in METHODS:
+        run, own = resolve_settings(task, method, {"seed": 7})
+        assert run.seed == 7
+        assert isinstance(own, resolve("method", METHOD_SETTINGS, method))
+    assert resolve_settings(task, "lpds", {"delta": 0.77})[1].delta == 0.77
+
+
+def test_preset_and_saved_configuration_agree(tmp_path):
+    steer(tmp_path, steps=40, final_episodes=1, eval_episodes=1, delta=0.123)
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["task"] == "toy"
+    assert saved["settings"]["delta"] == 0.123
+    assert saved["run"]["gamma"] == 0.99  # the preset's
+    assert saved["run"]["steps"] == 40
+    assert saved["decoder"]["fingerprint"] == toy_decoder().fingerprint
+
+
+def test_a_task_of_ones_own(tmp_path):
+    """decoder= and env= without a task; the method that learns nothing stays the frozen policy."""
+    for out, env in (("a", make_four_mode), ("b", "four-mode")):
+        run = lpds.steer(
+            None, "base", decoder=toy_decoder(), env=env, out=tmp_path / out, quiet=True, steps=60, final_episodes=4
+        )
+        assert np.array_equal(run.frozen.returns, run.steered.returns)
+        assert run.difference == (0.0, 0.0, 0.0)
+        assert "not told apart" in run.verdict()
+    assert isinstance(BaseMethod.open_policy(toy_decoder().spec, {}, {}), BasePolicy)
+
+
+def test_the_verdict_says_so_when_it_got_worse():
+    from lpds.api import verdict_line
+    from lpds.evaluation import EvalReport
+    from lpds.stats import paired_difference
+
+    def report(returns):
+        nan = np.full(len(returns), np.nan)
+        return EvalReport(returns, nan, nan, np.ones(len(returns), np.int64), 0, 1.0, np.zeros((len(returns), 1), np.float32))
+
+    rng = np.random.default_rng(0)
+    frozen = rng.normal(100.0, 50.0, 50)
+    for shift, word in ((-20.0, "WORSE"), (20.0, "BETTER"), (0.0, "not told apart")):
+        steered = frozen + shift + rng.normal(0.0, 5.0, 50)
+        line = verdict_line(report(frozen), report(steered), paired_difference(frozen, steered))
+        assert word in line
+        assert "\n" not in line
+
+
+def test_environments_that_cannot_be_made():
+    with pytest.raises(LpdsError, match=r"environment no_such_module:Foo-v0 cannot be made: .*no_such_module"):
+        lpds.make_env("no_such_module:Foo-v0")
+    with pytest.raises(LpdsError, match=r"environment Hopper-v0 cannot be made|unknown environment 'Hopper-v0'"):
+        lpds.make_env("Hopper-v0")

@@ -1,0 +1,143 @@
+"""The direction of imports, read from the source; and what importing the package costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lpds
+
+ROOT = Path(lpds.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def module(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path, *, lazy=True):
+    """Modules that a file imports, as dotted names; with ``lazy=False`` those at its top level only."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if lazy else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path} imports relatively"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name, packages):
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def offenders(folder, forbidden, **options):
+    paths = [path for path in FILES if within(module(path), [f"lpds.{folder}"])]
+    assert paths
+    forbidden = [f"lpds.{name}" for name in forbidden.split()]
+    return [(path.name, name) for path in paths for name in imports(path, **options) if within(name, forbidden)]
+
+
+@pytest.mark.parametrize(
+    ("folder", "forbidden"),
+    [
+        ("methods", "envs files log runner api checkpoint replay collect evaluation policy report cli passport decoders zoo"),
+        ("nn", "methods envs decoders replay runner api config"),
+        ("report", "methods runner collect replay envs checkpoint api"),
+        ("decoders", "methods envs runner replay collect api policy report log checkpoint"),
+        ("envs", "methods decoders runner replay collect api policy evaluation report log checkpoint"),
+        ("replay", "methods envs runner collect api log files decoders"),
+        ("collect", "methods runner replay api log files decoders checkpoint"),
+        ("checkpoint", "methods envs runner collect api log decoders"),
+        ("metrics", "methods envs runner collect api log decoders replay types"),
+        ("stats", "methods envs runner collect api log decoders replay types"),
+        ("runner", "methods decoders api cli report zoo"),
+    ],
+)
+def test_data_flows_one_way(folder, forbidden):
+    assert offenders(folder, forbidden) == []
+
+
+def test_methods_do_no_input_or_output():
+    outside = ("os", "io", "pathlib", "json", "logging", "gymnasium", "multiprocessing", "subprocess", "time", "safetensors")
+    for path in (ROOT / "methods").glob("*.py"):
+        assert not [name for name in imports(path) if within(name, outside)], path.name
+        assert "open(" not in path.read_text().replace("open_policy(", "")
+        assert ".item()" not in path.read_text()  # no device round trip in an update
+
+
+def test_types_imports_torch_and_typing_only():
+    allowed = {*sys.stdlib_module_names, "torch"}
+    assert {name.split(".")[0] for name in imports(ROOT / "types.py")} <= allowed
+
+
+def test_only_the_chunk_arithmetic_and_the_replay_know_how_rewards_compound():
+    """gamma to a power appears in one file."""
+    found = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and "gamma" in ast.dump(node.left).lower():
+                found.append(path.name)
+    assert set(found) == {"chunk.py"}
+
+
+def test_no_method_is_known_by_name_outside_the_registry():
+    from lpds.registry import METHODS
+
+    for path in FILES:
+        if path.name == "registry.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare) and "method" in ast.dump(node.left):
+                values = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
+                assert not values & set(METHODS), f"{path}:{node.lineno} switches on a method's name"
+
+
+def test_names_of_files_say_what_is_inside():
+    assert not {path.stem for path in FILES} & {"utils", "util", "common", "misc", "helpers", "core", "base_utils"}
+
+
+def test_no_module_shadows_a_public_name():
+    modules = {path.stem for path in ROOT.iterdir()} - {"metrics"}
+    assert not modules & set(lpds.__all__)
+
+
+def test_there_is_no_bare_except_and_no_print_outside_the_command_line():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                assert node.type is not None, f"{path}:{node.lineno}"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+                assert path.name in ("cli.py", "log.py"), f"{path}:{node.lineno} prints"
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_import_is_light():
+    done = python(
+        "import sys, lpds, lpds.config, lpds.registry, lpds.tasks, lpds.errors\n"
+        "heavy = {'torch', 'scipy', 'gymnasium', 'mujoco', 'matplotlib', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert lpds.__version__ and 'steer' in dir(lpds)"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_opens_and_an_unknown_one_is_an_attribute_error():
+    done = python(
+        "import lpds\n"
+        "for name in lpds.__all__: getattr(lpds, name)\n"
+        "import lpds.api, lpds.runner, lpds.doctor, lpds.cli\n"
+        "assert callable(lpds.evaluate) and callable(lpds.check) and callable(lpds.steer)\n"
+        "try: lpds.ster\n"
+        "except AttributeError as error: assert 'ster' in str(error)\n"
+        "else: raise SystemExit('no error')"
+    )
+    assert done.returncode == 0, done.stderr
