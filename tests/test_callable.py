@@ -76,7 +76,7 @@ def test_dict_observations():
 
 
 def test_fingerprint_is_of_name_shapes_and_behaviour():
-    same = [wrap(), wrap(lambda obs, w: linear(obs, w)), wrap(lambda obs, w: linear(obs, w) * (1 + 1e-7))]
+    same = [wrap(), wrap(linear), wrap(lambda obs, w: linear(obs, w) * (1 + 1e-7))]
     assert len({decoder.fingerprint for decoder in same}) == 1
     others = [
         wrap(),

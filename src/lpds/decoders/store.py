@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from lpds.decoders.base import BaseDecoder, MinMaxNormaliser
 from lpds.decoders.diffusion import DiffusionDecoder, DiffusionSampler
@@ -65,27 +66,46 @@ def open_decoder(
     path = folder / WEIGHTS
     if not path.is_file():
         raise LpdsError(f"no decoder in {folder}: {WEIGHTS} is missing")
+    facts, tensors = _read(path)
     try:
-        with safe_open(path, framework="pt") as stream:
-            facts: dict[str, Any] = json.loads((stream.metadata() or {})["lpds"])
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise LpdsError(f"decoder file {path} cannot be read: {error}") from None
-    normaliser = MinMaxNormaliser(**{key: tensors.pop(key) for key in MinMaxNormaliser.__dataclass_fields__})
-    network: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in facts["network"].items()
-    }
-    net = DenoisingMLP(NetworkShape(**network))
-    net.load_state_dict(tensors)
-    spec = LatentSpec((net.shape.obs_size,), tuple(facts["latent_shape"]), tuple(facts["action_shape"]))
-    sampler = facts["sampler"]
-    diffusion = facts["kind"] == "diffusion"
+        normaliser = MinMaxNormaliser(**{key: tensors.pop(key) for key in MinMaxNormaliser.__dataclass_fields__})
+        network: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in facts["network"].items()
+        }
+        net = DenoisingMLP(NetworkShape(**network))
+        net.load_state_dict(tensors)
+        spec = LatentSpec((net.shape.obs_size,), tuple(facts["latent_shape"]), tuple(facts["action_shape"]))
+        sampler, diffusion = facts["sampler"], facts["kind"] == "diffusion"
+    except KeyError as missing:
+        raise LpdsError(f"decoder file {path} lacks {missing}") from None
+    except (TypeError, RuntimeError) as error:
+        raise LpdsError(f"decoder file {path} contradicts itself: {' '.join(str(error).split())}") from None
     strange = {"steps": steps, "solver": solver} if diffusion else {"ddim_steps": ddim_steps}
     for option, value in strange.items():
         if value is not None:
             raise LpdsError(f"{option} is not an option of the {facts['kind']} decoder {name!r}")
     if diffusion:
-        chosen = DiffusionSampler(sampler["training_steps"], ddim_steps or sampler["ddim_steps"], sampler["clip"])
+        count = sampler["ddim_steps"] if ddim_steps is None else ddim_steps
+        chosen = DiffusionSampler(sampler["training_steps"], count, sampler["clip"])
         return DiffusionDecoder(net, normaliser, chosen, spec, name=name, reference=reference, bf16=bf16)
-    flow = FlowSampler(solver or sampler["solver"], steps or sampler["steps"], sampler["clip"])
+    flow = FlowSampler(
+        sampler["solver"] if solver is None else solver, sampler["steps"] if steps is None else steps, sampler["clip"]
+    )
     return FlowDecoder(net, normaliser, flow, spec, name=name, reference=reference, bf16=bf16)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Facts and tensors of a decoder file."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            header = (stream.metadata() or {}).get("lpds")
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a dict
+        facts: dict[str, Any] = json.loads(header or "{}")
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise LpdsError(f"decoder file {path} cannot be read: {' '.join(str(error).split())}") from None
+    if header is None:
+        raise LpdsError(f"{path} is not a decoder of this project: its header has no entry 'lpds'")
+    found = facts.get("format_version")
+    if found != FORMAT_VERSION:
+        raise LpdsError(f"decoder file {path} is of format {found}; this version reads format {FORMAT_VERSION}")
+    return facts, tensors

@@ -1,0 +1,240 @@
+"""Behaviour cloning: the losses against reference numbers and closed forms, both modes recovered, bit-equal runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lpds.decoders.diffusion import DiffusionDecoder, cosine_alphas_cumprod
+from lpds.decoders.flow import FlowDecoder
+from lpds.decoders.network import DenoisingMLP, shape_of
+from lpds.decoders.store import WEIGHTS, save_decoder
+from lpds.pretrain.clone import CloneSettings, chunk_starts, clone, diffusion_loss, flow_loss, normaliser_of
+from lpds.pretrain.experts import Demonstrations
+
+# --- DPPO's pre-training loss ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loss_io(golden):
+    folder = golden("dppo_pretrain_loss")
+    return load_file(folder / "io.safetensors"), load_file(folder / "grads.safetensors")
+
+
+def hopper_net(golden, part: str) -> DenoisingMLP:
+    content = torch.load(golden("dppo_hopper") / "state_3000.pt", weights_only=True)[part]
+    weights = {key.removeprefix("network."): value for key, value in content.items()}
+    net = DenoisingMLP(shape_of(weights, "relu"))
+    net.load_state_dict(weights)
+    return net
+
+
+def reference_loss(net, io):
+    return diffusion_loss(net, io["action"].flatten(1), io["state"], io["t"], io["noise"].flatten(1), cosine_alphas_cumprod(20))
+
+
+@pytest.mark.parametrize("part", ["model", "ema"])
+def test_diffusion_loss_is_the_reference_loss(golden, loss_io, part):
+    io, _ = loss_io
+    net = hopper_net(golden, part)
+    torch.testing.assert_close(reference_loss(net, io).detach(), io[f"loss_{part}"], rtol=1e-5, atol=0)
+    with torch.no_grad():
+        predicted = net(io["x_t"].flatten(1), io["t"], io["state"])
+    torch.testing.assert_close(predicted, io[f"pred_{part}"].flatten(1), atol=1e-5, rtol=0)
+
+
+def test_gradients_are_the_reference_gradients(golden, loss_io):
+    io, grads = loss_io
+    net = hopper_net(golden, "model")
+    reference_loss(net, io).backward()
+    compared = 0
+    for name, parameter in net.named_parameters():
+        norm = grads[f"network.{name}.grad_l2"]
+        torch.testing.assert_close(parameter.grad.norm(), norm, rtol=1e-4, atol=1e-7)
+        if f"network.{name}.grad" in grads:
+            expected = grads[f"network.{name}.grad"]
+            torch.testing.assert_close(parameter.grad, expected, atol=2e-6, rtol=1e-4)
+            compared += 1
+    assert compared == 2
+
+
+def test_one_adamw_step_is_the_reference_step(golden, loss_io):
+    """Compared where the gradient is not tiny: a first step moves a weight by lr times the gradient's sign."""
+    io, grads = loss_io
+    net = hopper_net(golden, "model")
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-6, fused=True)
+    reference_loss(net, io).backward()
+    optimiser.step()
+    after = {key.removesuffix(".after_one_adamw_step"): value for key, value in grads.items() if "after_one" in key}
+    assert len(after) == 3
+    for name, parameter in net.named_parameters():
+        if f"network.{name}" in after:
+            clear = parameter.grad.abs() > 1e-5
+            assert bool(clear.any())
+            torch.testing.assert_close(parameter[clear], after[f"network.{name}"][clear], atol=2e-6, rtol=0)
+
+
+# --- closed forms ---------------------------------------------------------------------------------------------------
+
+
+class Recorder(torch.nn.Module):
+    """Keeps what it was asked and answers with a constant."""
+
+    def __init__(self, answer: float) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x, t, obs):
+        self.asked = (x, t, obs)
+        return torch.full_like(x, self.answer)
+
+
+@pytest.fixture
+def draw():
+    generator = torch.Generator().manual_seed(4)
+    x, noise = torch.randn(7, 6, generator=generator), torch.randn(7, 6, generator=generator)
+    return x, noise, torch.randn(7, 5, generator=generator)
+
+
+def test_diffusion_loss_by_hand(draw):
+    x, noise, obs = draw
+    net, abar, t = Recorder(0.25), cosine_alphas_cumprod(20), torch.tensor([0, 3, 7, 11, 15, 18, 19])
+    loss = diffusion_loss(net, x, obs, t, noise, abar)
+    np.testing.assert_allclose(float(loss), np.mean((0.25 - noise.double().numpy()) ** 2), rtol=1e-6)
+    a = abar.double().numpy()[t.numpy()][:, None]
+    np.testing.assert_allclose(net.asked[0].numpy(), np.sqrt(a) * x.numpy() + np.sqrt(1 - a) * noise.numpy(), atol=1e-6)
+    assert torch.equal(net.asked[1], t)
+    assert net.asked[2] is obs
+
+
+def test_flow_loss_by_hand(draw):
+    x, noise, obs = draw
+    net, t = Recorder(-0.5), torch.tensor([0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0])
+    loss = flow_loss(net, x, obs, t, noise)
+    np.testing.assert_allclose(float(loss), np.mean((-0.5 - (x - noise).double().numpy()) ** 2), rtol=1e-6)
+    path = (1 - t[:, None]) * noise + t[:, None] * x
+    torch.testing.assert_close(net.asked[0], path)
+    assert torch.equal(net.asked[0][0], noise[0]), "t = 0 is the noise"
+    torch.testing.assert_close(net.asked[0][-1], x[-1])
+    torch.testing.assert_close(net.asked[1], 100 * t)
+
+
+def test_chunks_never_cross_an_episode():
+    lengths = [5, 2, 3, 4]
+    data = Demonstrations(
+        obs=np.zeros((14, 1), np.float32),
+        actions=np.zeros((14, 1), np.float32),
+        episode_lengths=np.array(lengths),
+        episode_returns=np.zeros(4),
+        episode_source=np.zeros(4, np.int64),
+    )
+    episode = np.repeat(np.arange(4), lengths)
+    expected = [start for start in range(12) if episode[start] == episode[min(start + 2, 13)] and start + 2 < 14]
+    assert chunk_starts(data, 3).tolist() == expected == [0, 1, 2, 7, 10, 11]
+    assert len(chunk_starts(data, 1)) == 14
+
+
+def test_episodes_shorter_than_a_chunk_are_refused(refused):
+    with refused("no episode", "6 steps"):
+        clone(two_modes(20), CloneSettings(chunk=6, steps=1), name="small")
+
+
+def test_unknown_kind_is_refused(refused):
+    with refused("'gan'", "diffusion, flow"):
+        clone(two_modes(20), CloneSettings("gan", chunk=2, steps=1), name="small")
+
+
+def test_ranges_of_the_data_and_constant_columns():
+    data = two_modes(500)
+    data.actions[:, 1] = 0.75
+    normaliser = normaliser_of(data)
+    unit = normaliser.normalise_action(torch.from_numpy(data.actions))
+    assert float(unit[:, 0].min()) == -1
+    assert float(unit[:, 0].max()) == 1
+    torch.testing.assert_close(unit[:, 1], torch.zeros(1000))
+    torch.testing.assert_close(normaliser.action(unit), torch.from_numpy(data.actions))
+    state = normaliser.observation(torch.from_numpy(data.obs))
+    assert float(state.abs().max()) <= 1 + 1e-5
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def two_modes(episodes: int) -> Demonstrations:
+    """Episodes of two steps that go all the way one side or the other, whatever the state: +-(0.6, 0.3) and small noise."""
+    rng = np.random.default_rng(0)
+    side = rng.choice([-1.0, 1.0], episodes).repeat(2)[:, None]
+    actions = side * np.array([0.6, 0.3]) + 0.03 * rng.standard_normal((2 * episodes, 2))
+    return Demonstrations(
+        obs=rng.uniform(-1, 1, (2 * episodes, 3)).astype(np.float32),
+        actions=actions.astype(np.float32),
+        episode_lengths=np.full(episodes, 2),
+        episode_returns=np.full(episodes, np.nan),
+        episode_source=np.zeros(episodes, np.int64),
+    )
+
+
+QUICK = {"chunk": 2, "width": 64, "steps": 500, "batch_size": 128, "lr": 3e-3, "lr_final": 3e-4, "ema": 0.98}
+
+
+@pytest.mark.parametrize(("kind", "sampler_steps"), [("diffusion", 5), ("flow", 8)])
+def test_both_modes_are_recovered(kind, sampler_steps):
+    settings = CloneSettings(kind, sampler_steps=sampler_steps, **{**QUICK, "steps": 700})
+    decoder = clone(two_modes(1000), settings, name="two-modes")
+    assert isinstance(decoder, DiffusionDecoder if kind == "diffusion" else FlowDecoder)
+    assert decoder.spec.latent_shape == decoder.spec.action_shape == (2, 2)
+    generator = torch.Generator().manual_seed(1)
+    obs = 2 * torch.rand(1000, 3, generator=generator) - 1
+    chunk = decoder(obs, torch.randn(1000, 2, 2, generator=generator)).numpy()
+    mode = np.array([[0.6, 0.3], [0.6, 0.3]])
+    distance = np.stack([np.abs(chunk - side * mode).max((1, 2)) for side in (-1, 1)])
+    share = (distance < 0.2).mean(1)
+    assert share.min() > 0.35, f"shares of the modes: {share}"
+    assert share.sum() > 0.9, f"on the modes: {share}"
+    # which mode is a matter of the noise alone: other noise at the same state gives the other mode too
+    fixed = decoder(obs[:1].expand(1000, 3), torch.randn(1000, 2, 2, generator=generator)).numpy()
+    assert 0.3 < (fixed[:, 0, 0] > 0).mean() < 0.7
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before(kind, tmp_path):
+    data = two_modes(200)
+    settings = CloneSettings(kind, **{**QUICK, "steps": 40})
+    seen = []
+    for before in (1, 2):
+        torch.manual_seed(before)
+        state = torch.get_rng_state()
+        decoder = clone(data, settings, name="mine")
+        assert torch.equal(torch.get_rng_state(), state), "training must leave the global generator alone"
+        save_decoder(decoder, tmp_path / str(before))
+        seen.append((decoder.fingerprint, (tmp_path / str(before) / WEIGHTS).read_bytes()))
+    assert seen[0] == seen[1]
+    other = clone(data, CloneSettings(kind, seed=1, **{**QUICK, "steps": 40}), name="mine")
+    assert other.fingerprint != seen[0][0]
+
+
+def test_watching_the_progress_changes_nothing():
+    data, rows = two_modes(200), []
+    settings = CloneSettings(**{**QUICK, "steps": 400})
+    watched = clone(data, settings, name="mine", progress=lambda *row: rows.append(row))
+    assert watched.fingerprint == clone(data, settings, name="mine").fingerprint
+    assert [row[:2] for row in rows] == [(200, 400), (400, 400)]
+    assert 0 < rows[1][2] < rows[0][2] < 1, "the loss starts near 1, the noise's variance, and falls"
+
+
+def test_the_shipped_weights_are_the_running_mean():
+    """With decay d and a start that forgets: m_0 = p_0, then m <- m + max(1 - d, 1 / (1 + step)) (p - m)."""
+    data = two_modes(200)
+
+    def weights(steps: int, ema: float) -> torch.Tensor:
+        # no decay of the learning rate, so that a shorter run is the beginning of a longer one
+        settings = CloneSettings(**{**QUICK, "steps": steps, "lr_final": QUICK["lr"], "ema": ema})
+        return torch.cat([p.flatten() for p in clone(data, settings, name="mine").net.parameters()]).double()
+
+    raw = [weights(steps, 0.0) for steps in range(1, 7)]
+    mean = raw[0]
+    for step, value in enumerate(raw[1:], start=1):
+        mean = mean + max(1 - 0.7, 1 / (1 + step)) * (value - mean)
+    torch.testing.assert_close(weights(6, 0.7), mean, atol=1e-6, rtol=0)
