@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,7 @@ def steer(
 def resume(
     run: str | Path,
     *,
+    steps: int | None = None,
     decoder: Decoder | None = None,
     env: EnvLike | None = None,
     quiet: bool = False,
@@ -153,6 +154,7 @@ def resume(
 
     Args:
         run: the run folder.
+        steps: a larger budget, to go on with a run that had reached its own.
         decoder: needed again for a wrapped one.
         env: needed again for a factory.
         quiet: print nothing.
@@ -168,6 +170,11 @@ def resume(
     if chosen_env is None:
         raise LpdsError(f"the run in {run} used the environment factory {config['env_name']!r}: pass it as env=")
     settings = from_json(RunSettings, config["run"])
+    if steps is not None and steps != settings.steps:
+        if steps < settings.steps:
+            raise LpdsError(f"the run in {run} has a budget of {settings.steps} steps; it can grow, not shrink to {steps}")
+        settings = replace(settings, steps=steps)
+        write_json(folder / "config.json", {**config, "run": to_json(settings)})
     method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
     _check_env(chosen_env, frozen)
     display = Display(settings.steps, quiet=quiet)
@@ -343,10 +350,21 @@ def _drive(runner: Runner, display: Display) -> Run:
         mean, low, high = run.difference or (0.0, 0.0, 0.0)
         summary = {"format_version": FORMAT_VERSION, "difference": [mean, low, high], "verdict": run.verdict()}
         write_json(folder / "summary.json", summary)
+        _write_report(folder, display)
         return run
     finally:
         display.close()
         runner.close()
+
+
+def _write_report(folder: Path, display: Display) -> None:
+    """Draw the run's page; without matplotlib the run is as good, so that is said and no more."""
+    from lpds.report import write_report
+
+    try:
+        write_report([folder], folder / "report.html")
+    except LpdsError as error:
+        display.say(f"no report: {error}")
 
 
 @contextmanager

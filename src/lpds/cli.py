@@ -50,6 +50,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
     resume = _command(commands, "resume", "go on with a run, to the bit", _resume)
     resume.add_argument("run", type=Path)
+    resume.add_argument("--steps", type=int, help="a larger budget, to go on with a finished run")
     resume.add_argument("--tensorboard", action="store_true")
     resume.add_argument("--quiet", action="store_true")
 
@@ -234,7 +235,7 @@ def _steer(arguments: argparse.Namespace) -> int:
 def _resume(arguments: argparse.Namespace) -> int:
     from lpds.api import resume
 
-    return _finish(resume(arguments.run, quiet=arguments.quiet, tensorboard=arguments.tensorboard))
+    return _finish(resume(arguments.run, steps=arguments.steps, quiet=arguments.quiet, tensorboard=arguments.tensorboard))
 
 
 def _finish(run: Any) -> int:

@@ -1,0 +1,183 @@
+"""How long an update takes, and what each of the learner's savings is worth.
+
+Variants of one iteration (replay sampling and one update; at DSRL's Hopper shapes: decoder 3x512, 5 DDIM steps, batch 256):
+
+- ``plain``: the sampler step by step from the network's modules, Adam parameter by parameter, fresh distillation noise;
+- ``folded``: the shipped decoder (linear layers folded, state and step hoisted) and fused Adam;
+- ``folded_kept_pairs``: and M = 4 base-noise pairs stored with a state, one drawn; their decoding is counted, for one
+  decision inserted per update;
+- ``bf16``: and the decoder's large product in bfloat16.
+
+In every variant the latent critic sees one noise a state and update.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpds.config import LPDSSettings
+from lpds.decoders.base import MinMaxNormaliser
+from lpds.decoders.diffusion import DiffusionDecoder, DiffusionSampler
+from lpds.decoders.network import DenoisingMLP, NetworkShape
+from lpds.methods.lpds import LPDS
+from lpds.replay import Replay
+from lpds.types import LatentSpec
+
+BATCH = 256
+OBS, CHUNK, ACTION = 11, 4, 3
+DECODER_WIDTH, DDIM_STEPS = 512, 5
+ROWS = 4096
+KEPT = 4
+VARIANTS = ("plain", "folded", "folded_kept_pairs", "bf16")
+
+
+class _PlainDecoder(DiffusionDecoder):
+    """The same function, computed as one would write it down."""
+
+    def prepare(self, obs: Tensor) -> Any:
+        return self.normaliser.observation(obs)
+
+    def decode(self, context: Any, w: Tensor) -> Tensor:
+        return self.normaliser.action(self.denoise_plain(context, w))
+
+
+def make_decoder(kind: type[DiffusionDecoder] = DiffusionDecoder, *, bf16: bool = False) -> DiffusionDecoder:
+    """A decoder of DSRL's Hopper shapes with random weights, the same for every kind."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = DenoisingMLP(NetworkShape(OBS, CHUNK * ACTION, DECODER_WIDTH))
+    ones = torch.ones
+    normaliser = MinMaxNormaliser(-ones(OBS), ones(OBS), -ones(ACTION), ones(ACTION))
+    spec = LatentSpec((OBS,), (CHUNK, ACTION), (CHUNK, ACTION))
+    return kind(net, normaliser, DiffusionSampler(20, DDIM_STEPS), spec, name="bench", bf16=bf16)
+
+
+def _iteration(variant: str, width: int) -> Callable[[], None]:
+    """Build one variant's iteration as a function without arguments."""
+    kept = KEPT if variant in ("folded_kept_pairs", "bf16") else 0
+    decoder = make_decoder(_PlainDecoder if variant == "plain" else DiffusionDecoder, bf16=variant == "bf16")
+    generator = torch.Generator().manual_seed(0)
+    settings = LPDSSettings(width=width, kept_noises=kept)
+    method = LPDS(settings, decoder, generator=generator, device=torch.device("cpu"))
+    if variant == "plain":
+        for adam in (method.adam_action, method.adam_latent, method.adam_shift):
+            adam.param_groups[0]["fused"] = False
+    replay = Replay(decoder.spec, ROWS, kept, 1, torch.device("cpu"))
+    latent, action = decoder.spec.latent_size, decoder.spec.action_size
+    row = {
+        "obs": torch.rand(1, OBS, generator=generator) * 2 - 1,
+        "action": torch.zeros(1, action),
+        "reward": torch.ones(1),
+        "discount": torch.full((1,), 0.99),
+        "next_obs": torch.rand(1, OBS, generator=generator) * 2 - 1,
+        "base_noise": torch.randn(1, kept, latent, generator=generator),
+        "base_action": torch.zeros(1, kept, action),
+        "over": torch.zeros(1),
+    }
+    for _ in range(ROWS):
+        replay.insert(row)
+
+    def run() -> None:
+        if kept:  # what one inserted decision costs: M decodes, then the row
+            noise = torch.randn(kept, CHUNK, ACTION, generator=generator)
+            with torch.no_grad():
+                decoded = decoder.decode(decoder.prepare(row["obs"].expand(kept, -1)), noise)
+            replay.insert({**row, "base_noise": noise.view(1, kept, -1), "base_action": decoded.view(1, kept, -1)})
+        batch = replay.sample(BATCH, generator, 1)
+        shapes = method.noise_shapes(BATCH)
+        method.update(batch, {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()})
+
+    return run
+
+
+def iteration_flops(width: int, variant: str = "folded") -> float:
+    """Floating-point operations of one iteration's matrix products (two per multiply-add)."""
+    latent = CHUNK * ACTION
+    hidden = 2 * width * width
+    critic = 2 * ((OBS + latent) * width + hidden + width)  # two members, per row
+    shift = OBS * width + hidden + width * latent
+    # Q^A: target, forward and twice that backward, distillation target; Q^W: three, and forward and input gradient
+    learner = critic * (1 + 3 + 1 + 3 + 2) + shift * (1 + 3)
+    inner = DECODER_WIDTH * (latent + DECODER_WIDTH + latent) + latent * latent
+    if variant == "plain":
+        inner = DECODER_WIDTH * (latent + 16 + OBS + 2 * DECODER_WIDTH + latent)
+    rows = BATCH * (2 if variant in ("plain", "folded") else 1) + (KEPT if variant not in ("plain", "folded") else 0)
+    return 2.0 * (BATCH * learner + rows * DDIM_STEPS * inner)
+
+
+def matmul_rate(size: int = 512, repeats: int = 20) -> float:
+    """The machine's float32 matrix-product rate on the current number of threads, in operations per second."""
+    a, b = torch.rand(BATCH, size), torch.rand(size, size)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        best = min(best, (time.perf_counter() - start) / 10)
+    return 2.0 * BATCH * size * size / best
+
+
+def bench_learner(rounds: int = 7, *, iterations: dict[int, int] | None = None) -> dict[str, Any]:
+    """Time the variants, interleaved in one run, so that a busy neighbour slows all of them alike.
+
+    Args:
+        rounds: each variant is timed once a round; medians and ranges are over rounds.
+        iterations: updates timed in a round, by critic width.
+
+    Returns:
+        Under ``"3x128"`` and ``"3x1024"``: ``plain_ms``, ``ratio_folded``, ``ratio_folded_kept_pairs``, ``ratio_bf16``
+        (time against plain, median over rounds), ``range`` of each, and ``fraction_of_matmul_rate`` of the kept variant.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rate = matmul_rate()
+        result: dict[str, Any] = {"format_version": 1, "threads": 1, "matmul_gflops": rate / 1e9, "rounds": rounds}
+        for width, count in (iterations or {128: 25, 1024: 3}).items():
+            result[f"3x{width}"] = _bench_width(width, count, rounds, rate)
+        return result
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _bench_width(width: int, count: int, rounds: int, rate: float) -> dict[str, Any]:
+    runs = {variant: _iteration(variant, width) for variant in VARIANTS}
+    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    for run in runs.values():  # warm up
+        run()
+        run()
+    for _ in range(rounds):
+        for variant, run in runs.items():
+            start = time.perf_counter()
+            for _ in range(count):
+                run()
+            times[variant].append((time.perf_counter() - start) / count)
+    median = {variant: statistics.median(values) for variant, values in times.items()}
+    result: dict[str, Any] = {"plain_ms": 1e3 * median["plain"]}
+    for variant in VARIANTS[1:]:
+        ratios = [value / plain for value, plain in zip(times[variant], times["plain"], strict=True)]
+        result[f"ratio_{variant}"] = statistics.median(ratios)
+        result[f"range_{variant}"] = [min(ratios), max(ratios)]
+    kept = "folded_kept_pairs"
+    result["fraction_of_matmul_rate"] = iteration_flops(width, kept) / median[kept] / rate
+    return result
+
+
+def bench_table(result: dict[str, Any]) -> str:
+    """The figures as text."""
+    lines = [f"float32 product rate of this machine, one thread: {result['matmul_gflops']:.0f} GFLOP/s"]
+    for name, figures in result.items():
+        if not isinstance(figures, dict):
+            continue
+        lines.append(f"critics {name}: plain {figures['plain_ms']:.1f} ms an update = 1.00")
+        for variant in VARIANTS[1:]:
+            low, high = figures[f"range_{variant}"]
+            lines.append(f"  {variant.replace('_', ' '):<22}{figures[f'ratio_{variant}']:.2f}  [{low:.2f}, {high:.2f}]")
+        lines.append(f"  share of the product rate reached (kept pairs): {figures['fraction_of_matmul_rate']:.0%}")
+    return "\n".join(lines)
