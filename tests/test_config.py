@@ -92,6 +92,10 @@ def test_a_run_folder_that_exists_is_refused_or_overwritten_and_nothing_else_eve
     assert steer(tmp_path, **short, overwrite=True, seed=1).finished
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["seed"] == 1
 
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".config.json.123.tmp").write_text("{")  # a kill before there was a run
+    assert steer(tmp_path, **short, out=tmp_path / "killed").finished
+
     precious = tmp_path / "home"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years of work")

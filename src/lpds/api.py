@@ -278,7 +278,8 @@ def _make_room(folder: Path, overwrite: bool) -> None:
     """Make an empty folder; only what is a run folder is ever cleared for it."""
     if folder.is_file():
         raise LpdsError(f"run folder {folder} is a file: choose another")
-    if folder.exists() and any(folder.iterdir()):
+    # a kill while config.json was written leaves its temporary file, and nothing that could be lost
+    if folder.exists() and any(not path.match(".config.json.*.tmp") for path in folder.iterdir()):
         if not overwrite:
             raise LpdsError(f"run folder {folder} exists: choose another, pass --overwrite, or go on: lpds resume {folder}")
         if not (folder / "config.json").is_file():
