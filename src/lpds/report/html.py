@@ -63,8 +63,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     matplotlib_figure()
     out = Path(out)
     path = out / "report.html" if out.is_dir() else out
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = _page(read_runs(runs)).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda stream: stream.write(content))
     return path
 

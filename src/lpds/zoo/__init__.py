@@ -37,7 +37,8 @@ def load_decoder(reference: str, **options: Any) -> BaseDecoder:
         decoder = _open(reference, options)
     except TypeError as error:
         raise LpdsError(f"decoder {reference!r}: {str(error).split('() ')[-1]}") from None
-    decoder.options = dict(options)
+    # a run must find the files again from wherever it is resumed
+    decoder.options = {key: str(Path(value).resolve()) if key == "normalization" else value for key, value in options.items()}
     return decoder
 
 

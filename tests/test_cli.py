@@ -1,0 +1,100 @@
+"""The command line: its words, its one-line refusals, its speed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from lpds.cli import main
+from lpds.registry import METHODS, TASKS
+
+
+def test_help_answers_in_under_a_second_and_imports_no_torch():
+    start = time.perf_counter()
+    code = "import sys; from lpds.cli import main\ntry: main(['steer', 'hopper', '--help'])\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules and 'gymnasium' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    assert "--delta" in done.stdout
+    assert "default 0.5" in done.stdout  # the preset's own value, not the class's
+    assert seconds < 5.0  # a loaded machine; a free one takes a quarter of a second
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["steer", "hoper"], "did you mean 'hopper'"),
+        (["steer", "hopper", "--method", "lpsd"], "did you mean 'lpds'"),
+        (["steer", "hopper", "--delta", "-1"], "delta must be a positive number"),
+        (["steer", "hopper", "--delta", "nan"], "delta must be a positive number"),
+        (["steer", "hopper", "--delta-unit", "nat"], "did you mean 'nats'"),
+        (["steer"], "or both decoder= and env="),
+        (["check", "hoppr"], "did you mean 'hopper'"),
+        (["eval", "nowhere"], "unknown decoder 'nowhere'"),
+        (["resume", "nowhere"], "no run in nowhere"),
+        (["demos", "hopper", "--out", "x.npz"], "pass --experts FOLDER"),
+        (["pretrain", "mine", "--data", "nowhere.npz", "--out", "x"], "dataset nowhere.npz does not exist"),
+        (["report", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(words, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lpds: ")
+    assert error.count("\n") == 1
+    assert says in error
+    assert not any(tmp_path.iterdir())  # nothing was left behind
+
+
+def test_list_names_every_task_and_method(capsys):
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in [*TASKS, *METHODS])
+
+
+def test_steer_eval_report_and_resume_with_a_larger_budget(capsys, tmp_path):
+    run = tmp_path / "run"
+    small = ["--warmup-steps", "400", "--warmup-fits", "5", "--eval-every", "0", "--final-episodes", "4", "--width", "16"]
+    assert main(["steer", "toy", "--steps", "800", "--out", str(run), "--quiet", *small]) == 0
+    printed = capsys.readouterr().out
+    assert "frozen" in printed
+    assert "paired difference" in printed
+    assert (run / "report.html").is_file()
+    assert main(["steer", "toy", "--steps", "800", "--out", str(run), "--quiet"]) == 2
+    assert "exists" in capsys.readouterr().err
+
+    assert main(["eval", str(run), "--episodes", "3", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["scale"] for row in rows] == [0.0] * 3 + [1.0] * 3
+    assert [row["episode"] for row in rows] == [0, 1, 2] * 2
+
+    assert main(["resume", str(run), "--steps", "1200", "--quiet"]) == 0
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert steps[-1] >= 1200
+    finals = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    assert {row["step"] >= 1200 for row in finals if row["kind"] == "final"} == {True}  # the old end was cut away
+    assert main(["resume", str(run), "--steps", "900", "--quiet"]) == 2
+    assert "not shrink" in capsys.readouterr().err
+
+
+def test_demos_and_pretrain_make_a_decoder_that_the_card_describes(capsys, tmp_path):
+    import lpds
+
+    data, out = tmp_path / "toy.npz", tmp_path / "mine"
+    assert main(["demos", "toy", "--out", str(data)]) == 0
+    words = ["pretrain", "mine", "--data", str(data), "--out", str(out), "--steps", "50", "--width", "16"]
+    assert main([*words, "--task", "toy", "--episodes", "4"]) == 0
+    card = json.loads((out / "card.json").read_text())
+    decoder = lpds.load_decoder(str(out))
+    assert card["fingerprint"] == decoder.fingerprint
+    report = lpds.evaluate(decoder, "toy", episodes=4, seed=card["evaluation_seed"])
+    np.testing.assert_allclose(card["return"], report.interval("return"))
+    capsys.readouterr()
