@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lpds.metrics import knn_entropy
 from lpds.random import normal
-from lpds.replay import Replay
 from lpds.types import Decoder, Policy
 
 STATES = 8
@@ -16,14 +16,17 @@ SAMPLES = 128
 """Noises per state, the same for all."""
 
 
-def action_entropy(policy: Policy, decoder: Decoder, replay: Replay) -> float:
-    """Mean k-NN entropy (k = 3, nats) of the first action of the chunk over a few warm-up states.
+def probe_states(obs: Tensor) -> Tensor:
+    """Pick [STATES, O] evenly spaced rows of the warm-up's [N, O] observations."""
+    return obs[:: max(1, len(obs) // STATES)][:STATES].clone()
+
+
+def action_entropy(policy: Policy, decoder: Decoder, obs: Tensor) -> float:
+    """Mean k-NN entropy (k = 3, nats) of the first action of the chunk over a few states [S, O].
 
     Compare with the frozen policy's under the same protocol only: the estimate is biased in many dimensions.
     """
     spec = decoder.spec
-    first = replay.everything("obs")[: 100 * STATES]
-    obs = first[:: max(1, len(first) // STATES)][:STATES]
     eps = torch.from_numpy(normal("probe", 7, shape=(SAMPLES, *spec.latent_shape))).to(obs.device)
     rows = obs.repeat_interleave(SAMPLES, 0)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from torch import Tensor
 from lpds.checkpoint import CheckpointStore
 from lpds.collect import Collector, EpisodeRecord
 from lpds.config import RunSettings
-from lpds.diagnose import action_entropy
+from lpds.diagnose import action_entropy, probe_states
 from lpds.envs.build import EnvLike, make_env, make_eval_env
 from lpds.errors import EnvironmentFault
 from lpds.evaluation import EvalReport, evaluate_policy
@@ -75,6 +75,7 @@ class Runner:
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
         self._success_ema = math.nan
         self._sums: dict[str, Tensor] = {}
+        self._probe = torch.empty(0, decoder.spec.obs_size, device=device)  # states of the entropy, from the warm-up
         self._next = {"log": 0, "eval": 0, "checkpoint": c.checkpoint_every}
         self._wall, self._started, self._last_row = 0.0, time.perf_counter(), (0.0, 0, 0)
         self.stop_requested = False
@@ -116,6 +117,7 @@ class Runner:
         c = self.c
         if not self._warm:
             self._warm = True
+            self._probe = probe_states(self.replay.everything("obs"))
             returns = self.replay.returns_to_go()
             scale = c.reward_scale or RETURN_STD / max(float(returns[0].std()), 1e-6)
             self.method.calibrate(self.replay.everything("obs"), self.replay.everything("action"), scale)
@@ -168,7 +170,7 @@ class Runner:
             probe = torch.Generator().manual_seed(self.c.seed)
             batch = self.replay.sample(self.c.batch_size, probe, self._noises)
             row |= {key: float(value) for key, value in self.method.diagnose(batch, self._noise(probe)).items()}
-            row["action_entropy"] = action_entropy(self.method.policy, self.decoder, self.replay)
+            row["action_entropy"] = action_entropy(self.method.policy, self.decoder, self._probe)
         row |= {key: float(value[0] / value[1]) for key, value in self._sums.items()}
         self._sums = {}
         recent = np.asarray(self._recent, np.float64).reshape(-1, 2)
@@ -218,7 +220,7 @@ class Runner:
         tensors = {f"method.{key}": value for key, value in self.method.tensors().items()}
         tensors |= {f"collector.{key}": value for key, value in self.collector.tensors().items()}
         tensors |= {f"sums.{key}": value for key, value in self._sums.items()}
-        tensors["generator"] = self._generator.get_state()
+        tensors |= {"generator": self._generator.get_state(), "probe": self._probe}
         facts = {
             "step": self.step,
             "updates": self.updates,
@@ -245,12 +247,15 @@ class Runner:
         self.method.load_tensors(part("method."))
         self._sums = {key: value.to(self._device) for key, value in part("sums.").items()}
         self._generator.set_state(tensors["generator"])
+        self._probe = tensors["probe"].to(self._device)
         self.store.load_replay(facts, self.replay)
         self.step, self.updates, self._owed, self._warm = (facts[key] for key in ("step", "updates", "owed", "warm"))
         nan = math.nan
         self._recent.extend((total, nan if success is None else success) for total, success in facts["recent"])
         self._success_ema = nan if facts["success_ema"] is None else facts["success_ema"]
         self._next = facts["next"]
+        if self.step < self.c.steps:  # a finished run was given a larger budget: everything is due again
+            self._next = {what: self.step if at == NEVER else at for what, at in self._next.items()}
         self._wall, self._started = facts["wall_s"], time.perf_counter()
         self._last_row = (self._wall, self.step, self.updates)
         self.open_logs(facts["log_sizes"])

@@ -20,7 +20,7 @@ TOY = Task(
         "checkpoint_every": 5_000,
         "final_episodes": 400,
     },
-    method={"*": {"width": 64}, "lpds": {"delta": 0.05}},
+    method={"*": {"width": 64, "lr": 1e-3, "tau": 0.01}, "lpds": {"delta": 0.05, "actor_lr": 1e-3}},
 )
 HOPPER = Task("hopper", env="Hopper-v5", decoder="hopper", run=_GYM, method={"*": {"width": 128}, "lpds": {"delta": 0.5}})
 WALKER2D = Task("walker2d", env="Walker2d-v5", decoder="walker2d", run=_GYM)

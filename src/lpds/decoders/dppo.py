@@ -81,7 +81,9 @@ def load_dppo(
         raise LpdsError(f"{path}: {' '.join(str(error).split())}") from None
     spec = LatentSpec((shape.obs_size,), (horizon, actions), (steps, actions))
     sampler = DiffusionSampler(denoising_steps, ddim_steps)
-    return DiffusionDecoder(net, normaliser, sampler, spec, name=Path(path).stem, reference=f"dppo:{Path(path).resolve()}", bf16=bf16)
+    return DiffusionDecoder(
+        net, normaliser, sampler, spec, name=Path(path).stem, reference=f"dppo:{Path(path).resolve()}", bf16=bf16
+    )
 
 
 def _load_file(path: Path) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """The four-mode toy: a point in the plane, four goals, nothing to choose between them.
 
-The data head for any of the four goals, the nearer the likelier, so near the centre a frozen policy draws a new goal with
-every decision and dithers; each crossing out of the centre commits it. Every step costs the same, so what pays is to
-commit early and to walk straight, to any goal. The optimal policy is therefore free to keep all four modes, and a
-method that drops some does it without need.
+The data are undecided: within a core about the centre they turn back towards the goals on the other side, outside it they
+head for the near ones, the more firmly the farther out. A frozen policy that draws a goal anew with every decision
+therefore dithers in the core until chance carries it out, and only then commits. Every step costs the same, so what pays
+is to commit at once and to walk straight, to any goal: a policy may keep all four modes and be as good as one that keeps
+one. What it takes to leave the core is a push of a certain size, and that is what the trust region rations.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ import numpy.typing as npt
 GOALS = np.asarray([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
 """[4, 2], the goals' centres."""
 GOAL_RADIUS = 0.15
-STEP = 0.08
+STEP = 0.05
 """Longest step of one primitive action along an axis."""
-TIME_LIMIT = 100
-COMMITMENT = 3.0
-"""How strongly the data prefer near goals: probability of a goal is proportional to exp(-COMMITMENT * distance)."""
-WIND = 0.02
-"""Standard deviation of the demonstrator's noise per primitive step, in action units."""
+TIME_LIMIT = 400
+CORE = 0.4
+"""Radius within which the data prefer the goals on the other side."""
+COMMITMENT = 6.0
+"""How firmly the data choose: at distance r of the centre, the probability of a goal at distance d is proportional to
+exp(-COMMITMENT * (r - CORE) * d)."""
+REACH = 1.15
+"""The data start within this distance of the centre."""
+WIND = 0.2
+"""Standard deviation of the demonstrator's noise, in action units."""
 
 
 class FourMode(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
@@ -73,28 +79,43 @@ def mode_of(position: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 def demonstrate(
     decisions: int, chunk: int, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Draw independent demonstrated chunks: a state anywhere in reach, a goal by nearness, straight steps towards it.
+    """Draw demonstrated chunks: a state within reach, a goal, straight steps towards it; and their three quarter turns.
+
+    The turns make the data as symmetric as the plane, so that no goal is preferred by the chance of the draw.
 
     Args:
-        decisions: number of chunks M.
+        decisions: number of chunks M, a multiple of four.
         chunk: T.
         rng: source of all draws.
 
     Returns:
         States [M * T, 2] and actions [M * T, 2], the steps of each chunk in order.
+
+    Raises:
+        ValueError: M is not a multiple of four.
     """
-    radius = 1.15 * np.sqrt(rng.uniform(size=decisions))
-    angle = rng.uniform(0.0, 2.0 * np.pi, size=decisions)
-    position = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    if decisions % 4:
+        raise ValueError(f"demonstrations come in fours, one for each quarter turn: {decisions} is not a multiple of 4")
+    count = decisions // 4
+    radius = REACH * rng.uniform(size=(count, 1))
+    angle = rng.uniform(0.0, 2.0 * np.pi, size=count)
+    position = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     distance = np.linalg.norm(position[:, None] - GOALS[None], axis=2)
-    logits = -COMMITMENT * distance
+    logits = -COMMITMENT * (radius - CORE) * distance
     goal = GOALS[(logits + rng.gumbel(size=logits.shape)).argmax(1)]
-    states, actions = np.empty((decisions, chunk, 2)), np.empty((decisions, chunk, 2))
+    states, actions = np.empty((count, chunk, 2)), np.empty((count, chunk, 2))
     for step in range(chunk):
         way = goal - position
         # full speed along the straight line until the goal is within one step
         action = way / np.maximum(np.linalg.norm(way, axis=1, keepdims=True), STEP)
-        action = np.clip(action + WIND / STEP * rng.standard_normal(action.shape), -1.0, 1.0)
+        action = np.clip(action + WIND * rng.standard_normal(action.shape), -1.0, 1.0)
         states[:, step], actions[:, step] = position, action
         position = position + STEP * action
-    return states.reshape(-1, 2).astype(np.float32), actions.reshape(-1, 2).astype(np.float32)
+    return _quarter_turns(states), _quarter_turns(actions)
+
+
+def _quarter_turns(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """[n, T, 2] and its turns by 90, 180 and 270 degrees, as [4 n T, 2]."""
+    x, y = vectors[..., 0], vectors[..., 1]
+    turns = [vectors, np.stack([-y, x], -1), -vectors, np.stack([y, -x], -1)]
+    return np.concatenate(turns).reshape(-1, 2).astype(np.float32)

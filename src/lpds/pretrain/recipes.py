@@ -58,8 +58,8 @@ DATA: dict[str, DataRecipe] = {
 }
 
 ZOO: dict[str, Recipe] = {
-    "toy": Recipe("toy", "toy", CloneSettings(width=64, steps=20_000)),
-    "toy-flow": Recipe("toy", "toy", CloneSettings("flow", width=64, steps=20_000, sampler_steps=8)),
+    "toy": Recipe("toy", "toy", CloneSettings(chunk=2, width=64, steps=20_000)),
+    "toy-flow": Recipe("toy", "toy", CloneSettings("flow", chunk=2, width=64, steps=20_000, sampler_steps=8)),
     "hopper": Recipe("hopper", "hopper", CloneSettings(steps=40_000)),
     "hopper-flow": Recipe("hopper", "hopper", CloneSettings("flow", steps=40_000, sampler_steps=4)),
     "hopper-c8": Recipe("hopper", "hopper", CloneSettings(chunk=8, steps=40_000)),
@@ -101,7 +101,7 @@ def make_data(name: str, experts: Path | None, progress: Callable[[int, int], No
     return roll_out(data.env, data.sources, experts=experts, transitions=data.transitions, seed=data.seed, progress=progress)
 
 
-def toy_data(decisions: int = 40_000, chunk: int = 4, seed: int = 0) -> Demonstrations:
+def toy_data(decisions: int = 80_000, chunk: int = 2, seed: int = 0) -> Demonstrations:
     """Demonstrated chunks of the four-mode toy, each its own little episode."""
     from lpds.envs.four_mode import demonstrate
 
