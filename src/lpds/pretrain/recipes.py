@@ -49,7 +49,7 @@ DATA: dict[str, DataRecipe] = {
     ),
     "walker2d": DataRecipe(
         "Walker2d-v5",
-        (Source("gym_sac_walker2d", 0.7, noise=0.15), Source("gym_tqc_walker2d", 0.3, noise=0.15)),
+        (Source("gym_sac_walker2d", 0.85, noise=0.15), Source("gym_tqc_walker2d", 0.15, noise=0.15)),
     ),
     "halfcheetah": DataRecipe(
         "HalfCheetah-v5",
@@ -63,7 +63,7 @@ ZOO: dict[str, Recipe] = {
     "hopper": Recipe("hopper", "hopper", CloneSettings(steps=40_000)),
     "hopper-flow": Recipe("hopper", "hopper", CloneSettings("flow", steps=40_000, sampler_steps=4)),
     "hopper-c8": Recipe("hopper", "hopper", CloneSettings(chunk=8, steps=40_000)),
-    "walker2d": Recipe("walker2d", "walker2d", CloneSettings(steps=80_000)),
+    "walker2d": Recipe("walker2d", "walker2d", CloneSettings(steps=60_000, sampler_steps=10)),
     "halfcheetah": Recipe("halfcheetah", "halfcheetah", CloneSettings(steps=40_000)),
 }
 
