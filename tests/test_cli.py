@@ -90,8 +90,8 @@ def test_demos_and_pretrain_make_a_decoder_that_the_card_describes(capsys, tmp_p
 
     data, out = tmp_path / "toy.npz", tmp_path / "mine"
     assert main(["demos", "toy", "--out", str(data)]) == 0
-    words = ["pretrain", "mine", "--data", str(data), "--out", str(out), "--steps", "50", "--width", "16"]
-    assert main([*words, "--task", "toy", "--episodes", "4"]) == 0
+    words = ["pretrain", "toy", "--data", str(data), "--out", str(out), "--steps", "50", "--width", "16"]
+    assert main([*words, "--episodes", "4"]) == 0
     card = json.loads((out / "card.json").read_text())
     decoder = lpds.load_decoder(str(out))
     assert card["fingerprint"] == decoder.fingerprint

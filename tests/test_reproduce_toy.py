@@ -1,0 +1,119 @@
+"""The toy's figure: paths, coverage, the grid of runs and what is written."""
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+import lpds
+from lpds.envs.four_mode import GOAL_RADIUS, TIME_LIMIT
+from lpds.methods.base import BasePolicy
+from lpds.reproduce import reproduce_toy, toy
+from lpds.reproduce.paths import covered, mode_entropy, path_ratio, roll_out
+
+TINY = {"width": 8, "warmup_fits": 5, "warmup_steps": 100, "final_episodes": 4, "checkpoint_every": 100}
+
+
+def test_a_straight_way_has_ratio_one() -> None:
+    path = np.linspace([0.0, 0.0], [0.9, 0.0], 10)
+    assert path_ratio(path) == pytest.approx(1.0)
+
+
+def test_a_detour_counts_its_length_over_the_chord() -> None:
+    path = np.array([[0.0, 0.0], [0.0, 0.4], [0.9, 0.4], [0.9, 0.0]])
+    assert path_ratio(path) == pytest.approx(1.7 / 0.9)
+
+
+def test_a_way_that_comes_back_is_measured_against_the_nearest_rim() -> None:
+    path = np.array([[0.1, 0.0], [0.5, 0.0], [0.1, 0.0]])
+    assert path_ratio(path) == pytest.approx(0.8 / (0.9 - GOAL_RADIUS))
+
+
+def test_a_mode_counts_from_five_percent_of_all_rollouts_on() -> None:
+    assert covered(np.array([20, 20, 19, 341]) / 400) == 3
+    assert covered(np.array([0.25, 0.25, 0.25, 0.25])) == 4
+    assert covered(np.array([1.0, 0.0, 0.0, 0.0])) == 1
+    assert covered(np.zeros(4)) == 0
+
+
+def test_mode_entropy_is_log_four_for_four_alike_and_nothing_for_one() -> None:
+    assert mode_entropy(np.full(4, 0.2)) == pytest.approx(math.log(4))
+    assert mode_entropy(np.array([0.0, 0.9, 0.0, 0.0])) == 0.0
+    assert mode_entropy(np.zeros(4)) == 0.0
+
+
+def test_rollouts_are_those_of_the_evaluation_with_every_position() -> None:
+    decoder = lpds.load_decoder("toy")
+    rolled = roll_out(BasePolicy(), decoder, episodes=23, seed=5, scale=0.0)
+    report = lpds.evaluate(decoder, "toy", episodes=23, seed=5)
+    np.testing.assert_array_equal(rolled.report.returns, report.returns)
+    assert [len(path) - 1 for path in rolled.paths] == report.lengths.tolist()
+    np.testing.assert_array_equal(np.stack([path[-1] for path in rolled.paths]).astype(np.float32), report.final_obs)
+    assert np.abs(np.stack([path[0] for path in rolled.paths])).max() < 0.1
+    assert ((rolled.modes >= 0) == (report.successes == 1)).all()
+    assert (rolled.ratios >= 1.0 - 1e-6).all()
+    assert rolled.shares.sum() == pytest.approx(report.successes.mean())
+
+
+def test_the_frozen_policy_dithers_and_keeps_every_mode() -> None:
+    rolled = roll_out(BasePolicy(), lpds.load_decoder("toy"), episodes=200, seed=0, scale=0.0)
+    assert covered(rolled.shares) == 4
+    assert np.median(rolled.ratios) > 2.0
+    assert rolled.shares.sum() > 0.9
+    assert rolled.report.lengths.max() <= TIME_LIMIT
+
+
+def test_the_grid_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def reproduce(steps: int = 400) -> str:
+        said.clear()
+        return reproduce_toy(tmp_path, 2, said.append, deltas=(1.0, 0.1), steps=steps, rollouts=20, changes=TINY)
+
+    text = reproduce()
+    assert sum(line.endswith(": run") for line in said) == 4
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["format_version"] == 1
+    assert [point["delta"] for point in summary["points"]] == [0.0, 0.1, 1.0]
+    for point in summary["points"]:
+        assert 0 <= point["modes_covered"] <= 4
+        assert point["path_ratio"][1] <= point["path_ratio"][0] <= point["path_ratio"][2]
+        assert len(point["seeds"]) == (2 if point["delta"] else 1)
+    assert "paper" in text
+    assert "delta 0.1" in text
+    rows = list(csv.DictReader((tmp_path / "toy.csv").open()))
+    assert [(row["delta"], row["seed"]) for row in rows] == [
+        *(("0", seed) for seed in ("all", "0")),
+        *(("0.1", seed) for seed in ("all", "0", "1")),
+        *(("1", seed) for seed in ("all", "0", "1")),
+    ]
+    assert (tmp_path / "toy.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "toy.svg").read_bytes()
+
+    # one run was stopped before its end, another lost its folder, a third was made with other settings
+    (tmp_path / "runs/delta0.1/seed0/summary.json").unlink()
+    shutil.rmtree(tmp_path / "runs/delta0.1/seed1")
+    config = json.loads((tmp_path / "runs/delta1/seed0/config.json").read_text())
+    config["settings"]["lr"] = 0.5
+    (tmp_path / "runs/delta1/seed0/config.json").write_text(json.dumps(config))
+    before = (tmp_path / "summary.json").read_bytes()
+    assert reproduce() == text
+    ways = [line.split(": ")[1] for line in said if line.endswith(("run", "finished", "before"))]
+    assert ways == ["resumed and finished", "run", "run", "finished before"]
+    assert (tmp_path / "summary.json").read_bytes() == before
+
+    # nothing is left to run
+    monkeypatch.setattr(toy, "steer", lambda *a, **k: pytest.fail("a finished run was run again"))
+    monkeypatch.setattr(toy, "resume", lambda *a, **k: pytest.fail("a finished run was resumed"))
+    assert reproduce() == text
+
+
+def test_a_grid_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(lpds.LpdsError, match="at least 1"):
+        reproduce_toy(tmp_path, 0, lambda line: None)
