@@ -79,7 +79,7 @@ class LPDSSettings:
     """Polyak rate of the target networks."""
     kept_noises: int = 4
     """M decoded base noises stored with every state; 0 draws and decodes fresh ones at every update."""
-    distill_noises: int = 4
+    distill_noises: int = 2
     """Noises per state that one distillation update (eq. 3) sees."""
 
     def __post_init__(self) -> None:

@@ -53,7 +53,7 @@ class EnsembleMLP(nn.Module):
             if self._tanh:
                 h = torch.tanh(torch.addcmul(self.offsets[layer], h, self.gains[layer]))
             else:
-                h = F.relu(h)
+                h = F.relu_(h)  # in place: LayerNorm's backward needs its input, not its output
         return torch.baddbmm(self.biases[self.depth], h, self.weights[self.depth])
 
     def zero_head(self) -> None:
