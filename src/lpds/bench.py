@@ -63,7 +63,7 @@ def _iteration(variant: str, width: int) -> Callable[[], None]:
     kept = KEPT if variant in ("folded_kept_pairs", "bf16") else 0
     decoder = make_decoder(_PlainDecoder if variant == "plain" else DiffusionDecoder, bf16=variant == "bf16")
     generator = torch.Generator().manual_seed(0)
-    settings = LPDSSettings(width=width, kept_noises=kept)
+    settings = LPDSSettings(width=width, kept_noises=kept, distill_noises=1)
     method = LPDS(settings, decoder, generator=generator, device=torch.device("cpu"))
     if variant == "plain":
         for adam in (method.adam_action, method.adam_latent, method.adam_shift):
