@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 import lpds
+from lpds import api
 from lpds.envs.four_mode import GOAL_RADIUS, TIME_LIMIT
 from lpds.methods.base import BasePolicy
 from lpds.reproduce import reproduce_toy, toy
@@ -62,19 +63,20 @@ def test_rollouts_are_those_of_the_evaluation_with_every_position() -> None:
 
 
 def test_the_frozen_policy_dithers_and_keeps_every_mode() -> None:
-    rolled = roll_out(BasePolicy(), lpds.load_decoder("toy"), episodes=200, seed=0, scale=0.0)
+    rolled = roll_out(BasePolicy(), lpds.load_decoder("toy"), episodes=80, seed=0, scale=0.0)
     assert covered(rolled.shares) == 4
     assert np.median(rolled.ratios) > 2.0
-    assert rolled.shares.sum() > 0.9
+    assert rolled.shares.sum() > 0.85
     assert rolled.report.lengths.max() <= TIME_LIMIT
 
 
 def test_the_grid_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
+    monkeypatch.setattr(api, "_write_report", lambda folder, display: None)
 
-    def reproduce(steps: int = 400) -> str:
+    def reproduce(steps: int = 300) -> str:
         said.clear()
-        return reproduce_toy(tmp_path, 2, said.append, deltas=(1.0, 0.1), steps=steps, rollouts=20, changes=TINY)
+        return reproduce_toy(tmp_path, 2, said.append, deltas=(1.0, 0.1), steps=steps, rollouts=10, changes=TINY)
 
     text = reproduce()
     assert sum(line.endswith(": run") for line in said) == 4
@@ -87,7 +89,7 @@ def test_the_grid_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.
         assert len(point["seeds"]) == (2 if point["delta"] else 1)
     assert "paper" in text
     assert "delta 0.1" in text
-    rows = list(csv.DictReader((tmp_path / "toy.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "toy.csv").read_text().splitlines()))
     assert [(row["delta"], row["seed"]) for row in rows] == [
         *(("0", seed) for seed in ("all", "0")),
         *(("0.1", seed) for seed in ("all", "0", "1")),
@@ -95,6 +97,8 @@ def test_the_grid_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.
     ]
     assert (tmp_path / "toy.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "toy.svg").read_bytes()
+
+    monkeypatch.setattr(toy, "write_figure", lambda out, points, rows: None)
 
     # one run was stopped before its end, another lost its folder, a third was made with other settings
     (tmp_path / "runs/delta0.1/seed0/summary.json").unlink()

@@ -6,7 +6,7 @@ Variants of one iteration (replay sampling and one update; at DSRL's Hopper shap
 - ``folded``: the shipped decoder (linear layers folded, state and step hoisted) and fused Adam;
 - ``folded_kept_pairs``: and M = 4 base-noise pairs stored with a state, one drawn; their decoding is counted, for one
   decision inserted per update;
-- ``bf16``: and the decoder's large product in bfloat16.
+- ``bf16``: and the decoder's large product in bfloat16, where the hardware has it (float32 elsewhere: no difference).
 
 In every variant the latent critic sees one noise a state and update.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from lpds.config import LPDSSettings
 from lpds.decoders.base import MinMaxNormaliser
 from lpds.decoders.diffusion import DiffusionDecoder, DiffusionSampler
-from lpds.decoders.network import DenoisingMLP, NetworkShape
+from lpds.decoders.network import DenoisingMLP, NetworkShape, bf16_in_hardware
 from lpds.methods.lpds import LPDS
 from lpds.replay import Replay
 from lpds.types import LatentSpec
@@ -138,7 +138,13 @@ def bench_learner(rounds: int = 7, *, iterations: dict[int, int] | None = None) 
     torch.set_num_threads(1)
     try:
         rate = matmul_rate()
-        result: dict[str, Any] = {"format_version": 1, "threads": 1, "matmul_gflops": rate / 1e9, "rounds": rounds}
+        result: dict[str, Any] = {
+            "format_version": 1,
+            "threads": 1,
+            "bf16_in_hardware": bf16_in_hardware(),
+            "matmul_gflops": rate / 1e9,
+            "rounds": rounds,
+        }
         for width, count in (iterations or {128: 25, 1024: 3}).items():
             result[f"3x{width}"] = _bench_width(width, count, rounds, rate)
         return result
@@ -172,6 +178,8 @@ def _bench_width(width: int, count: int, rounds: int, rate: float) -> dict[str, 
 def bench_table(result: dict[str, Any]) -> str:
     """The figures as text."""
     lines = [f"float32 product rate of this machine, one thread: {result['matmul_gflops']:.0f} GFLOP/s"]
+    if not result["bf16_in_hardware"]:
+        lines.append("this processor has no bfloat16 products: the bf16 variant uses float32")
     for name, figures in result.items():
         if not isinstance(figures, dict):
             continue

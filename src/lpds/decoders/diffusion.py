@@ -72,7 +72,7 @@ class DiffusionDecoder(BaseDecoder):
             spec: shapes; ``latent_shape`` is the whole decoded chunk, ``action_shape`` its executed slice.
             name: for messages and cards.
             reference: what :func:`lpds.load_decoder` was given.
-            bf16: do the large products in bfloat16 (error about 2e-3; faster only where the processor has it).
+            bf16: do the large products in bfloat16 (error about 2e-3) where the hardware has them; nothing elsewhere.
 
         Raises:
             LpdsError: weights that are not finite.

@@ -21,7 +21,7 @@ GOAL_RADIUS = 0.15
 STEP = 0.05
 """Longest step of one primitive action along an axis."""
 TIME_LIMIT = 400
-CORE = 0.4
+CORE = 0.35
 """Radius within which the data prefer the goals on the other side."""
 COMMITMENT = 6.0
 """How firmly the data choose: at distance r of the centre, the probability of a goal at distance d is proportional to
