@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lpds.decoders.base import MinMaxNormaliser
 from lpds.decoders.diffusion import DiffusionSampler, cosine_alphas_cumprod, ddim_times
-from lpds.decoders.network import DenoisingMLP, FoldedNetwork, NetworkShape, shape_of, sinusoid
+from lpds.decoders.network import DenoisingMLP, FoldedNetwork, NetworkShape, bf16_in_hardware, shape_of, sinusoid
 from lpds.types import LatentSpec
 
 SHAPES = [
@@ -133,7 +133,8 @@ def test_folded_sampling_equals_plain_sampling(make_net, make_diffusion, batch, 
 def test_bf16_is_off_by_default_and_near_when_asked_for(make_diffusion, batch):
     plain, rough = make_diffusion(), make_diffusion(bf16=True)
     error = (plain(*batch) - rough(*batch)).abs().max()
-    assert 0 < float(error) < 0.05
+    assert (float(error) > 0) == bf16_in_hardware()  # float32 serves where the hardware has none
+    assert float(error) < 0.05
 
 
 # --- against diffusers ----------------------------------------------------------------------------------------------

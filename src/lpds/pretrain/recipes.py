@@ -53,7 +53,7 @@ DATA: dict[str, DataRecipe] = {
     ),
     "halfcheetah": DataRecipe(
         "HalfCheetah-v5",
-        (Source("gym_sac_halfcheetah", 0.5, noise=0.4), Source("gym_tqc_halfcheetah", 0.5, noise=0.5)),
+        (Source("gym_a2c_halfcheetah", 0.5), Source("gym_ppo_halfcheetah", 0.5)),
     ),
 }
 
