@@ -26,56 +26,13 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lpds.config import LPDSSettings, delta_to_sum
+from lpds.methods.shift import ShiftPolicy
 from lpds.methods.state import LearnerState, adam
 from lpds.nn import EnsembleMLP, Scaling, polyak
 from lpds.types import Batch, Decoder, LatentSpec, Metrics, Shape
-
-
-class ShiftPolicy(nn.Module):
-    """``w = eps + Delta(s)`` (eq. 1), bounded per coordinate and, if asked, per state."""
-
-    def __init__(
-        self,
-        spec: LatentSpec,
-        width: int,
-        depth: int,
-        activation: str,
-        noise_bound: float,
-        cap_sq: float,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.spec, self.noise_bound, self.cap_sq = spec, noise_bound, cap_sq
-        self.scaling = Scaling(spec.obs_size)
-        self.net = EnsembleMLP(1, spec.obs_size, spec.latent_size, width, depth, generator, activation)
-        self.net.zero_head()
-        self.register_buffer("mask", spec.free_mask(), persistent=False)
-        self.mask: Tensor | None
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """Delta(s) [B, H * L] for raw observations [B, O]."""
-        shift: Tensor = self.net(self.scaling(obs)).squeeze(0)
-        if math.isfinite(self.noise_bound):
-            shift = self.noise_bound * torch.tanh(shift / self.noise_bound)
-        if self.mask is not None:
-            shift = shift * self.mask
-        if math.isfinite(self.cap_sq):
-            norm_sq = shift.square().sum(1, keepdim=True)
-            shift = shift * torch.rsqrt(torch.clamp(norm_sq / self.cap_sq, min=1.0))
-        return shift
-
-    @torch.no_grad()
-    def shift(self, obs: Tensor, scale: float = 1.0) -> Tensor | None:
-        """``scale`` * Delta(s) as [B, H, L], or ``None`` where it is nothing at all."""
-        return None if scale == 0.0 else scale * self(obs).unflatten(1, self.spec.latent_shape)
-
-    def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
-        """``w = eps + scale * Delta(s)`` [B, H, L]; scale 0 gives eps to the bit."""
-        shift = self.shift(obs, scale)
-        return eps if shift is None else eps + shift
 
 
 class LPDS:
@@ -83,14 +40,7 @@ class LPDS:
 
     learns = True
 
-    def __init__(
-        self,
-        settings: LPDSSettings,
-        decoder: Decoder,
-        *,
-        generator: torch.Generator,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, settings: LPDSSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
         """Build the networks.
 
         Args:
@@ -127,14 +77,8 @@ class LPDS:
         ]
 
         self.state = LearnerState()
-        self.state.modules = {
-            "policy": self.policy,
-            "slow_policy": self.slow_policy,
-            "q_action": self.q_action,
-            "q_slow": self.q_slow,
-            "q_latent": self.q_latent,
-            "action_scaling": self.action_scaling,
-        }
+        parts = ("policy", "slow_policy", "q_action", "q_slow", "q_latent", "action_scaling")
+        self.state.modules = {name: getattr(self, name) for name in parts}
         self.adam_action, self.adam_latent = adam(self.q_action, c.lr), adam(self.q_latent, c.lr)
         self.adam_shift = adam(self.policy, c.actor_lr)
         self.state.optimisers = {"q_action": self.adam_action, "q_latent": self.adam_latent, "policy": self.adam_shift}
