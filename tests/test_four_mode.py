@@ -85,7 +85,7 @@ def headings(states: np.ndarray, actions: np.ndarray, chunk: int) -> np.ndarray:
 
 
 def test_demonstrations_head_for_every_goal_equally_near_the_centre_and_turn_with_the_state() -> None:
-    states, actions = demonstrate(200_000, 1, np.random.default_rng(0))
+    states, actions = demonstrate(80_000, 1, np.random.default_rng(0))
     heading = headings(states, actions, 1)
     radius = np.linalg.norm(states, axis=1)
     near = radius < 0.1
@@ -102,12 +102,12 @@ def test_demonstrations_head_for_every_goal_equally_near_the_centre_and_turn_wit
 
 
 def test_demonstrators_turn_back_inside_the_core_and_go_on_outside() -> None:
-    states, actions = demonstrate(200_000, 1, np.random.default_rng(0))
+    states, actions = demonstrate(80_000, 1, np.random.default_rng(0))
     radius = np.linalg.norm(states, axis=1)
     outward = (states * actions).sum(1) / radius
-    inside, outside = (radius > 0.3 * CORE) & (radius < 0.7 * CORE), (radius > 1.3 * CORE) & (radius < 2 * CORE)
+    inside, outside = (radius > 0.3 * CORE) & (radius < 0.7 * CORE), (radius > 0.6) & (radius < 0.8)
     assert outward[inside].mean() < -0.05
-    assert outward[outside].mean() > 0.05
+    assert outward[outside].mean() > 0.1
 
 
 def test_demonstrations_come_in_fours() -> None:

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +62,7 @@ def test_rollouts_are_those_of_the_evaluation_with_every_position() -> None:
 
 
 def test_the_frozen_policy_dithers_and_keeps_every_mode() -> None:
-    rolled = roll_out(BasePolicy(), lpds.load_decoder("toy"), episodes=80, seed=0, scale=0.0)
+    rolled = roll_out(BasePolicy(), lpds.load_decoder("toy"), episodes=40, seed=0, scale=0.0)
     assert covered(rolled.shares) == 4
     assert np.median(rolled.ratios) > 2.0
     assert rolled.shares.sum() > 0.85
@@ -74,42 +73,40 @@ def test_the_grid_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.
     said: list[str] = []
     monkeypatch.setattr(api, "_write_report", lambda folder, display: None)
 
-    def reproduce(steps: int = 300) -> str:
+    def reproduce() -> str:
         said.clear()
-        return reproduce_toy(tmp_path, 2, said.append, deltas=(1.0, 0.1), steps=steps, rollouts=10, changes=TINY)
+        return reproduce_toy(tmp_path, 1, said.append, deltas=(1.0, 0.1), steps=200, rollouts=6, changes=TINY)
 
     text = reproduce()
-    assert sum(line.endswith(": run") for line in said) == 4
+    assert sum(line.endswith(": run") for line in said) == 2
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["format_version"] == 1
     assert [point["delta"] for point in summary["points"]] == [0.0, 0.1, 1.0]
     for point in summary["points"]:
         assert 0 <= point["modes_covered"] <= 4
         assert point["path_ratio"][1] <= point["path_ratio"][0] <= point["path_ratio"][2]
-        assert len(point["seeds"]) == (2 if point["delta"] else 1)
+        assert [seed["seed"] for seed in point["seeds"]] == [0]
     assert "paper" in text
     assert "delta 0.1" in text
     rows = list(csv.DictReader((tmp_path / "toy.csv").read_text().splitlines()))
     assert [(row["delta"], row["seed"]) for row in rows] == [
-        *(("0", seed) for seed in ("all", "0")),
-        *(("0.1", seed) for seed in ("all", "0", "1")),
-        *(("1", seed) for seed in ("all", "0", "1")),
+        (delta, seed) for delta in ("0", "0.1", "1") for seed in ("all", "0")
     ]
     assert (tmp_path / "toy.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "toy.svg").read_bytes()
 
     monkeypatch.setattr(toy, "write_figure", lambda out, points, rows: None)
 
-    # one run was stopped before its end, another lost its folder, a third was made with other settings
+    # one run was stopped before its end, the other was made with other settings
     (tmp_path / "runs/delta0.1/seed0/summary.json").unlink()
-    shutil.rmtree(tmp_path / "runs/delta0.1/seed1")
-    config = json.loads((tmp_path / "runs/delta1/seed0/config.json").read_text())
+    path = tmp_path / "runs/delta1/seed0/config.json"
+    config = json.loads(path.read_text())
     config["settings"]["lr"] = 0.5
-    (tmp_path / "runs/delta1/seed0/config.json").write_text(json.dumps(config))
+    path.write_text(json.dumps(config))
     before = (tmp_path / "summary.json").read_bytes()
     assert reproduce() == text
     ways = [line.split(": ")[1] for line in said if line.endswith(("run", "finished", "before"))]
-    assert ways == ["resumed and finished", "run", "run", "finished before"]
+    assert ways == ["resumed and finished", "run"]
     assert (tmp_path / "summary.json").read_bytes() == before
 
     # nothing is left to run

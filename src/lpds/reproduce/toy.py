@@ -1,0 +1,255 @@
+"""``lpds reproduce toy``: what the trust region does to the modes and to the paths of the four-mode toy.
+
+The frozen policy and LP-DS over a grid of delta, some seeds each, then the same roll-outs of every policy (the same starts
+and the same noise): which goals they end in, how straight their paths are, what entropy is left. Coverage should fall
+and directness rise as delta grows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpds.api import read_config, resolve_settings, resume, steer
+from lpds.config import to_json
+from lpds.errors import LpdsError
+from lpds.files import write_atomically, write_json
+from lpds.methods.base import BasePolicy
+from lpds.policy import load_policy
+from lpds.registry import TASKS, resolve
+from lpds.reproduce.paths import COVERED, Rollouts, covered, mode_entropy, roll_out
+from lpds.reproduce.toy_figure import write_figure
+from lpds.stats import bootstrap_mean, paired_difference
+from lpds.zoo import load_decoder
+
+FORMAT_VERSION = 1
+DELTAS = (0.01, 0.05, 0.1, 0.5, 4.0)
+STEPS = 6_000
+"""Primitive steps of a run, warm-up included."""
+ROLLOUTS = 400
+ROLLOUT_SEED = 1_000
+"""Of the evaluation stream; no run looks at these episodes."""
+PAPER = {0.01: "all four modes kept", 0.05: "straighter paths, still several modes", 0.1: "one goal"}
+"""What the paper says of its own toy."""
+GRID = {"eval_every": 0, "final_episodes": 20}
+"""Run settings of this grid beside the preset's: the roll-outs here are the evaluation."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One delta, or the frozen policy (delta 0)."""
+
+    delta: float
+    seeds: list[int]
+    rollouts: list[Rollouts]
+    """One a seed."""
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return f"delta {self.delta:g}" if self.delta else "frozen"
+
+    def figures(self, frozen: Rollouts) -> dict[str, Any]:
+        """Every number of the point: of all its roll-outs together, and of each seed."""
+        pooled = _figures(self.rollouts, frozen)
+        rows = zip(self.seeds, self.rollouts, strict=True)
+        return {"delta": self.delta, **pooled, "seeds": [{"seed": seed, **_figures([one], frozen)} for seed, one in rows]}
+
+
+def reproduce_toy(
+    out: Path,
+    seeds: int,
+    say: Callable[[str], None],
+    *,
+    deltas: Sequence[float] = DELTAS,
+    steps: int = STEPS,
+    rollouts: int = ROLLOUTS,
+    changes: Mapping[str, Any] | None = None,
+) -> str:
+    """Run the grid, or what is left of it, measure, and write ``summary.json``, ``toy.csv``, ``toy.png`` and ``toy.svg``.
+
+    A run of the grid that is finished under ``out/runs`` with the same settings is not run again; one that was stopped
+    goes on.
+
+    Args:
+        out: folder of the results.
+        seeds: runs of every delta.
+        say: takes one line of progress at a time.
+        deltas: the grid.
+        steps: primitive steps of a run.
+        rollouts: of every policy.
+        changes: of the run's or the method's settings, beside the preset's.
+
+    Returns:
+        The table and the findings, as text.
+
+    Raises:
+        LpdsError: a count that is not positive, or settings that are refused.
+    """
+    if seeds < 1 or rollouts < 1:
+        raise LpdsError(f"seeds and rollouts must be at least 1, not {seeds} and {rollouts}")
+    settings = {**GRID, "steps": steps, **(changes or {})}
+    decoder = load_decoder(resolve("task", TASKS, "toy").decoder)
+    say(f"frozen policy: {rollouts} roll-outs")
+    frozen = roll_out(BasePolicy(), decoder, episodes=rollouts, seed=ROLLOUT_SEED, scale=0.0)
+    points = [Point(0.0, [0], [frozen])]
+    for delta in sorted(deltas):
+        rolled = []
+        for seed in range(seeds):
+            folder = out / "runs" / f"delta{delta:g}" / f"seed{seed}"
+            say(f"delta {delta:g}, seed {seed}: {_ensure_run(folder, {**settings, 'delta': float(delta), 'seed': seed})}")
+            policy = load_policy(folder)
+            rolled.append(roll_out(policy.policy, policy.decoder, episodes=rollouts, seed=ROLLOUT_SEED))
+            say(f"delta {delta:g}, seed {seed}: {_sentence(rolled[-1])}")
+        points.append(Point(float(delta), list(range(seeds)), rolled))
+    rows = [point.figures(frozen) for point in points]
+    findings = _findings(rows)
+    summary = {
+        "format_version": FORMAT_VERSION,
+        "figure": "toy",
+        "command": f"lpds reproduce toy --seeds {seeds}",
+        "protocol": {
+            "steps": steps,
+            "changes": {key: value for key, value in settings.items() if key != "steps"},
+            "rollouts": rollouts,
+            "rollout_seed": ROLLOUT_SEED,
+            "covered_from_share": COVERED,
+            "decoder": {"name": decoder.name, "fingerprint": decoder.fingerprint},
+            "intervals": "95 %, bootstrap over the roll-outs of all seeds together",
+        },
+        "points": rows,
+        "paper": [{"delta": delta, "says": says} for delta, says in PAPER.items()],
+        "findings": findings,
+    }
+    write_json(out / "summary.json", summary)
+    _write_csv(out / "toy.csv", rows)
+    write_figure(out, points, rows)
+    return "\n".join([_table(rows), "", *findings])
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+def _ensure_run(folder: Path, settings: dict[str, Any]) -> str:
+    """Have a finished run with these settings in the folder; say how it came about."""
+    preset = resolve("task", TASKS, "toy")
+    run, method = resolve_settings(preset, "lpds", settings)
+    wanted = (to_json(run), to_json(method), load_decoder(preset.decoder).fingerprint)
+    try:
+        config = read_config(folder)
+        same = (config["run"], config["settings"], config["decoder"]["fingerprint"]) == wanted
+    except LpdsError:
+        same = False
+    if same and (folder / "summary.json").is_file() and (folder / "policy").is_dir():
+        return "finished before"
+    done = resume(folder, quiet=True) if same else steer("toy", "lpds", out=folder, overwrite=True, quiet=True, **settings)
+    if not done.finished:
+        raise KeyboardInterrupt  # Ctrl-C ends the run in a checkpoint; the grid ends with it
+    return "resumed and finished" if same else "run"
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
+
+
+def _figures(rollouts: Sequence[Rollouts], frozen: Rollouts) -> dict[str, Any]:
+    """Numbers of one seed, or of several together; coverage is the mean over seeds, for each may keep another goal."""
+    ratios = np.concatenate([one.ratios for one in rollouts])
+    shares = [one.shares for one in rollouts]
+    returns = np.concatenate([one.report.returns for one in rollouts])
+    gains = np.concatenate([one.report.returns - frozen.report.returns for one in rollouts])
+    lengths = np.concatenate([one.report.lengths for one in rollouts])
+    chunk_ends = np.concatenate([-(-one.report.lengths // one.chunk) for one in rollouts])
+    return {
+        "modes_covered": float(np.mean([covered(share) for share in shares])),
+        "mode_shares": np.mean(shares, axis=0).tolist(),
+        "reached": float(np.mean([share.sum() for share in shares])),
+        "mode_entropy": float(np.mean([mode_entropy(share) for share in shares])),
+        "path_ratio": list(bootstrap_mean(ratios)),
+        "path_ratio_median": float(np.median(ratios)),
+        "steps": list(bootstrap_mean(lengths)),
+        "decisions": list(bootstrap_mean(chunk_ends)),
+        "return": list(bootstrap_mean(returns)),
+        "return_gain": list(paired_difference(np.zeros_like(gains), gains)),
+        "action_entropy": float(np.mean([one.entropy for one in rollouts])),
+        "action_entropy_change": float(np.mean([one.entropy - frozen.entropy for one in rollouts])),
+    }
+
+
+def _sentence(one: Rollouts) -> str:
+    shares = " ".join(f"{share:.0%}" for share in one.shares)
+    return f"{covered(one.shares)} modes ({shares}), path {one.ratios.mean():.2f}, return {one.report.returns.mean():.1f}"
+
+
+def _findings(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What was measured beside what the paper says, and where the transitions lie."""
+    frozen, steered = rows[0], rows[1:]
+    lines = ["The paper's toy, and this one:"]
+    for delta, says in PAPER.items():
+        for row in steered:
+            if row["delta"] == delta:
+                path = row["path_ratio"][0]
+                measured = f"{_counts(row)} modes covered, path {path:.2f} (frozen {frozen['path_ratio'][0]:.2f})"
+                lines.append(f"  delta {delta:g}: paper: {says}; here: {measured}")
+    straighter = [row["delta"] for row in steered if row["path_ratio"][2] < frozen["path_ratio"][1]]
+    if straighter:
+        lines.append(f"  Paths are straighter than the frozen policy's, with confidence, from delta {min(straighter):g} on.")
+    whole = [row["delta"] for row in steered if all(seed["modes_covered"] == 4 for seed in row["seeds"])]
+    lost = [row["delta"] for row in steered if any(seed["modes_covered"] < 4 for seed in row["seeds"])]
+    single = [row["delta"] for row in steered if all(seed["modes_covered"] <= 1 for seed in row["seeds"])]
+    if whole:
+        lines.append(f"  Every seed keeps all four modes up to delta {max(whole):g}.")
+    if lost:
+        lines.append(f"  The first seed loses a mode at delta {min(lost):g}.")
+    lines.append(
+        f"  Every seed is left with one goal from delta {min(single):g} on."
+        if single
+        else "  At no delta of this grid is every seed left with one goal."
+    )
+    return lines
+
+
+def _counts(row: dict[str, Any]) -> str:
+    return "/".join(f"{seed['modes_covered']:.0f}" for seed in row["seeds"])
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    head = f"{'':<12}{'modes':>7}{'a seed':>9}{'H(modes)':>10}{'H(action)':>11}{'path/line':>11}{'95 % interval':>16}"
+    lines = [f"{head}{'decisions':>11}{'return':>9}{'95 % interval':>18}"]
+    for row in rows:
+        ratio, low, high = row["path_ratio"]
+        mean, least, most = row["return"]
+        name = f"delta {row['delta']:g}" if row["delta"] else "frozen"
+        lines.append(
+            f"{name:<12}{row['modes_covered']:>7.2f}{_counts(row):>9}{row['mode_entropy']:>10.2f}{row['action_entropy']:>11.2f}"
+            f"{ratio:>11.2f}{f'[{low:.2f}, {high:.2f}]':>16}{row['decisions'][0]:>11.1f}"
+            f"{mean:>9.1f}{f'[{least:.1f}, {most:.1f}]':>18}"
+        )
+    return "\n".join(lines)
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One line for every seed and one (seed ``all``) for all of them together; intervals as three columns."""
+    flat = []
+    for row in rows:
+        for seed in ({**row, "seed": "all"}, *row["seeds"]):
+            line: dict[str, Any] = {"delta": row["delta"], "seed": seed["seed"]}
+            for key, value in seed.items():
+                if key == "mode_shares":
+                    line |= {f"share_{index}": share for index, share in enumerate(value)}
+                elif isinstance(value, list) and key != "seeds":
+                    line |= {f"{key}{end}": part for end, part in zip(("", "_low", "_high"), value, strict=True)}
+                elif key not in ("delta", "seed", "seeds"):
+                    line[key] = value
+            flat.append({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in line.items()})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    content = text.getvalue().encode()
+    write_atomically(path, lambda stream: stream.write(content))
