@@ -193,12 +193,12 @@ class LPDS:
 
     def _base_pairs(self, batch: Batch, obs: Tensor, noise: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         eps, action = batch.base_noise, batch.base_action
-        count = self.settings.distill_noises
         if not self.kept_noises:
             eps = noise["base"]
             with torch.no_grad():
-                context = batch.obs if count == 1 else batch.obs.repeat_interleave(count, 0)
-                action = self._decode(context, eps.flatten(0, 1)).unflatten(0, (len(obs), count))
+                rows = batch.obs.repeat_interleave(eps.shape[1], 0)
+                action = self._decode(rows, eps.flatten(0, 1)).unflatten(0, eps.shape[:2])
+        count = eps.shape[1]
         if count > 1:
             obs = obs.repeat_interleave(count, 0)
         return obs, eps.flatten(0, 1), action.flatten(0, 1)

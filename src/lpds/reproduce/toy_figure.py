@@ -23,7 +23,10 @@ SHOWN = 60
 TONES = ("#0b3c5d", "#b8481e", "#2e7d4f", "#8a5a9e")
 """One for each goal; what they say is also written beside the goals, so nothing is lost in black and white."""
 INK, MUTED = "#1a1a1a", "#8c8c8c"
+PAPER_TONE = "#b8481e"
 REACH = 1.36
+PAPER_MODES = {0.01: (4, 4), 0.05: (2, 3), 0.1: (1, 1)}
+"""Lowest and highest number of modes that the paper's words allow."""
 
 
 def write_figure(out: Path, points: Sequence[Point], rows: Sequence[dict[str, Any]]) -> None:
@@ -54,10 +57,10 @@ def write_figure(out: Path, points: Sequence[Point], rows: Sequence[dict[str, An
         bottom = figure.add_subplot(grid[1, columns], sharex=top)
         _against_delta(bottom, rows, "modes_covered", f"modes with at least {COVERED:.0%} of roll-outs")
         top.set_ylim(bottom=1.0)
-        top.tick_params(labelbottom=False)
+        _paper(bottom)
         bottom.set_ylim(0.0, 4.4)
         bottom.set_yticks([0, 1, 2, 3, 4])
-        bottom.set_xlabel("trust region δ")
+        bottom.set_xlabel("trust region δ   (● all seeds, × each seed)")
         figure.suptitle("Four goals and nothing to choose between them: paths and modes as the trust region δ grows", color=INK)
         for suffix in ("png", "svg"):
             content = io.BytesIO()
@@ -115,12 +118,22 @@ def _against_delta(axes: Any, rows: Sequence[dict[str, Any]], key: str, label: s
     delta = [row["delta"] for row in steered]
     axes.axhline(value(rows[0]), color=MUTED, linestyle="--", linewidth=1.0)
     axes.annotate("frozen", (1.0, value(rows[0])), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=MUTED)
-    axes.plot(delta, [value(row) for row in steered], color=INK, linewidth=1.4, marker="o", markersize=4.5)
+    axes.plot(delta, [value(row) for row in steered], color=INK, linewidth=1.4, marker="o", markersize=4.5, zorder=3)
     for row in steered:
         seeds = [value(seed) for seed in row["seeds"]]
         axes.plot([row["delta"]] * len(seeds), seeds, color=INK, linestyle="none", marker="x", markersize=4, alpha=0.6)
     axes.set_xscale("log")
+    axes.set_xticks(delta, [f"{one:g}" for one in delta])
+    axes.set_xticks([], minor=True)
     axes.set_title(label, fontsize=9, color=INK, loc="left")
     axes.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _paper(axes: Any) -> None:
+    """What the paper says of its own toy, beside what was measured in this one; "several" is drawn as two to three."""
+    for delta, (low, high) in PAPER_MODES.items():
+        axes.plot([delta] * 2, [low, high], color=PAPER_TONE, linewidth=1.2, marker="D", markersize=5, markerfacecolor="white")
+    delta, (low, _) = max(PAPER_MODES.items())
+    axes.annotate("paper's toy", (delta, low), (-8, 0), textcoords="offset points", ha="right", va="center", color=PAPER_TONE)
