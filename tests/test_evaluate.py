@@ -63,7 +63,7 @@ def test_the_number_of_lanes_changes_nothing(decoder, monkeypatch):
             evaluate_policy(
                 BasePolicy(),
                 decoder,
-                lambda count, most=lanes: make_eval_env("four-mode", min(count, most), 4),
+                lambda count, most=lanes: make_eval_env("four-mode", min(count, most), decoder.spec.action_shape[0]),
                 episodes=22,
                 seed=0,
             )
@@ -116,7 +116,7 @@ def test_scale_zero_is_the_decoder_itself_to_the_bit(decoder):
     assert not np.array_equal(frozen.final_obs, moved.final_obs)
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(9, 2)).astype(np.float32)
-    eps = rng.normal(size=(9, 4, 2)).astype(np.float32)
+    eps = rng.normal(size=(9, *decoder.spec.latent_shape)).astype(np.float32)
     plain = decoder(torch.from_numpy(obs), torch.from_numpy(eps)).numpy()
     assert np.array_equal(policy.act(obs, eps, scale=0.0), plain)
     w = torch.from_numpy(eps + policy.shift(obs))
