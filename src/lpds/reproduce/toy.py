@@ -11,6 +11,7 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from lpds.stats import bootstrap_mean, paired_difference
 from lpds.zoo import load_decoder
 
 FORMAT_VERSION = 1
-DELTAS = (0.01, 0.05, 0.1, 0.5, 4.0)
+DELTAS = (0.01, 0.05, 0.1, 0.5, 2.0, 4.0, 8.0)
 STEPS = 6_000
 """Primitive steps of a run, warm-up included."""
 ROLLOUTS = 400
@@ -121,7 +122,7 @@ def reproduce_toy(
             "rollout_seed": ROLLOUT_SEED,
             "covered_from_share": COVERED,
             "decoder": {"name": decoder.name, "fingerprint": decoder.fingerprint},
-            "intervals": "95 %, bootstrap over the roll-outs of all seeds together",
+            "intervals": "95 %, bootstrap over roll-outs; those of all seeds together say nothing of the spread between seeds",
         },
         "points": rows,
         "paper": [{"delta": delta, "says": says} for delta, says in PAPER.items()],
@@ -196,22 +197,29 @@ def _findings(rows: Sequence[dict[str, Any]]) -> list[str]:
                 path = row["path_ratio"][0]
                 measured = f"{_counts(row)} modes covered, path {path:.2f} (frozen {frozen['path_ratio'][0]:.2f})"
                 lines.append(f"  delta {delta:g}: paper: {says}; here: {measured}")
-    straighter = [row["delta"] for row in steered if row["path_ratio"][2] < frozen["path_ratio"][1]]
+    least = frozen["path_ratio"][1]
+    straighter = _run_of(steered[::-1], lambda seed: seed["path_ratio"][2] < least)
     if straighter:
-        lines.append(f"  Paths are straighter than the frozen policy's, with confidence, from delta {min(straighter):g} on.")
-    whole = [row["delta"] for row in steered if all(seed["modes_covered"] == 4 for seed in row["seeds"])]
-    lost = [row["delta"] for row in steered if any(seed["modes_covered"] < 4 for seed in row["seeds"])]
-    single = [row["delta"] for row in steered if all(seed["modes_covered"] <= 1 for seed in row["seeds"])]
+        apart = "straighter than the frozen policy's (95 % intervals apart)"
+        lines.append(f"  From delta {straighter[-1]:g} on every seed's paths are {apart}.")
+    whole = _run_of(steered, lambda seed: seed["modes_covered"] == 4)
     if whole:
-        lines.append(f"  Every seed keeps all four modes up to delta {max(whole):g}.")
+        lines.append(f"  Every seed keeps all four modes up to delta {whole[-1]:g}.")
+    lost = [row["delta"] for row in steered if any(seed["modes_covered"] < 4 for seed in row["seeds"])]
     if lost:
-        lines.append(f"  The first seed loses a mode at delta {min(lost):g}.")
+        lines.append(f"  The smallest delta at which any seed loses a mode is {lost[0]:g}.")
+    single = _run_of(steered[::-1], lambda seed: seed["modes_covered"] <= 1)
     lines.append(
-        f"  Every seed is left with one goal from delta {min(single):g} on."
+        f"  Every seed is left with one goal from delta {single[-1]:g} on."
         if single
-        else "  At no delta of this grid is every seed left with one goal."
+        else f"  Not every seed is left with one goal, not even at delta {steered[-1]['delta']:g}, the largest of this grid."
     )
     return lines
+
+
+def _run_of(rows: Sequence[dict[str, Any]], holds: Callable[[dict[str, Any]], bool]) -> list[float]:
+    """The deltas from the first row on for as long as something holds of every seed."""
+    return [row["delta"] for row in takewhile(lambda row: all(map(holds, row["seeds"])), rows)]
 
 
 def _counts(row: dict[str, Any]) -> str:

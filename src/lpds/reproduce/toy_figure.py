@@ -25,7 +25,7 @@ TONES = ("#0b3c5d", "#b8481e", "#2e7d4f", "#8a5a9e")
 INK, MUTED = "#1a1a1a", "#8c8c8c"
 PAPER_TONE = "#b8481e"
 REACH = 1.36
-PAPER_MODES = {0.01: (4, 4), 0.05: (2, 3), 0.1: (1, 1)}
+PAPER_MODES = {0.01: (4, 4), 0.05: (2, 4), 0.1: (1, 1)}
 """Lowest and highest number of modes that the paper's words allow."""
 
 
@@ -43,12 +43,15 @@ def write_figure(out: Path, points: Sequence[Point], rows: Sequence[dict[str, An
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
         raise LpdsError("figures need matplotlib: pip install 'lpds[report]'") from None
     columns = -(-len(points) // 2)
     # a fixed salt and no date: the same numbers give the same file
     with mpl.rc_context({"font.size": 9, "svg.hashsalt": "lpds", "axes.edgecolor": INK, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(2.6 * columns + 3.7, 6.1), dpi=150, layout="constrained")
+        # panels of fixed aspect overflow what the layout would keep free for a headline
+        engine = ConstrainedLayoutEngine(rect=(0.0, 0.0, 1.0, 0.94))
+        figure = Figure(figsize=(2.6 * columns + 3.7, 6.6), dpi=150, layout=engine)
         grid = figure.add_gridspec(2, columns + 1, width_ratios=[1.0] * columns + [1.35])
         for index, point in enumerate(points):
             _paths(figure.add_subplot(grid[index // columns, index % columns]), point)
@@ -61,7 +64,8 @@ def write_figure(out: Path, points: Sequence[Point], rows: Sequence[dict[str, An
         bottom.set_ylim(0.0, 4.4)
         bottom.set_yticks([0, 1, 2, 3, 4])
         bottom.set_xlabel("trust region δ   (● all seeds, × each seed)")
-        figure.suptitle("Four goals and nothing to choose between them: paths and modes as the trust region δ grows", color=INK)
+        headline = "Four goals and nothing to choose between them: paths and modes as the trust region δ grows"
+        figure.text(0.5, 0.985, headline, ha="center", va="top", fontsize=12, color=INK)
         for suffix in ("png", "svg"):
             content = io.BytesIO()
             figure.savefig(content, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
@@ -94,10 +98,12 @@ def _paths(axes: Any, point: Point) -> None:
             rotation=0,
         )
     axes.plot(0.0, 0.0, marker="+", color=INK, markersize=7, markeredgewidth=1.2, zorder=4)
-    modes = covered(one.shares)
+    # the panel is one seed's; how many modes the others kept stands beside it, for they need not agree
+    modes, *others = [covered(each.shares) for each in point.rollouts]
+    beside = f" (other seeds: {', '.join(map(str, others))})" if others else ""
     axes.set_title(
-        f"{'frozen policy' if not point.delta else f'δ = {point.delta:g}'}\n"
-        f"{modes} mode{'' if modes == 1 else 's'}, median path {np.median(one.ratios):.2f} × straight",
+        f"{f'δ = {point.delta:g}, seed {point.seeds[0]}' if point.delta else 'frozen policy'}\n"
+        f"{modes} mode{'' if modes == 1 else 's'}{beside}\nmedian path {np.median(one.ratios):.2f} × straight",
         fontsize=9,
         color=INK,
     )
@@ -132,7 +138,7 @@ def _against_delta(axes: Any, rows: Sequence[dict[str, Any]], key: str, label: s
 
 
 def _paper(axes: Any) -> None:
-    """What the paper says of its own toy, beside what was measured in this one; "several" is drawn as two to three."""
+    """What the paper says of its own toy, beside what was measured in this one; "several" is drawn as two to four."""
     for delta, (low, high) in PAPER_MODES.items():
         axes.plot([delta] * 2, [low, high], color=PAPER_TONE, linewidth=1.2, marker="D", markersize=5, markerfacecolor="white")
     delta, (low, _) = max(PAPER_MODES.items())
