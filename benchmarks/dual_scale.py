@@ -28,7 +28,7 @@ def main() -> None:
     """Run the three and write summary.json and alpha.png."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3000)
     arguments = parser.parse_args()
     traces = {}
     for factor in FACTORS:
@@ -40,7 +40,12 @@ def main() -> None:
             lpds.steer("toy", env=scaled, steps=arguments.steps, eval_every=0, final_episodes=20, out=folder, quiet=True)
             traces[factor] = [row for row in read_json_lines(Path(folder) / "metrics.jsonl") if row["alpha"] is not None]
     one = traces[1.0]
-    summary = {"format_version": 1, "command": "python benchmarks/dual_scale.py --out results/dual-scale", "runs": []}
+    summary = {
+        "format_version": 1,
+        "command": "python benchmarks/dual_scale.py --out results/dual-scale",
+        "steps": arguments.steps,
+        "runs": [],
+    }
     for factor, rows in traces.items():
         keys = ("step", "q_action", "alpha", "q_scale", "delta_sq_mean")
         pairs = zip(rows, one, strict=True)

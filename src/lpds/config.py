@@ -72,7 +72,7 @@ class LPDSSettings:
     width: int = 256
     depth: int = 3
     activation: str = "relu"
-    """After each LayerNorm: relu, or tanh (DSRL's layout; half as slow again on a CPU)."""
+    """After each LayerNorm: relu, or tanh (DSRL's layout; slower on a CPU)."""
     lr: float = 3e-4
     actor_lr: float = 3e-4
     tau: float = 0.005

@@ -14,8 +14,8 @@ class EnsembleMLP(nn.Module):
     """``n`` independent MLPs evaluated as one: linear, LayerNorm, activation, ``depth`` times, then a linear head.
 
     Weights are stacked [n, in, out], so that one batched product serves all members. DSRL's layout is ``"tanh"`` with
-    an affine LayerNorm; ``"relu"`` without one takes two thirds of its time on a CPU, since there tanh costs as much as
-    a product of 128 columns. (The bias before the LayerNorm still gives every unit its own offset.)
+    an affine LayerNorm; ``"relu"`` without one is cheaper on a CPU, where tanh costs about as much as a product of 128
+    columns. (The bias before the LayerNorm still gives every unit its own offset.)
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Make the table of results/README.md and the README's picture from the committed runs.
 
-    python benchmarks/tabulate.py [--runs FOLDER]
+    python benchmarks/make_table.py [--runs FOLDER]
 
 With ``--runs`` it first copies what is evidence (no checkpoints) of every run folder FOLDER/TASK-sN into
 ``results/TASK/lpds/seedN``. Seeds are pooled by a bootstrap over seeds and, inside a seed, over episodes.
@@ -107,7 +107,7 @@ def main() -> None:
         )
         figures = RESULTS / folder.parent.name / "figures"
         write_figures(runs, figures)
-    write_json(RESULTS / "table.json", {"format_version": 1, "command": "python benchmarks/tabulate.py", "rows": table})
+    write_json(RESULTS / "table.json", {"format_version": 1, "command": "python benchmarks/make_table.py", "rows": table})
     page = RESULTS / "README.md"
     before, _, rest = page.read_text().partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
