@@ -14,6 +14,7 @@ from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError, unknown_name
 from lpds.random import normal
 from lpds.stats import Interval, bootstrap_mean, wilson
+from lpds.threads import one_thread
 from lpds.types import Decoder, Policy
 
 LANES = 20
@@ -69,6 +70,7 @@ class EvalReport:
         raise unknown_name("figure", what, ["return", "length", "success", "success_at_end"])
 
 
+@one_thread()
 def evaluate_policy(
     policy: Policy,
     decoder: Decoder,

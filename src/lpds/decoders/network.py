@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lpds.errors import LpdsError
+from lpds.threads import one_thread
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish}
 
@@ -181,6 +182,7 @@ class FoldedNetwork:
     - the sampler's own linear step is folded into the last product.
     """
 
+    @one_thread()
     def __init__(
         self,
         net: DenoisingMLP,
