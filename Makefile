@@ -1,5 +1,5 @@
 # Each target sets up .venv by itself; with it there, that takes a second.
-#   make run        steer the shipped Hopper policy, print frozen against steered, write report.html (about 8 minutes)
+#   make run        steer the shipped Hopper policy, print frozen against steered, write report.html (under 10 minutes)
 #   make test       lint, types and every test (what CI runs)
 #   make test-core  the tests that need no simulator but Gymnasium's own, without lint
 #   make check      lint and types only
