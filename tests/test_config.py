@@ -186,7 +186,7 @@ def test_a_task_of_ones_own(tmp_path):
         assert np.array_equal(run.frozen.returns, run.steered.returns)
         assert run.difference == (0.0, 0.0, 0.0)
         assert "not told apart" in run.verdict()
-    assert isinstance(BaseMethod.open_policy(toy_decoder().spec, {}, {}), BasePolicy)
+    assert isinstance(BaseMethod.open_policy(toy_decoder(), {}, {}), BasePolicy)
 
 
 def test_the_verdict_says_so_when_it_got_worse():

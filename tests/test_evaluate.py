@@ -21,6 +21,7 @@ from lpds.methods.base import BasePolicy
 from lpds.methods.lpds import LPDS
 from lpds.policy import SteeredPolicy
 from lpds.random import normal
+from lpds.types import Decision
 
 FIELDS = ("returns", "successes", "successes_at_end", "lengths", "final_obs")
 
@@ -197,3 +198,32 @@ def test_what_cannot_be_evaluated():
         with pytest.raises(LpdsError, match=words):
             call()
     assert evaluation.LANES == 20  # fixed: another number is another rounding
+
+
+class TwoDraws(BasePolicy):
+    """Acts on the second draw of a decision; the frozen policy is still the first."""
+
+    draws = 2
+
+    def act(self, decoder, obs, eps, scale):
+        w = eps[:, int(scale > 0)]
+        return Decision(decoder.decode(decoder.prepare(obs), w), w)
+
+
+def test_a_method_that_draws_more_shares_the_first_draw_with_the_frozen_policy():
+    assert np.array_equal(normal("evaluation", 3, 1, 4, shape=(5, 4, 3))[0], normal("evaluation", 3, 1, 4, shape=(4, 3)))
+    reports = [
+        evaluate_policy(policy, toy_decoder(), lambda n: make_eval_env("four-mode", n, 4), episodes=5, seed=1, scale=scale)
+        for policy, scale in ((BasePolicy(), 1.0), (TwoDraws(), 0.0), (TwoDraws(), 1.0))
+    ]
+    assert np.array_equal(reports[0].returns, reports[1].returns)
+    assert not np.array_equal(reports[0].returns, reports[2].returns)
+
+
+def test_what_is_drawn_beside_a_given_eps_follows_from_it():
+    policy = SteeredPolicy(toy_decoder(), TwoDraws(), "two")
+    obs, eps = np.zeros((3, 2), np.float32), np.ones((3, 4, 2), np.float32)
+    first, again, other = policy.act(obs, eps), policy.act(obs, eps), policy.act(obs, 0.5 * eps)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert np.array_equal(policy.act(obs, eps, scale=0.0), SteeredPolicy(toy_decoder(), BasePolicy(), "base").act(obs, eps))

@@ -437,7 +437,7 @@ def test_state_round_trip_goes_on_to_the_bit():
             out = method.update(batch(method.decoder.spec, 8, generator), noise(method, 8, generator))
             assert all(value.ndim == 0 and not value.requires_grad for value in out.values())
     assert same(a.tensors(), b.tensors())
-    opened = LPDS.open_policy(a.decoder.spec, a.policy_settings(), a.policy_tensors())
+    opened = LPDS.open_policy(a.decoder, a.policy_settings(), a.policy_tensors())
     obs = torch.randn(20, 2)
     assert torch.equal(opened(obs), a.policy(obs).detach())
 

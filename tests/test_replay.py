@@ -166,3 +166,18 @@ def test_segments_bring_everything_back_even_after_rows_were_overwritten(parts, 
     if len(replay):
         a, b = (ring.sample(16, generator) for ring, generator in zip((replay, copy), generators, strict=True))
         assert torch.equal(a.reward, b.reward)
+
+
+def test_recent_rounds_come_in_order_with_their_extras_and_a_batch_has_them_too():
+    replay = Replay(SPEC, 6, 0, 2, CPU, {"mark": (3,)})  # holds three rounds of two
+    for number in range(5):
+        rows = {name: torch.full((2, *value.shape[1:]), float(number)) for name, value in replay._rows.items()}
+        for value in rows.values():
+            value[1] += 0.5
+        replay.insert(rows)
+    recent = replay.recent(3)
+    assert recent["mark"].shape == (3, 2, 3)
+    assert recent["reward"].tolist() == [[2.0, 2.5], [3.0, 3.5], [4.0, 4.5]]
+    assert torch.equal(recent["mark"][..., 0], recent["reward"])
+    batch = replay.sample(16, torch.Generator().manual_seed(0))
+    assert torch.equal(batch.extra["mark"], batch.reward[:, None].expand(-1, 3))

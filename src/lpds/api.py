@@ -256,7 +256,9 @@ def resolve_settings(preset: Task, method: str, changes: dict[str, Any]) -> tupl
         raise unknown_name("setting", min(unknown), run_names | method_names)
     shared = {key: value for key, value in preset.method.get("*", {}).items() if key in method_names}
     own = preset.method.get(method, {})
-    return override(RunSettings, preset.run, for_run), override(kind, shared, own, for_method)
+    return override(RunSettings, preset.run, getattr(kind, "run_defaults", {}), for_run), override(
+        kind, shared, own, for_method
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -343,6 +345,7 @@ def _drive(runner: Runner, display: Display) -> Run:
     try:
         with _stop_on_interrupt(runner, display):
             finished = runner.train()
+        _check_untouched(runner.decoder)
         if not finished:
             return Run(folder, False, None, None)
         c = runner.c
@@ -356,6 +359,13 @@ def _drive(runner: Runner, display: Display) -> Run:
     finally:
         display.close()
         runner.close()
+
+
+def _check_untouched(decoder: Decoder) -> None:
+    """Hash the decoder again: whatever a method learned, it learned on a copy."""
+    again = decoder._fingerprint() if isinstance(decoder, BaseDecoder) else decoder.fingerprint
+    if again != decoder.fingerprint:
+        raise LpdsError(f"decoder {decoder.name!r} was changed by the run: its fingerprint was {decoder.fingerprint}")
 
 
 def _write_report(folder: Path, display: Display) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lpds.envs.chunk import ChunkedVectorEnv, chunk_return
 from lpds.random import normal
-from lpds.types import Decoder, Policy
+from lpds.types import Decoder, Policy, Shape
 
 
 @dataclass
@@ -32,6 +33,8 @@ class Episode:
 class EpisodeRecord:
     """One finished training episode."""
 
+    lane: int
+    """Sub-environment."""
     seed: int
     total: float
     """Undiscounted environment return."""
@@ -55,6 +58,7 @@ class Collector:
         reward_offset: float,
         kept_noises: int,
         device: torch.device,
+        extras: Mapping[str, Shape] | None = None,
     ) -> None:
         """Reset every environment.
 
@@ -67,10 +71,12 @@ class Collector:
             reward_offset: added to every executed primitive reward in what the rows hold, never in what is reported.
             kept_noises: M base noises decoded and put into every row.
             device: of the rows.
+            extras: what a row holds beside, by name and shape.
         """
         self.env, self.decoder, self.device = env, decoder, device
         self._seed, self._gamma, self._discount = seed, gamma, discount
         self._offset, self._kept = reward_offset, kept_noises
+        self._extras = dict(extras or {})
         self.obs, _ = env.reset(seed=seed)
         self.episodes = [Episode() for _ in range(env.num_envs)]
 
@@ -82,16 +88,18 @@ class Collector:
             scale: 0 for the frozen policy, 1 for the learned one.
 
         Returns:
-            The rows for the replay, the episodes that ended, and the primitive steps executed.
+            The rows for the replay, the episodes that ended in the order of their sub-environments, and the primitive
+            steps executed.
         """
         spec = self.decoder.spec
         addresses = [(self._seed, lane, e.number, e.decision) for lane, e in enumerate(self.episodes)]
-        eps = torch.from_numpy(np.stack([normal("train", *at, shape=spec.latent_shape) for at in addresses]))
+        shape = (policy.draws, *spec.latent_shape)
+        eps = torch.from_numpy(np.stack([normal("train", *at, shape=shape) for at in addresses]))
         obs = torch.from_numpy(self.obs).to(self.device)
         with torch.no_grad():
-            w = policy.latent(obs, eps.to(self.device), scale)
+            decision = policy.act(self.decoder, obs, eps.to(self.device), scale)
             kept, decoded = self._decode_kept(obs, addresses)
-            action = self.decoder.decode(self.decoder.prepare(obs), w)
+        action = decision.action
         chunks = action.cpu().numpy()
         next_obs, reward, terminated, truncated, info = self.env.step(chunks)
         rewards = info["rewards"] + self._offset * (np.arange(self.env.chunk) < info["k"][:, None])
@@ -107,6 +115,8 @@ class Collector:
             "base_action": decoded,
             "over": torch.from_numpy(over.astype(np.float32)),
         }
+        for name, wanted in self._extras.items():
+            rows[name] = decision.extra.get(name, torch.zeros(len(obs), *wanted))
         records = self._account(chunks, reward, over, info)
         self.obs = next_obs
         return rows, records, int(info["k"].sum())
@@ -134,7 +144,7 @@ class Collector:
             episode.chunks.append(chunks[lane])
             if over[lane]:
                 seed = int(info["seed"][lane])
-                records.append(EpisodeRecord(seed, episode.total, episode.success, episode.length))
+                records.append(EpisodeRecord(lane, seed, episode.total, episode.success, episode.length))
                 self.episodes[lane] = Episode(episode.number + 1)
         return records
 

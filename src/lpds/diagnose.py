@@ -27,9 +27,9 @@ def action_entropy(policy: Policy, decoder: Decoder, obs: Tensor) -> float:
     Compare with the frozen policy's under the same protocol only: the estimate is biased in many dimensions.
     """
     spec = decoder.spec
-    eps = torch.from_numpy(normal("probe", 7, shape=(SAMPLES, *spec.latent_shape))).to(obs.device)
+    eps = torch.from_numpy(normal("probe", 7, shape=(SAMPLES, policy.draws, *spec.latent_shape))).to(obs.device)
     rows = obs.repeat_interleave(SAMPLES, 0)
     with torch.no_grad():
-        w = policy.latent(rows, eps.repeat(len(obs), 1, 1), 1.0)
-        action = decoder.decode(decoder.prepare(rows), w)[:, 0].unflatten(0, (len(obs), SAMPLES))
+        decision = policy.act(decoder, rows, eps.repeat(len(obs), 1, 1, 1), 1.0)
+        action = decision.action[:, 0].unflatten(0, (len(obs), SAMPLES))
     return float(np.mean([knn_entropy(samples) for samples in action.cpu().numpy()]))

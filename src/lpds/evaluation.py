@@ -130,7 +130,7 @@ def _run(
     obs, _ = env.reset(seed=seed)
     final = np.zeros((episodes, obs.shape[1]), np.float32)
     rows = np.zeros((LANES, obs.shape[1]), np.float32)
-    eps = np.zeros((LANES, *decoder.spec.latent_shape), np.float32)
+    eps = np.zeros((LANES, policy.draws, *decoder.spec.latent_shape), np.float32)
     live, finished = number < episodes, 0
     while live.any():
         rows[:lanes] = obs
@@ -138,8 +138,7 @@ def _run(
             eps[lane] = normal("evaluation", seed, int(number[lane]), int(decision[lane]), shape=eps.shape[1:])
         with torch.no_grad():
             state = torch.from_numpy(rows).to(device)
-            w = policy.latent(state, torch.from_numpy(eps).to(device), scale)
-            action = decoder.decode(decoder.prepare(state), w)[:lanes].cpu().numpy()
+            action = policy.act(decoder, state, torch.from_numpy(eps).to(device), scale).action[:lanes].cpu().numpy()
         obs, reward, terminated, truncated, info = env.step(action)
         decision += 1
         e = number[live]

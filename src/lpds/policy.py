@@ -36,7 +36,7 @@ class SteeredPolicy:
 
         Args:
             obs: [B, O] raw observations.
-            eps: [B, H, L] base noise; drawn from N(0, I) by default.
+            eps: [B, H, L] base noise; drawn from N(0, I) by default. What a method draws beside follows from it.
             scale: s in ``w = eps + s Delta(s)``, 0 to 1; 0 is the frozen policy to the bit.
 
         Returns:
@@ -48,10 +48,10 @@ class SteeredPolicy:
         if not 0.0 <= scale <= 1.0:
             raise LpdsError(f"scale must be in [0, 1], not {scale}")
         state = self._state(obs)
-        shape = (len(state), *self.decoder.spec.latent_shape)
-        noise = self._rng.standard_normal(shape, np.float32) if eps is None else np.asarray(eps, np.float32)
+        noise = torch.from_numpy(self._noise(len(state), eps))
         with torch.no_grad():
-            return self.decoder(state, self._latent(state, torch.from_numpy(noise), scale)).numpy()
+            action: FloatArray = self.policy.act(self.decoder, state, noise, scale).action.numpy()
+        return action
 
     def shift(self, obs: npt.ArrayLike) -> FloatArray:
         """Delta(s), float32 [B, H, L]; zeros for a method that does not shift."""
@@ -68,12 +68,17 @@ class SteeredPolicy:
             raise LpdsError(f"obs must be [B, {self.decoder.spec.obs_size}], not {list(state.shape)}")
         return torch.from_numpy(state)
 
-    def _latent(self, state: Tensor, noise: Tensor, scale: float) -> Tensor:
-        if tuple(noise.shape[1:]) != self.decoder.spec.latent_shape:
-            wanted = self.decoder.spec.latent_shape
-            raise LpdsError(f"eps must be [B, {wanted[0]}, {wanted[1]}], not {list(noise.shape)}")
-        latent: Tensor = self.policy.latent(state, noise, scale)
-        return latent
+    def _noise(self, count: int, eps: npt.ArrayLike | None) -> FloatArray:
+        """All draws of a decision [B, n, H, L]; those beyond a given eps follow from it."""
+        draws, wanted = self.policy.draws, self.decoder.spec.latent_shape
+        if eps is None:
+            return self._rng.standard_normal((count, draws, *wanted), np.float32)
+        first = np.asarray(eps, np.float32)
+        if first.shape != (count, *wanted):
+            raise LpdsError(f"eps must be [B, {wanted[0]}, {wanted[1]}], not {list(first.shape)}")
+        further = np.random.default_rng(np.frombuffer(first.tobytes(), np.uint32)) if draws > 1 else self._rng
+        rest = further.standard_normal((count, draws - 1, *wanted), np.float32)
+        return np.concatenate([first[:, None], rest], axis=1)
 
 
 def save_policy(folder: Path, method_name: str, method: Method, decoder: Decoder) -> None:
@@ -122,7 +127,7 @@ def load_policy(run: str | Path, decoder: Decoder | None = None) -> SteeredPolic
         raise LpdsError(f"policy in {folder} cannot be read: {error}") from None
     decoder = find_decoder(facts["decoder"], decoder, f"the policy in {run}")
     settings = {key: float("inf") if value == "inf" else value for key, value in facts["settings"].items()}
-    policy = resolve("method", METHODS, facts["method"]).open_policy(decoder.spec, settings, tensors)
+    policy = resolve("method", METHODS, facts["method"]).open_policy(decoder, settings, tensors)
     return SteeredPolicy(decoder, policy, facts["method"])
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from lpds.types import Batch, LatentSpec
-
-_FIELDS = ("obs", "action", "reward", "discount", "next_obs", "base_noise", "base_action", "over")
+from lpds.types import Batch, LatentSpec, Shape
 
 
 class Replay:
     """Rows are written in rounds of ``lanes`` (one per sub-environment, always in the same order)."""
 
-    def __init__(self, spec: LatentSpec, capacity: int, kept_noises: int, lanes: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        spec: LatentSpec,
+        capacity: int,
+        kept_noises: int,
+        lanes: int,
+        device: torch.device,
+        extras: Mapping[str, Shape] | None = None,
+    ) -> None:
         """Reserve the ring.
 
         Args:
@@ -22,11 +30,13 @@ class Replay:
             kept_noises: M base-noise pairs stored with a row.
             lanes: rows of one insertion.
             device: where the rows live.
+            extras: further fields of a row, by name and shape.
         """
         self.lanes, self.device = lanes, device
         self.capacity = -(-capacity // lanes) * lanes
         self.inserted = 0
-        sizes = {
+        self._extras = dict(extras or {})
+        sizes: dict[str, Shape] = {
             "obs": (spec.obs_size,),
             "action": (spec.action_size,),
             "reward": (),
@@ -35,9 +45,10 @@ class Replay:
             "base_noise": (kept_noises, spec.latent_size),
             "base_action": (kept_noises, spec.action_size),
             "over": (),
+            **self._extras,
         }
         # empty, not zeros: pages that are never written are never taken from the system
-        self._rows = {name: torch.empty((self.capacity, *sizes[name]), device=device) for name in _FIELDS}
+        self._rows = {name: torch.empty((self.capacity, *size), device=device) for name, size in sizes.items()}
 
     def __len__(self) -> int:
         return min(self.inserted, self.capacity)
@@ -85,7 +96,21 @@ class Replay:
             rows["next_obs"][last],
             rows["base_noise"][pair],
             rows["base_action"][pair],
+            {name: rows[name][index] for name in self._extras},
         )
+
+    def recent(self, rounds: int) -> dict[str, Tensor]:
+        """The last rounds in order.
+
+        Args:
+            rounds: not more than are held.
+
+        Returns:
+            Every field as [rounds, lanes, ...].
+        """
+        count = rounds * self.lanes
+        index = (torch.arange(self.inserted - count, self.inserted) % self.capacity).to(self.device)
+        return {name: value[index].unflatten(0, (rounds, self.lanes)) for name, value in self._rows.items()}
 
     def returns_to_go(self) -> tuple[Tensor, Tensor, Tensor]:
         """Monte-Carlo returns of everything that is still held.

@@ -22,7 +22,7 @@ from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.log import METRIC_KEYS, Display, JsonLines, TensorBoard
 from lpds.policy import save_policy
 from lpds.replay import Replay
-from lpds.types import Decoder, Method
+from lpds.types import Batch, Decoder, Method
 
 CURVE_SEED = 10_000
 """Added to the evaluation seed on the learning curve, so that the last evaluation's episodes were never looked at."""
@@ -64,14 +64,15 @@ class Runner:
             reward_offset=c.reward_offset,
             kept_noises=method.kept_noises,
             device=device,
+            extras=method.extras,
         )
         # a decision takes at least one step, so a run never inserts more rows than it has steps
         capacity = min(c.replay_size, c.steps + c.num_envs)
-        self.replay = Replay(decoder.spec, capacity, method.kept_noises, c.num_envs, device)
+        self.replay = Replay(decoder.spec, capacity, method.kept_noises, c.num_envs, device, method.extras)
         self.store = CheckpointStore(out / "checkpoint")
         self._board = TensorBoard(out / "tensorboard") if tensorboard else None
         self.step = self.updates = 0
-        self._owed, self._warm = 0.0, False
+        self._owed, self._warm, self._rounds = 0.0, False, 0
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
         self._success_ema = math.nan
         self._sums: dict[str, Tensor] = {}
@@ -101,10 +102,12 @@ class Runner:
                 if self.stop_requested:
                     self.save()
                     return False
-                rows, records, taken = self.collector.step(self.method.policy, 1.0 if self._warm else 0.0)
+                rows, records, taken = self.collector.step(self.method.behaviour, 1.0 if self._warm else 0.0)
                 self.replay.insert(rows)
                 self.step += taken
                 self._record(records)
+                if self._warm:
+                    self.method.observe([record.lane for record in records], [record.total for record in records])
                 if self.step >= c.warmup_steps and self.method.learns:
                     self._learn()
             self._due(last=True)
@@ -126,11 +129,26 @@ class Runner:
                 self._sum(self.method.update(batch, self._noise(), critics_only=True))
             self._display.say(f"{self.step:>8,}  warm-up done: critics fitted {c.warmup_fits} times to its returns")
         self._owed += c.updates_per_decision * c.num_envs
-        while self._owed >= 1.0:
-            self._owed -= 1.0
-            batch = self.replay.sample(c.batch_size, self._generator, self._noises)
-            self._sum(self.method.update(batch, self._noise()))
-            self.updates += 1
+        self._rounds += 1
+        if self._rounds % self.method.block_rounds(c.steps // (c.num_envs * self.decoder.spec.action_shape[0])) == 0:
+            updates = int(self._owed)
+            self._owed -= updates
+            for metrics in self.method.learn(self, updates):
+                self._sum(metrics)
+                self.updates += 1
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Source of every draw of learning."""
+        return self._generator
+
+    def draw(self) -> tuple[Batch, dict[str, Tensor]]:
+        """A batch of the replay and the noise of one update."""
+        return self.replay.sample(self.c.batch_size, self._generator, self._noises), self._noise()
+
+    def recent(self, rounds: int) -> dict[str, Tensor]:
+        """The last rounds of rows; see :meth:`Replay.recent`."""
+        return self.replay.recent(rounds)
 
     def _due(self, last: bool = False) -> None:
         """Write what is due at this step: a row, a point of the learning curve, a checkpoint - in this order."""
@@ -226,6 +244,7 @@ class Runner:
             "updates": self.updates,
             "owed": self._owed,
             "warm": self._warm,
+            "rounds": self._rounds,
             "recent": [[total, None if math.isnan(success) else success] for total, success in self._recent],
             "success_ema": None if math.isnan(self._success_ema) else self._success_ema,
             "next": self._next,
@@ -250,6 +269,7 @@ class Runner:
         self._probe = tensors["probe"].to(self._device)
         self.store.load_replay(facts, self.replay)
         self.step, self.updates, self._owed, self._warm = (facts[key] for key in ("step", "updates", "owed", "warm"))
+        self._rounds = facts.get("rounds", 0)
         nan = math.nan
         self._recent.extend((total, nan if success is None else success) for total, success in facts["recent"])
         self._success_ema = nan if facts["success_ema"] is None else facts["success_ema"]

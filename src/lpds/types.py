@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -74,6 +74,20 @@ class Batch:
     """[B, M, H * L], noises drawn from N(0, I) for ``obs``; M = 0 when none are kept."""
     base_action: Tensor
     """[B, M, T * A], their decoded chunks."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """[B, ...], what the method asked to keep with a decision (:attr:`Method.extras`)."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a policy did in B states."""
+
+    action: Tensor
+    """[B, T, A] in environment units."""
+    latent: Tensor | None = None
+    """[B, H, L], what the decoder was asked with; ``None`` where it is not one latent."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """[B, ...] to be kept with the transition; a name left out is kept as zeros."""
 
 
 class Decoder(Protocol):
@@ -115,8 +129,34 @@ Metrics = dict[str, Tensor]
 class Policy(Protocol):
     """The part of a method that acts, and the only part that a deployed run needs."""
 
-    def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
-        """The latent query w for float32 [B, O] and [B, H, L]; ``scale`` 0 gives ``eps`` itself."""
+    @property
+    def draws(self) -> int:
+        """n, the standard normal latents that one decision consumes; the first is eps, the frozen policy's own."""
+        ...
+
+    def act(self, decoder: Decoder, obs: Tensor, eps: Tensor, scale: float) -> Decision:
+        """Choose chunks for float32 [B, O] and [B, n, H, L]; ``scale`` 0 is the frozen policy on eps, to the bit."""
+        ...
+
+    def shift(self, obs: Tensor, scale: float = 1.0) -> Tensor | None:
+        """``scale`` * Delta(s) [B, H, L]; ``None`` where the method does not shift the noise."""
+        ...
+
+
+class Experience(Protocol):
+    """What a method may learn from: the replay and the draws that belong to it."""
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Source of every draw of learning."""
+        ...
+
+    def draw(self) -> tuple[Batch, dict[str, Tensor]]:
+        """A batch and the noise of one update."""
+        ...
+
+    def recent(self, rounds: int) -> dict[str, Tensor]:
+        """The last rounds in order: every field of the rows and every extra as [rounds, N, ...], N sub-environments."""
         ...
 
 
@@ -125,9 +165,32 @@ class Method(Protocol):
 
     kept_noises: int
     """M base noises per state that the collector shall decode and store with a transition."""
-    policy: Policy
+    extras: Mapping[str, Shape]
+    """Names and shapes of what :attr:`Decision.extra` holds for this method."""
     learns: bool
     """Whether there is anything to update."""
+
+    @property
+    def policy(self) -> Policy:
+        """What is evaluated and saved."""
+        ...
+
+    @property
+    def behaviour(self) -> Policy:
+        """What collects; the same as ``policy`` for most methods."""
+        ...
+
+    def block_rounds(self, total_rounds: int) -> int:
+        """Rounds of decisions between two calls of :meth:`learn`, for a budget of about ``total_rounds``."""
+        ...
+
+    def observe(self, lanes: list[int], returns: list[float]) -> None:
+        """Hear of the training episodes that ended in this round, by sub-environment."""
+        ...
+
+    def learn(self, experience: Experience, updates: int) -> Iterator[Metrics]:
+        """Do the updates that are owed, one dict of metrics each."""
+        ...
 
     def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
         """Names and shapes of the standard normal tensors that one :meth:`update` consumes."""

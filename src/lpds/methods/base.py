@@ -9,25 +9,21 @@ import torch
 from torch import Tensor
 
 from lpds.config import BaseSettings
-from lpds.types import Batch, Decoder, LatentSpec, Metrics, Shape
+from lpds.methods.learner import LatentPolicy, Learner
+from lpds.types import Batch, Decoder, Metrics
 
 
-class BasePolicy:
+class BasePolicy(LatentPolicy):
     """``w = eps``."""
 
     def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
         """Return the base noise."""
         return eps
 
-    def shift(self, obs: Tensor, scale: float = 1.0) -> Tensor | None:
-        """There is no shift."""
-        return None
 
-
-class BaseMethod:
+class BaseMethod(Learner[BasePolicy]):
     """The floor of every comparison."""
 
-    kept_noises = 0
     learns = False
 
     def __init__(
@@ -38,34 +34,17 @@ class BaseMethod:
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        self.policy = BasePolicy()
+        super().__init__()
+        self.settings, self.policy = settings, BasePolicy()
 
     @staticmethod
-    def open_policy(spec: LatentSpec, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BasePolicy:
+    def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BasePolicy:
         """Nothing to open."""
         return BasePolicy()
-
-    def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
-        """Needs no noise."""
-        return {}
-
-    def calibrate(self, obs: Tensor, action: Tensor, reward_scale: float) -> None:
-        """Has nothing to calibrate."""
 
     def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
         """Learns nothing."""
         return {}
-
-    def diagnose(self, batch: Batch, noise: dict[str, Tensor]) -> Metrics:
-        """Has nothing to diagnose."""
-        return {}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Has no state."""
-        return {}
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Has no state."""
 
     def policy_tensors(self) -> dict[str, Tensor]:
         """Has no weights."""

@@ -29,16 +29,15 @@ import torch
 from torch import Tensor
 
 from lpds.config import LPDSSettings, delta_to_sum
+from lpds.methods.learner import Learner
 from lpds.methods.shift import ShiftPolicy
-from lpds.methods.state import LearnerState, adam
+from lpds.methods.state import adam
 from lpds.nn import EnsembleMLP, Scaling, polyak
-from lpds.types import Batch, Decoder, LatentSpec, Metrics, Shape
+from lpds.types import Batch, Decoder, Metrics, Shape
 
 
-class LPDS:
+class LPDS(Learner[ShiftPolicy]):
     """The learner: Delta, Q^A, Q^W, alpha and their slow copies."""
-
-    learns = True
 
     def __init__(self, settings: LPDSSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
         """Build the networks.
@@ -49,6 +48,7 @@ class LPDS:
             generator: draws the initial weights.
             device: of everything.
         """
+        super().__init__()
         c, spec = settings, decoder.spec
         self.settings, self.decoder = c, decoder
         self.kept_noises = c.kept_noises
@@ -76,7 +76,6 @@ class LPDS:
             (list(self.slow_policy.parameters()), list(self.policy.parameters())),
         ]
 
-        self.state = LearnerState()
         parts = ("policy", "slow_policy", "q_action", "q_slow", "q_latent", "action_scaling")
         self.state.modules = {name: getattr(self, name) for name in parts}
         self.adam_action, self.adam_latent = adam(self.q_action, c.lr), adam(self.q_latent, c.lr)
@@ -219,14 +218,6 @@ class LPDS:
     def _reduce(self, q: Tensor) -> Tensor:
         return q.amin(0) if self.settings.pessimism == "min" else q.mean(0)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything mutable."""
-        return self.state.tensors()
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore :meth:`tensors`."""
-        self.state.load_tensors(tensors)
-
     def policy_tensors(self) -> dict[str, Tensor]:
         """Delta's weights and input scaling."""
         return {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
@@ -236,9 +227,9 @@ class LPDS:
         return {**asdict(self.settings), "cap_sq": self.policy.cap_sq}
 
     @staticmethod
-    def open_policy(spec: LatentSpec, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ShiftPolicy:
+    def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ShiftPolicy:
         """Build Delta again from a saved policy."""
         sizes = {key: settings[key] for key in ("width", "depth", "activation", "noise_bound", "cap_sq")}
-        policy = ShiftPolicy(spec, **sizes, generator=torch.Generator())
+        policy = ShiftPolicy(decoder.spec, **sizes, generator=torch.Generator())
         policy.load_state_dict(dict(tensors))
         return policy.requires_grad_(False)

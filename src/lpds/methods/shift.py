@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lpds.methods.learner import LatentPolicy
 from lpds.nn import EnsembleMLP, Scaling
 from lpds.types import LatentSpec
 
 
-class ShiftPolicy(nn.Module):
+class ShiftPolicy(nn.Module, LatentPolicy):
     """``w = eps + Delta(s)`` (eq. 1), bounded per coordinate and, if asked, per state."""
 
     def __init__(

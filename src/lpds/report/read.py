@@ -279,8 +279,6 @@ def shift_sizes(run: RunData) -> Array | str:
         if not states:
             return "the replay is empty"
         policy = load_policy(run.folder)
-        if not hasattr(policy.policy, "shift"):
-            return f"the method {run.method!r} does not shift the noise"
         shift = policy.shift(np.concatenate(states)[-STATES:])
     except (LpdsError, SafetensorError, OSError, KeyError) as error:
         return str(error).replace(str(run.folder), run.folder.name)

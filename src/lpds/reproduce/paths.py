@@ -142,9 +142,9 @@ def centre_entropy(policy: Policy, decoder: Decoder, scale: float = 1.0) -> floa
     """
     angle = torch.arange(PROBE_STATES) * (2.0 * math.pi / PROBE_STATES)
     states = PROBE_RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1)
-    eps = torch.from_numpy(normal("probe", 11, shape=(PROBE_NOISES, *decoder.spec.latent_shape)))
+    eps = torch.from_numpy(normal("probe", 11, shape=(PROBE_NOISES, policy.draws, *decoder.spec.latent_shape)))
     rows = states.repeat_interleave(PROBE_NOISES, 0)
     with torch.no_grad():
-        w = policy.latent(rows, eps.repeat(PROBE_STATES, 1, 1), scale)
-        first = decoder.decode(decoder.prepare(rows), w)[:, 0].unflatten(0, (PROBE_STATES, PROBE_NOISES))
+        action = policy.act(decoder, rows, eps.repeat(PROBE_STATES, 1, 1, 1), scale).action
+        first = action[:, 0].unflatten(0, (PROBE_STATES, PROBE_NOISES))
     return float(np.mean([knn_entropy(samples) for samples in first.numpy()]))

@@ -1,0 +1,97 @@
+"""What methods share: how a latent becomes a decision, and what a method does unless it says otherwise."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from lpds.methods.state import LearnerState
+from lpds.types import Batch, Decision, Decoder, Experience, Metrics, Policy, Shape
+
+
+class LatentPolicy(ABC):
+    """A policy that acts through one latent query of the decoder."""
+
+    draws: int = 1
+
+    @abstractmethod
+    def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
+        """The latent query w [B, H, L] for float32 [B, O] and [B, H, L]; ``scale`` 0 gives ``eps`` itself."""
+
+    def shift(self, obs: Tensor, scale: float = 1.0) -> Tensor | None:
+        """Nothing is shifted unless a subclass does."""
+        return None
+
+    def act(self, decoder: Decoder, obs: Tensor, eps: Tensor, scale: float) -> Decision:
+        """Decode w; see :class:`lpds.types.Policy`."""
+        w = self.latent(obs, eps[:, 0], scale)
+        return Decision(decoder.decode(decoder.prepare(obs), w), w)
+
+
+P = TypeVar("P", bound=Policy)
+
+
+class Learner(ABC, Generic[P]):
+    """The defaults of a method: off-policy, one update at a time, everything mutable in ``state``."""
+
+    learns = True
+    kept_noises = 0
+    extras: Mapping[str, Shape] = {}
+    policy: P
+    settings: Any
+
+    def __init__(self) -> None:
+        self.state = LearnerState()
+
+    @property
+    def behaviour(self) -> P:
+        """What collects."""
+        return self.policy
+
+    def block_rounds(self, total_rounds: int) -> int:
+        """Learn after every round of decisions."""
+        return 1
+
+    def observe(self, lanes: list[int], returns: list[float]) -> None:
+        """Episodes' ends are nothing to it."""
+
+    def learn(self, experience: Experience, updates: int) -> Iterator[Metrics]:
+        """Do so many updates, each on a batch of its own."""
+        for _ in range(updates):
+            yield self.update(*experience.draw())
+
+    def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
+        """Needs no noise."""
+        return {}
+
+    def calibrate(self, obs: Tensor, action: Tensor, reward_scale: float) -> None:
+        """Has nothing to calibrate."""
+
+    @abstractmethod
+    def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
+        """Do one update; see :class:`lpds.types.Method`."""
+
+    @torch.no_grad()
+    def diagnose(self, batch: Batch, noise: dict[str, Tensor]) -> Metrics:
+        """Has nothing to diagnose."""
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything mutable."""
+        return self.state.tensors()
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore :meth:`tensors`."""
+        self.state.load_tensors(tensors)
+
+    @abstractmethod
+    def policy_tensors(self) -> dict[str, Tensor]:
+        """The weights of the part that acts."""
+
+    @abstractmethod
+    def policy_settings(self) -> dict[str, Any]:
+        """What is needed beside the weights to build the acting part again."""
