@@ -216,8 +216,8 @@ def test_a_method_that_draws_more_shares_the_first_draw_with_the_frozen_policy()
         evaluate_policy(policy, toy_decoder(), lambda n: make_eval_env("four-mode", n, 4), episodes=5, seed=1, scale=scale)
         for policy, scale in ((BasePolicy(), 1.0), (TwoDraws(), 0.0), (TwoDraws(), 1.0))
     ]
-    assert np.array_equal(reports[0].returns, reports[1].returns)
-    assert not np.array_equal(reports[0].returns, reports[2].returns)
+    assert equal(reports[0], reports[1])
+    assert not equal(reports[0], reports[2])
 
 
 def test_what_is_drawn_beside_a_given_eps_follows_from_it():
