@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from lpds.errors import LpdsError, unknown_name
 
@@ -43,6 +43,43 @@ def delta_from_sum(value: float, unit: str, free: int) -> float:
 @dataclass(frozen=True)
 class BaseSettings:
     """The frozen policy has nothing to set."""
+
+
+@dataclass(frozen=True)
+class GoldenTicketSettings:
+    """Settings of the golden ticket's search."""
+
+    run_defaults: ClassVar[Mapping[str, Any]] = {"warmup_steps": 1, "warmup_fits": 0}
+    tickets: int = 16
+    """Noises that compete; the budget is cut into log2 of them phases."""
+
+    def __post_init__(self) -> None:
+        positive(self, "tickets")
+
+
+@dataclass(frozen=True)
+class BestOfNSettings:
+    """Settings of best-of-n."""
+
+    candidates: int = 8
+    """N, chunks decoded for a decision."""
+    target_candidates: int = 4
+    """Chunks decoded at the next state for the TD target."""
+    pessimism: str = "min"
+    """How several critics become one value: min or mean."""
+    critics: int = 2
+    width: int = 256
+    depth: int = 3
+    activation: str = "relu"
+    """After each LayerNorm: relu or tanh."""
+    lr: float = 3e-4
+    tau: float = 0.005
+    """Polyak rate of the target critics."""
+
+    def __post_init__(self) -> None:
+        choose("pessimism", self.pessimism, ("min", "mean"))
+        choose("activation", self.activation, ("relu", "tanh"))
+        positive(self, "candidates", "target_candidates", "critics", "width", "depth", "lr", "tau")
 
 
 @dataclass(frozen=True)
@@ -97,6 +134,66 @@ class LPDSSettings:
             )
         if not self.alpha_init >= 0.0:
             raise LpdsError(f"alpha_init must not be negative, not {self.alpha_init}")
+
+
+@dataclass(frozen=True)
+class LPDSASettings(LPDSSettings):
+    """Settings of LP-DS-A: those of LP-DS; ``delta`` and ``noise_bound`` are in normalised action units there."""
+
+    kept_noises: int = 0
+    """There is nothing to distil, so nothing is kept."""
+
+
+@dataclass(frozen=True)
+class DSRLSACSettings:
+    """Settings of DSRL-SAC, soft actor-critic over scaled latents."""
+
+    run_defaults: ClassVar[Mapping[str, Any]] = {"updates_per_decision": 2.5, "warmup_fits": 0, "reward_scale": 1.0}
+    box: float = 1.5
+    """b of w = b a, a in (-1, 1): the largest latent coordinate, at most 100."""
+    temperature: float = 0.0
+    """Weight of the entropy, in units of the scaled reward: 0 learns it from 1.0, a positive number fixes it (0.3)."""
+    target_entropy: float = 0.0
+    """Of the scaled latent in nats, where the temperature is learned."""
+    update_every: int = 2
+    """Rounds of decisions between two blocks of updates."""
+    deterministic_eval: bool = False
+    """Evaluate and save tanh of the mean in place of a sample; what collects always samples."""
+    input_scaling: bool = False
+    """Scale observations and chunks by the warm-up's mean and deviation; the released code feeds them raw."""
+    critics: int = 2
+    width: int = 256
+    depth: int = 3
+    activation: str = "tanh"
+    """After each LayerNorm: tanh (the released layout, an affine LayerNorm), or relu."""
+    lr: float = 3e-4
+    tau: float = 0.005
+    """Polyak rate of the target critics."""
+
+    def __post_init__(self) -> None:
+        choose("activation", self.activation, ("relu", "tanh"))
+        positive(self, "box", "update_every", "critics", "width", "depth", "lr", "tau")
+        if self.box > 100.0 or not 0.0 <= self.temperature < math.inf or not math.isfinite(self.target_entropy):
+            raise LpdsError(
+                f"box {self.box} must be at most 100, temperature {self.temperature} finite and not negative, "
+                f"target_entropy {self.target_entropy} finite"
+            )
+
+
+@dataclass(frozen=True)
+class DSRLNASettings(DSRLSACSettings):
+    """Settings of DSRL-NA, whose actor climbs a critic distilled from one on decoded chunks."""
+
+    box: float = 1.0
+    """b of w = b a, a in (-1, 1), at most 100. The released NA code draws in [-1, 1] whatever its yaml's 1.5 says."""
+    distill_share: float = 0.5
+    """Distillation steps that follow a block, as a share of its gradient steps, rounded up."""
+    distill_noises: int = 1
+    """Noises per state that one distillation step sees."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "distill_share", "distill_noises")
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,21 @@ from lpds.errors import unknown_name
 
 METHODS: dict[str, str] = {
     "base": "lpds.methods.base:BaseMethod",
+    "golden-ticket": "lpds.methods.golden_ticket:GoldenTicket",
+    "best-of-n": "lpds.methods.best_of_n:BestOfN",
+    "dsrl-na": "lpds.methods.dsrl:DSRLNA",
+    "dsrl-sac": "lpds.methods.dsrl:DSRLSAC",
     "lpds": "lpds.methods.lpds:LPDS",
+    "lpds-a": "lpds.methods.lpds_a:LPDSA",
 }
 METHOD_SETTINGS: dict[str, str] = {
     "base": "lpds.config:BaseSettings",
+    "golden-ticket": "lpds.config:GoldenTicketSettings",
+    "best-of-n": "lpds.config:BestOfNSettings",
+    "dsrl-na": "lpds.config:DSRLNASettings",
+    "dsrl-sac": "lpds.config:DSRLSACSettings",
     "lpds": "lpds.config:LPDSSettings",
+    "lpds-a": "lpds.config:LPDSASettings",
 }
 DECODER_SCHEMES: dict[str, str] = {
     "dppo": "lpds.decoders.dppo:load_dppo",

@@ -118,6 +118,10 @@ class Decoder(Protocol):
         """Decode noises against a prepared context, unchecked: the inner loop of learning."""
         ...
 
+    def action_range(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest action [A] in environment units; minus and plus infinity where the decoder knows none."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """Facts for the passport: kind, sampler, sizes."""
         ...

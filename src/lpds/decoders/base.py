@@ -59,6 +59,14 @@ class BaseDecoder(ABC):
         with torch.no_grad():
             return self.decode(self.prepare(obs), w)
 
+    def action_range(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest action [A] in environment units; minus and plus infinity where the decoder knows none."""
+        normaliser = getattr(self, "normaliser", None)
+        if normaliser is None:
+            edge = torch.full((self.spec.action_shape[1],), torch.inf)
+            return -edge, edge
+        return normaliser.action_min, normaliser.action_max
+
     def prepare(self, obs: Tensor) -> Any:
         """Compute what depends on the state alone; the identity unless a subclass knows better."""
         return obs

@@ -33,11 +33,13 @@ from lpds.methods.learner import Learner
 from lpds.methods.shift import ShiftPolicy
 from lpds.methods.state import adam
 from lpds.nn import EnsembleMLP, Scaling, polyak
-from lpds.types import Batch, Decoder, Metrics, Shape
+from lpds.types import Batch, Decoder, LatentSpec, Metrics, Shape
 
 
 class LPDS(Learner[ShiftPolicy]):
     """The learner: Delta, Q^A, Q^W, alpha and their slow copies."""
+
+    policy_kind: type[ShiftPolicy] = ShiftPolicy
 
     def __init__(self, settings: LPDSSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
         """Build the networks.
@@ -52,13 +54,14 @@ class LPDS(Learner[ShiftPolicy]):
         c, spec = settings, decoder.spec
         self.settings, self.decoder = c, decoder
         self.kept_noises = c.kept_noises
-        self.delta = delta_to_sum(c.delta, c.delta_unit, spec.free_size)
+        shifted = self._shifted_spec()
+        self.delta = delta_to_sum(c.delta, c.delta_unit, shifted.free_size)
         d, o, a = spec.latent_size, spec.obs_size, spec.action_size
 
         sizes = (c.width, c.depth, c.activation)
 
         def shift_policy() -> ShiftPolicy:
-            return ShiftPolicy(spec, *sizes, c.noise_bound, c.state_cap * self.delta, generator)
+            return self.policy_kind(shifted, *sizes, c.noise_bound, c.state_cap * self.delta, generator)
 
         self.policy = shift_policy().to(device)
         self.slow_policy = shift_policy().to(device).requires_grad_(False)
@@ -116,8 +119,8 @@ class LPDS(Learner[ShiftPolicy]):
         """Eq. 2: y = r + gamma Qbar^A(s', Phi(s', eps' + Delta'(s')))."""
         with torch.no_grad():
             chooser = self.slow_policy if self.settings.target_shift == "slow" else self.policy
-            w = next_eps + chooser(batch.next_obs)
-            next_q = self._value(self.q_slow, self.policy.scaling(batch.next_obs), self._decode(batch.next_obs, w))
+            next_action = self._steered(batch.next_obs, next_eps, chooser(batch.next_obs))
+            next_q = self._value(self.q_slow, self.policy.scaling(batch.next_obs), next_action)
             y = self.reward_scale * batch.reward + batch.discount * self._reduce(next_q)
         q = self._value(self.q_action, obs, batch.action)
         loss = (q - y).square().sum(0).mean()
@@ -149,9 +152,9 @@ class LPDS(Learner[ShiftPolicy]):
         """Eq. 6 in theta, then eq. 7 in alpha, both in units of s = E||dQ^W/dw||."""
         c = self.settings
         shift = self.policy(batch.obs)
-        w = (eps + shift.detach()).requires_grad_()
-        q = self._reduce(self._latent_value(obs, w))
-        (slope,) = torch.autograd.grad(q.sum(), w)
+        at = shift.detach().requires_grad_()
+        q = self._reduce(self._shifted_value(batch, obs, eps, at))
+        (slope,) = torch.autograd.grad(q.sum(), at)
         norm = slope.norm(dim=1).mean()
         # the first batch sets the scale, the later ones move it
         self.q_scale.copy_(torch.where(self.q_scale == 0, norm, torch.lerp(self.q_scale, norm, c.tau)))
@@ -201,6 +204,18 @@ class LPDS(Learner[ShiftPolicy]):
         if count > 1:
             obs = obs.repeat_interleave(count, 0)
         return obs, eps.flatten(0, 1), action.flatten(0, 1)
+
+    def _shifted_spec(self) -> LatentSpec:
+        """Shapes of what Delta shifts."""
+        return self.decoder.spec
+
+    def _steered(self, obs: Tensor, eps: Tensor, shift: Tensor) -> Tensor:
+        """Phi(s, eps + Delta(s)), eq. 1."""
+        return self._decode(obs, eps + shift)
+
+    def _shifted_value(self, batch: Batch, obs: Tensor, eps: Tensor, shift: Tensor) -> Tensor:
+        """Q^W_i(s, eps + Delta(s)), with a gradient in Delta."""
+        return self._latent_value(obs, eps + shift)
 
     def _decode(self, obs: Tensor, w: Tensor) -> Tensor:
         context = self.decoder.prepare(obs)

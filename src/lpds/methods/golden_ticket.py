@@ -1,0 +1,154 @@
+"""Golden ticket: one constant initial noise for every state, found by search (arXiv 2603.15757).
+
+    maximise over w   E[ return of the frozen policy that always decodes from w ]
+
+No networks. ``tickets`` noises are drawn from N(0, I); every training episode plays one of them from start to end. The
+search is sequential halving: the budget is cut into equal phases, in each the surviving ticket with the fewest episodes
+plays next, and at a phase's end the better half by mean return survives, until one is left. What acts is the best
+survivor so far.
+
+Where this differs from the paper, which evaluates every ticket on the same number of episodes: halving spends the same
+budget on the tickets that are still in question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpds.config import GoldenTicketSettings
+from lpds.methods.learner import LatentPolicy, Learner
+from lpds.types import Batch, Decoder, Experience, Metrics
+
+MAX_LANES = 4096
+"""Sub-environments that can play at once."""
+
+
+class TicketPolicy(LatentPolicy):
+    """``w`` is the ticket [H, L] in every state."""
+
+    def __init__(self, ticket: Tensor) -> None:
+        self.ticket = ticket
+
+    def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
+        """``sqrt(1 - scale^2) eps + scale ticket``, whose variance does not change with the scale."""
+        if scale == 0.0:
+            return eps
+        return math.sqrt(1.0 - scale**2) * eps + scale * self.ticket
+
+
+class SearchPolicy(LatentPolicy):
+    """Sub-environment n plays ticket ``playing[n]`` from reset to reset; on eps while that is -1."""
+
+    def __init__(self, tickets: Tensor, playing: Tensor) -> None:
+        self.tickets, self.playing = tickets, playing
+
+    def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
+        """The tickets' rows; ``scale`` 0 gives eps."""
+        playing = self.playing[: len(eps), None, None]
+        return eps if scale == 0.0 else torch.where(playing < 0, eps, self.tickets[playing[:, 0, 0]])
+
+
+class GoldenTicket(Learner[LatentPolicy]):
+    """The search; its state is the tickets, what they earned, and who plays which."""
+
+    def __init__(
+        self, settings: GoldenTicketSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device
+    ) -> None:
+        """Draw the tickets.
+
+        Args:
+            settings: see :class:`GoldenTicketSettings`.
+            decoder: frozen; only its shapes are used.
+            generator: draws the tickets.
+            device: of the tickets.
+        """
+        super().__init__()
+        count = settings.tickets
+        self.settings = settings
+        self.tickets = torch.randn((count, *decoder.spec.latent_shape), generator=generator).to(device)
+        self.totals, self.plays = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.long)
+        self.alive = torch.ones(count, dtype=torch.bool)
+        self.round = torch.zeros((), dtype=torch.long)
+        self.best = torch.zeros((), dtype=torch.long)
+        # the ticket under way in every sub-environment; -1 until the episode that began before the search is over
+        self.playing = torch.full((MAX_LANES,), -1, device=device)
+        self._total_rounds = 1
+        self.state.scalars = {
+            name: getattr(self, name) for name in ("tickets", "totals", "plays", "alive", "round", "best", "playing")
+        }
+
+    @property
+    def policy(self) -> LatentPolicy:  # type: ignore[override]
+        """The best survivor."""
+        return TicketPolicy(self.tickets[self.best])
+
+    @property
+    def behaviour(self) -> LatentPolicy:
+        """The search."""
+        return SearchPolicy(self.tickets, self.playing)
+
+    def block_rounds(self, total_rounds: int) -> int:
+        """Count every round; the phases are shares of the budget."""
+        self._total_rounds = max(1, total_rounds)
+        return 1
+
+    def observe(self, lanes: list[int], returns: list[float]) -> None:
+        """Book the returns of finished episodes and hand out the next tickets."""
+        for lane, total in zip(lanes, returns, strict=True):
+            ticket = self.playing[lane]
+            if ticket >= 0:
+                self.totals[ticket] += total
+                self.plays[ticket] += 1
+        self.playing[lanes] = -1
+        for lane in lanes:
+            self.playing[lane] = self._next()
+        self.best.copy_(self._ranked()[0])
+
+    def learn(self, experience: Experience, updates: int) -> Iterator[Metrics]:
+        """Halve the survivors at the end of a phase."""
+        phases = max(1, math.ceil(math.log2(self.settings.tickets)))
+        before, after = (int(phases * min(1.0, float(at) / self._total_rounds)) for at in (self.round, self.round + 1))
+        self.round += 1
+        if after > before and int(self.alive.sum()) > 1:
+            keep = self._ranked()[: math.ceil(int(self.alive.sum()) / 2)]
+            self.alive.zero_()
+            self.alive[keep] = True
+        return iter(())
+
+    def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
+        """There are no networks to update."""
+        return {}
+
+    def _means(self) -> Tensor:
+        """Mean return of every ticket; minus infinity where it was not played."""
+        return torch.where(self.plays > 0, self.totals / self.plays.clamp(min=1), -math.inf)
+
+    def _ranked(self) -> Tensor:
+        """The survivors, best first; the first drawn leads a tie."""
+        means = torch.where(self.alive, self._means(), -math.inf)
+        order = torch.argsort(means, descending=True, stable=True)
+        return order[self.alive[order]]
+
+    def _next(self) -> Tensor:
+        """The survivor with the fewest episodes, those under way included."""
+        under_way = torch.bincount(self.playing[self.playing >= 0], minlength=len(self.plays))
+        asked = torch.where(self.alive, self.plays + under_way, torch.iinfo(torch.long).max)
+        return asked.argmin()
+
+    def policy_tensors(self) -> dict[str, Tensor]:
+        """The ticket."""
+        return {"ticket": self.tickets[self.best].detach().clone()}
+
+    def policy_settings(self) -> dict[str, Any]:
+        """Nothing beside the ticket is needed."""
+        return {"tickets": self.settings.tickets}
+
+    @staticmethod
+    def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TicketPolicy:
+        """Build the policy of a saved ticket."""
+        return TicketPolicy(tensors["ticket"])
