@@ -53,7 +53,7 @@ DATA: dict[str, DataRecipe] = {
     ),
     "halfcheetah": DataRecipe(
         "HalfCheetah-v5",
-        (Source("gym_a2c_halfcheetah", 0.5), Source("gym_ppo_halfcheetah", 0.5)),
+        (Source("gym_ppo_halfcheetah", 0.5), Source("gym_ars_halfcheetah", 0.5)),
     ),
 }
 
@@ -64,7 +64,7 @@ ZOO: dict[str, Recipe] = {
     "hopper-flow": Recipe("hopper", "hopper", CloneSettings("flow", steps=40_000, sampler_steps=4)),
     "hopper-c8": Recipe("hopper", "hopper", CloneSettings(chunk=8, steps=40_000)),
     "walker2d": Recipe("walker2d", "walker2d", CloneSettings(steps=60_000, sampler_steps=10)),
-    "halfcheetah": Recipe("halfcheetah", "halfcheetah", CloneSettings(steps=40_000)),
+    "halfcheetah": Recipe("halfcheetah", "halfcheetah", CloneSettings(steps=60_000)),
 }
 
 
