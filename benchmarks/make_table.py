@@ -15,28 +15,23 @@ from pathlib import Path
 import numpy as np
 
 from lpds.files import write_json
+from lpds.grid import copy_evidence
 from lpds.log import read_json_lines
 from lpds.report import write_figures
 from lpds.stats import bootstrap_mean
 
 RESULTS = Path(__file__).parents[1] / "results"
 DOCS = RESULTS.parent / "docs"
-KEEP = ("config.json", "passport.json", "metrics.jsonl", "episodes.jsonl", "eval.jsonl", "summary.json")
 MARKS = ("<!-- table -->", "<!-- end of table -->")
 
 
-def copy_evidence(runs: Path) -> None:
+def take_over(runs: Path) -> None:
     """Take over finished runs."""
     for run in sorted(runs.glob("*-s[0-9]*")):
         if not (run / "summary.json").is_file():
             continue
         task, seed = run.name.rsplit("-s", 1)
-        target = RESULTS / task / "lpds" / f"seed{seed}"
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        for name in KEEP:
-            shutil.copy(run / name, target / name)
-        shutil.copytree(run / "policy", target / "policy")
+        copy_evidence(run, RESULTS / task / "lpds" / f"seed{seed}")
 
 
 def pooled_difference(differences: list[np.ndarray], resamples: int = 10_000) -> tuple[float, float, float]:
@@ -73,7 +68,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path)
     arguments = parser.parse_args()
     if arguments.runs is not None:
-        copy_evidence(arguments.runs)
+        take_over(arguments.runs)
     lines = [
         "| task | seeds | steps | frozen | steered | paired difference, 95 % | lowest point of a curve (frozen there) |",
         "|---|---|---|---|---|---|---|",

@@ -190,8 +190,8 @@ def test_a_task_of_ones_own(tmp_path):
 
 
 def test_the_verdict_says_so_when_it_got_worse():
-    from lpds.api import verdict_line
     from lpds.evaluation import EvalReport
+    from lpds.session import verdict_line
     from lpds.stats import paired_difference
 
     def report(returns):

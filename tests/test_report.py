@@ -113,8 +113,8 @@ def test_numbers_in_the_page_are_those_of_stats(tmp_path: Path) -> None:
 
 
 def test_the_verdict_is_worded_as_the_run_words_it(tmp_path: Path) -> None:
-    from lpds.api import verdict_line
     from lpds.evaluation import EvalReport
+    from lpds.session import verdict_line
 
     run = make_run(tmp_path / "a", success=True)
     reports = [

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 import lpds
-from lpds import api
+from lpds import session
 from lpds.envs.four_mode import GOAL_RADIUS, TIME_LIMIT
 from lpds.methods.base import BasePolicy
 from lpds.reproduce import reproduce_toy, toy
@@ -71,7 +71,7 @@ def test_the_frozen_policy_dithers_and_keeps_every_mode() -> None:
 
 def test_the_grid_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(api, "_write_report", lambda folder, display: None)
+    monkeypatch.setattr(session, "_write_report", lambda folder, display: None)
 
     def reproduce() -> str:
         said.clear()

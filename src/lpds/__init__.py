@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lpds.envs.build import make_env as make_env
     from lpds.errors import LpdsError as LpdsError
     from lpds.policy import load_policy as load_policy
+    from lpds.report.compare import compare as compare
     from lpds.types import LatentSpec as LatentSpec
     from lpds.zoo import load_decoder as load_decoder
 
@@ -26,6 +27,7 @@ _LAZY = {
     "LpdsError": "lpds.errors",
     "Run": "lpds.api",
     "check": "lpds.doctor",
+    "compare": "lpds.report.compare",
     "evaluate": "lpds.api",
     "load_decoder": "lpds.zoo",
     "load_policy": "lpds.policy",

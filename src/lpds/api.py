@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lpds.config import RunSettings, Task, from_json, override, to_json
@@ -25,54 +21,12 @@ from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
 from lpds.passport import make_passport
 from lpds.policy import SteeredPolicy, find_decoder, load_policy
-from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
-from lpds.runner import Runner
-from lpds.stats import Interval, paired_difference
+from lpds.registry import METHOD_SETTINGS, TASKS, resolve
+from lpds.session import Run, build_runner, drive
 from lpds.types import Decoder
 from lpds.zoo import load_decoder
 
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Run:
-    """What :func:`steer` and :func:`resume` return."""
-
-    folder: Path
-    finished: bool
-    """False if it was stopped; ``lpds resume`` goes on."""
-    frozen: EvalReport | None
-    """The last evaluation at scale 0; ``None`` if the run was stopped."""
-    steered: EvalReport | None
-    """The last evaluation at scale 1, the same episodes and noise."""
-
-    @property
-    def difference(self) -> Interval | None:
-        """Paired difference of the return, steered minus frozen: (mean, low, high) at 95 %."""
-        if self.frozen is None or self.steered is None:
-            return None
-        return paired_difference(self.frozen.returns, self.steered.returns)
-
-    def verdict(self) -> str:
-        """One line: what came out, and whether the steered policy is worse with confidence."""
-        if self.frozen is None or self.steered is None or self.difference is None:
-            return f"stopped; everything is saved: lpds resume {self.folder}"
-        return verdict_line(self.frozen, self.steered, self.difference)
-
-
-def verdict_line(frozen: EvalReport, steered: EvalReport, difference: Interval) -> str:
-    """Say in one line how the steered policy compares with the frozen one."""
-    mean, low, high = difference
-    if low > 0.0:
-        word = "BETTER than the frozen policy"
-    elif high < 0.0:
-        word = "WORSE than the frozen policy: do not use it"
-    else:
-        word = "not told apart from the frozen policy"
-    parts = [f"frozen {frozen.returns.mean():.1f}, steered {steered.returns.mean():.1f} over {len(frozen.returns)} episodes"]
-    if not np.isnan(frozen.successes).all():
-        parts.append(f"success {frozen.interval('success')[0]:.0%} -> {steered.interval('success')[0]:.0%}")
-    return f"{'; '.join(parts)}; paired difference {mean:+.1f} [{low:+.1f}, {high:+.1f}]: {word}"
 
 
 def steer(
@@ -136,9 +90,9 @@ def steer(
     write_json(folder / "config.json", config)
     write_json(folder / "passport.json", passport)
     display = Display(run_settings.steps, quiet=quiet)
-    runner = _build(run_settings, method, method_settings, frozen, chosen_env, folder, device, display, tensorboard)
+    runner = build_runner(run_settings, method, method_settings, frozen, chosen_env, folder, device, display, tensorboard)
     runner.open_logs()
-    return _drive(runner, display)
+    return drive(runner, display)
 
 
 def resume(
@@ -174,6 +128,7 @@ def resume(
         if steps < settings.steps:
             raise LpdsError(f"the run in {run} has a budget of {settings.steps} steps; it can grow, not shrink to {steps}")
         settings = replace(settings, steps=steps)
+        (folder / "summary.json").unlink(missing_ok=True)  # of the smaller budget
         write_json(folder / "config.json", {**config, "run": to_json(settings)})
     method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
     _check_env(chosen_env, frozen)
@@ -182,12 +137,12 @@ def resume(
     if not (folder / "passport.json").is_file():  # a kill came before it
         passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
         write_json(folder / "passport.json", passport)
-    runner = _build(settings, config["method"], method_settings, frozen, chosen_env, folder, device, display, tensorboard)
+    runner = build_runner(settings, config["method"], method_settings, frozen, chosen_env, folder, device, display, tensorboard)
     if (folder / "checkpoint" / "checkpoint.json").is_file():
         runner.restore()
     else:  # killed before the first checkpoint: the whole run is one deterministic function of its settings
         runner.open_logs({"metrics": 0, "episodes": 0, "eval": 0})
-    return _drive(runner, display)
+    return drive(runner, display)
 
 
 def evaluate(
@@ -310,91 +265,6 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise LpdsError("device cuda was asked for, but this machine has none that torch can use (choices: auto, cpu)")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def _build(
-    settings: RunSettings,
-    method: str,
-    method_settings: Any,
-    decoder: Decoder,
-    env: EnvLike,
-    folder: Path,
-    device: torch.device,
-    display: Display,
-    tensorboard: bool,
-) -> Runner:
-    torch.set_num_threads(settings.threads)
-    generator = torch.Generator().manual_seed(settings.seed)
-    learner = resolve("method", METHODS, method)(method_settings, decoder, generator=generator, device=device)
-    return Runner(
-        settings,
-        method,
-        learner,
-        decoder,
-        env,
-        folder,
-        generator=generator,
-        device=device,
-        display=display,
-        tensorboard=tensorboard,
-    )
-
-
-def _drive(runner: Runner, display: Display) -> Run:
-    folder = runner.out
-    try:
-        with _stop_on_interrupt(runner, display):
-            finished = runner.train()
-        _check_untouched(runner.decoder)
-        if not finished:
-            return Run(folder, False, None, None)
-        c = runner.c
-        reports = [runner.evaluate(c.final_episodes, c.eval_seed, scale, "final") for scale in (0.0, 1.0)]
-        run = Run(folder, True, reports[0], reports[1])
-        mean, low, high = run.difference or (0.0, 0.0, 0.0)
-        summary = {"format_version": FORMAT_VERSION, "difference": [mean, low, high], "verdict": run.verdict()}
-        write_json(folder / "summary.json", summary)
-        _write_report(folder, display)
-        return run
-    finally:
-        display.close()
-        runner.close()
-
-
-def _check_untouched(decoder: Decoder) -> None:
-    """Hash the decoder again: whatever a method learned, it learned on a copy."""
-    again = decoder._fingerprint() if isinstance(decoder, BaseDecoder) else decoder.fingerprint
-    if again != decoder.fingerprint:
-        raise LpdsError(f"decoder {decoder.name!r} was changed by the run: its fingerprint was {decoder.fingerprint}")
-
-
-def _write_report(folder: Path, display: Display) -> None:
-    """Draw the run's page; without matplotlib the run is as good, so that is said and no more."""
-    from lpds.report import write_report
-
-    try:
-        write_report([folder], folder / "report.html")
-    except LpdsError as error:
-        display.say(f"no report: {error}")
-
-
-@contextmanager
-def _stop_on_interrupt(runner: Runner, display: Display) -> Iterator[None]:
-    """Make the first Ctrl-C a request to stop at the end of the round, and the second the usual one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def request(signum: int, frame: Any) -> None:
-        runner.stop_requested = True
-        signal.signal(signal.SIGINT, before)
-        display.say("stopping after this round; everything will be saved (Ctrl-C again to break off)")
-
-    before = signal.signal(signal.SIGINT, request)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 __all__ = ["BaseDecoder", "Run", "evaluate", "load_policy", "read_config", "read_json_lines", "resume", "steer"]

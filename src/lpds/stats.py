@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -50,3 +51,147 @@ def wilson(successes: int, trials: int) -> Interval:
 def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0) -> Interval:
     """Mean of ``b - a`` over pairs with a bootstrap interval; the pairs share seed and noise."""
     return bootstrap_mean(np.asarray(b, np.float64) - np.asarray(a, np.float64), seed=seed)
+
+
+def iqm(x: npt.ArrayLike) -> float:
+    """Interquartile mean: the mean of the middle half, the lowest and highest ``floor(N / 4)`` values left out.
+
+    As rliable and ``scipy.stats.trim_mean(x, 0.25)`` take it (Agarwal et al. 2021). NaN for an empty sample.
+    """
+    values = np.sort(np.asarray(x, np.float64), axis=None)
+    cut = values.size // 4
+    return float(values[cut : values.size - cut].mean()) if values.size else math.nan
+
+
+def two_level_bootstrap(
+    seeds: Sequence[npt.ArrayLike],
+    statistic: Callable[[Array], float] = lambda x: float(x.mean()),
+    *,
+    level: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Interval:
+    """A statistic of all episodes of all seeds, with an interval that holds both sources of chance.
+
+    Every resample draws seeds with replacement, and episodes with replacement inside each drawn seed: rliable's stratified
+    bootstrap with the seed as the stratum's unit.
+
+    Args:
+        seeds: [E_i] values of each seed's episodes; NaN are left out.
+        statistic: of the pooled values.
+        level: coverage.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        (estimate, low, high); all NaN if there is no value.
+    """
+    groups = [values[~np.isnan(values)] for values in (np.asarray(x, np.float64) for x in seeds)]
+    groups = [values for values in groups if values.size]
+    if not groups:
+        return math.nan, math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    found = np.empty(resamples)
+    for index in range(resamples):
+        drawn = (groups[i] for i in rng.integers(len(groups), size=len(groups)))
+        found[index] = statistic(np.concatenate([values[rng.integers(values.size, size=values.size)] for values in drawn]))
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return statistic(np.concatenate(groups)), float(low), float(high)
+
+
+def crossed_difference(
+    a: npt.ArrayLike, b: npt.ArrayLike, *, level: float = 0.95, resamples: int = 2_000, seed: int = 0
+) -> Interval:
+    """Mean of ``b - a`` where all seeds of both play the same episodes.
+
+    Every resample draws a's seeds, b's seeds and the episodes with replacement, each on its own: an episode that is easy is
+    easy for all of them, so episodes stay paired while seeds do not.
+
+    Args:
+        a: [S_a, E] values by seed and episode.
+        b: [S_b, E], the same episodes in the same order.
+        level: coverage.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        (estimate, low, high).
+    """
+    first, second = (np.atleast_2d(np.asarray(x, np.float64)) for x in (a, b))
+    rng = np.random.default_rng(seed)
+    episodes = rng.integers(first.shape[1], size=(resamples, first.shape[1]))
+    means = []
+    for values in (first, second):
+        drawn = rng.integers(len(values), size=(resamples, len(values)))
+        means.append(np.array([values[np.ix_(rows, e)].mean() for rows, e in zip(drawn, episodes, strict=True)]))
+    low, high = np.quantile(means[1] - means[0], [(1 - level) / 2, (1 + level) / 2])
+    return float(second.mean() - first.mean()), float(low), float(high)
+
+
+def probability_of_improvement(
+    a: npt.ArrayLike, b: npt.ArrayLike, *, level: float = 0.95, resamples: int = 2_000, seed: int = 0
+) -> Interval:
+    """P(b > a) + P(b = a) / 2 of one value drawn from each, with a percentile-bootstrap interval.
+
+    The Mann-Whitney statistic over the product of the sizes (Agarwal et al. 2021).
+
+    Args:
+        a: [N] values, for instance one mean a seed.
+        b: [M] values.
+        level: coverage.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        (estimate, low, high); all NaN if one is empty.
+    """
+    first, second = (np.asarray(x, np.float64).ravel() for x in (a, b))
+    if not first.size or not second.size:
+        return math.nan, math.nan, math.nan
+    wins = np.sign(second[None, :] - first[:, None]) / 2.0 + 0.5
+    rng = np.random.default_rng(seed)
+    found = np.empty(resamples)
+    for index in range(resamples):
+        rows, columns = (rng.integers(size, size=size) for size in wins.shape)
+        found[index] = wins[np.ix_(rows, columns)].mean()
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(wins.mean()), float(low), float(high)
+
+
+def area_under_curve(steps: npt.ArrayLike, values: npt.ArrayLike, end: float | None = None) -> float:
+    """Mean height of a learning curve from its first step to ``end``, by the trapezium rule.
+
+    Args:
+        steps: [N], increasing.
+        values: [N].
+        end: where the curve is cut, the last point by default; between points it is interpolated.
+
+    Returns:
+        The area over the width, in the values' unit; the only value if there is one; NaN if there is none.
+    """
+    x, y = (np.asarray(v, np.float64) for v in (steps, values))
+    if not x.size:
+        return math.nan
+    stop = float(x[-1] if end is None else min(end, x[-1]))
+    inside = x < stop
+    x, y = np.append(x[inside], stop), np.append(y[inside], np.interp(stop, x, y))
+    return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else float(y[0])
+
+
+def episodes_to_decide(differences: npt.ArrayLike) -> int | None:
+    """How many more paired episodes would make the 95 % interval of the mean difference exclude zero.
+
+    From the normal approximation ``n = (1.96 sd / mean)^2``, if mean and deviation stay what they are.
+
+    Args:
+        differences: [E], b - a of every pair.
+
+    Returns:
+        0 if it is decided already, ``None`` if no number would do (all pairs equal, or fewer than two).
+    """
+    values = np.asarray(differences, np.float64)
+    values = values[~np.isnan(values)]
+    if values.size < 2 or values.mean() == 0.0:
+        return None
+    needed = math.ceil((Z95 * values.std(ddof=1) / abs(values.mean())) ** 2)
+    return max(0, int(needed - values.size))

@@ -1,0 +1,274 @@
+"""What every command does, once its arguments are read; slow imports happen in here, not above."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def do_list(arguments: argparse.Namespace) -> int:
+    """Print tasks, methods and decoders."""
+    import json
+
+    from lpds.registry import DECODER_SCHEMES, METHODS, TASKS, resolve
+    from lpds.zoo import FOLDER, names
+
+    print("tasks:")
+    for name in TASKS:
+        task = resolve("task", TASKS, name)
+        print(f"  {name:<14}{task.env:<18}{'decoder shipped' if task.decoder in names() else 'decoder not shipped'}")
+    print(f"methods:\n  {' '.join(METHODS)}")
+    print("decoders:")
+    for name in names():
+        card = FOLDER / name / "card.json"
+        facts = json.loads(card.read_text()) if card.is_file() else {}
+        interval = facts.get("return")
+        level = f"return {interval[0]:.0f} [{interval[1]:.0f}, {interval[2]:.0f}]" if interval else ""
+        print(f"  {name:<14}{facts.get('decoder', {}).get('kind', ''):<11}{level}")
+    print(f"  {'  '.join(f'{scheme}:PATH' for scheme in DECODER_SCHEMES)}")
+    return 0
+
+
+def do_steer(arguments: argparse.Namespace) -> int:
+    """Improve a frozen policy."""
+    from lpds.api import steer
+
+    decoder = None if arguments.decoder is None else _load(arguments.decoder, arguments)
+    run = steer(
+        arguments.task,
+        arguments.method,
+        decoder=decoder,
+        env=arguments.env,
+        out=arguments.out,
+        overwrite=arguments.overwrite,
+        quiet=arguments.quiet,
+        tensorboard=arguments.tensorboard,
+        **_settings(arguments),
+    )
+    return _finish(run)
+
+
+def do_resume(arguments: argparse.Namespace) -> int:
+    """Go on with a run."""
+    from lpds.api import resume
+
+    return _finish(resume(arguments.run, steps=arguments.steps, quiet=arguments.quiet, tensorboard=arguments.tensorboard))
+
+
+def _finish(run: Any) -> int:
+    if run.frozen is not None and run.steered is not None:
+        print(_table([("frozen", run.frozen), ("steered", run.steered)]))
+        report = run.folder / "report.html"
+        if report.is_file():
+            print(f"report: {report}")
+    print(run.verdict())
+    return 0 if run.finished else 130
+
+
+def _table(rows: Sequence[tuple[str, Any]]) -> str:
+    import math
+
+    lines = [f"{'':<10}{'episodes':>9}{'return':>10}{'95 % interval':>22}{'success':>10}{'95 % interval':>18}"]
+    for name, report in rows:
+        mean, low, high = report.interval("return")
+        line = f"{name:<10}{len(report.returns):>9}{mean:>10.1f}{f'[{low:.1f}, {high:.1f}]':>22}"
+        share, share_low, share_high = report.interval("success")
+        if not math.isnan(share):
+            line += f"{share:>10.1%}{f'[{share_low:.1%}, {share_high:.1%}]':>18}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def do_eval(arguments: argparse.Namespace) -> int:
+    """Evaluate a run or a decoder."""
+    import json
+
+    from lpds.api import evaluate, read_config
+    from lpds.log import finite
+    from lpds.policy import load_policy
+    from lpds.stats import paired_difference
+    from lpds.zoo import load_decoder
+
+    folder = Path(arguments.run)
+    is_run = (folder / "policy").is_dir()
+    policy: Any = load_policy(folder) if is_run else load_decoder(arguments.run)
+    env, task = arguments.env, arguments.task
+    if env is None and task is None:
+        if is_run:
+            env = read_config(folder)["env"]
+        else:
+            task = arguments.run.split("-")[0]
+    scales = [0.0, arguments.scale] if is_run else [0.0]
+    reports = [
+        evaluate(policy, task, env=env, episodes=arguments.episodes, seed=arguments.seed, scale=scale) for scale in scales
+    ]
+    if arguments.json:
+        for report in reports:
+            for row in report.rows():
+                print(json.dumps(finite(row), allow_nan=False))
+        return 0
+    print(_table(list(zip(["frozen", f"scale {arguments.scale:g}"], reports, strict=False))))
+    if is_run:
+        mean, low, high = paired_difference(reports[0].returns, reports[1].returns)
+        print(f"paired difference {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+    return 0
+
+
+def do_check(arguments: argparse.Namespace) -> int:
+    """Ask the decoder doctor."""
+    from lpds.doctor import check
+    from lpds.registry import TASKS, resolve
+
+    decoder = _load(arguments.decoder, arguments)
+    env = arguments.env
+    task = arguments.decoder.split("-")[0]
+    if env is None and task in TASKS:
+        env = resolve("task", TASKS, task).env
+    report = check(decoder, env)
+    print(report)
+    return 0 if report.ok else 1
+
+
+def do_demos(arguments: argparse.Namespace) -> int:
+    """Roll out the data of a recipe."""
+    import numpy as np
+
+    from lpds.pretrain.recipes import make_data
+
+    with _bar("transitions") as advance:
+        data = make_data(arguments.name, arguments.experts, advance)
+    data.save(arguments.out)
+    returns = data.episode_returns
+    level = "" if np.isnan(returns).all() else f", return {returns.mean():.0f} +- {returns.std():.0f}"
+    print(f"{arguments.out}: {len(data.obs):,} transitions, {len(returns):,} episodes{level}")
+    return 0
+
+
+def do_pretrain(arguments: argparse.Namespace) -> int:
+    """Train a decoder."""
+    from lpds.pretrain.build import pretrain
+
+    with _bar("gradient steps") as advance:
+        card = pretrain(
+            arguments.name,
+            arguments.data,
+            arguments.out,
+            normalization=arguments.normalization,
+            task=arguments.task,
+            env=arguments.env,
+            episodes=arguments.episodes,
+            changes=_settings(arguments),
+            progress=lambda done, total, loss: advance(done, total),
+        )
+    level = f", return {card['return'][0]:.0f} [{card['return'][1]:.0f}, {card['return'][2]:.0f}]" if card["return"] else ""
+    print(f"{arguments.out}: fingerprint {card['fingerprint'][:12]}{level}")
+    return 0
+
+
+def do_report(arguments: argparse.Namespace) -> int:
+    """Write the page."""
+    from lpds.report import write_figures, write_report
+
+    out = arguments.out or arguments.runs[0] / "report.html"
+    print(write_report(arguments.runs, out))
+    if arguments.figures is not None:
+        write_figures(arguments.runs, arguments.figures)
+        print(arguments.figures)
+    return 0
+
+
+def do_bench(arguments: argparse.Namespace) -> int:
+    """Measure speed, or run a grid and compare."""
+    import json
+
+    if arguments.what != "learner":
+        return _grid(arguments)
+    from lpds.bench import bench_learner, bench_table
+
+    result = bench_learner(rounds=arguments.rounds)
+    print(json.dumps(result) if arguments.json else bench_table(result))
+    return 0
+
+
+def _grid(arguments: argparse.Namespace) -> int:
+    import json
+
+    from lpds.grid import grid_cells, run_grid
+
+    cells = grid_cells(arguments.what, arguments.methods, arguments.seeds, arguments.steps)
+    out = arguments.out or Path("runs") / f"bench-{arguments.what}"
+    finished = run_grid(cells, out, jobs=arguments.jobs, evidence=arguments.evidence, say=_say)
+    if finished:
+        from lpds.report.compare import compare
+
+        report = compare(finished)
+        print(json.dumps(report.to_json()) if arguments.json else report)
+    return 0 if len(finished) == len(cells) else 1
+
+
+def do_compare(arguments: argparse.Namespace) -> int:
+    """Compare runs."""
+    import json
+
+    from lpds.report.compare import compare
+
+    report = compare(arguments.runs, arguments.reference)
+    print(json.dumps(report.to_json()) if arguments.json else report)
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def do_reproduce(arguments: argparse.Namespace) -> int:
+    """Make one of the paper's figures."""
+    from lpds.reproduce import reproduce_toy
+
+    out = arguments.out or Path("results") / f"reproduce-{arguments.figure}"
+    print(reproduce_toy(out, seeds=arguments.seeds, say=_say))
+    return 0
+
+
+class _bar:  # noqa: N801 - reads as a function
+    """A progress bar on a terminal, nothing elsewhere, as a context manager that gives ``advance(done, total)``."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._progress: Any = None
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        if not sys.stderr.isatty():
+            return lambda done, total: None
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (MofNCompleteColumn(), TextColumn(self._unit), BarColumn(), TimeRemainingColumn())
+        progress = Progress(*columns, console=Console(stderr=True))
+        self._progress = progress
+        task = progress.add_task(self._unit)
+        progress.start()
+        return lambda done, total: progress.update(task, completed=min(done, total), total=total)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {key.removeprefix("set_"): value for key, value in vars(arguments).items() if key.startswith("set_")}
+
+
+def _load(reference: str, arguments: argparse.Namespace) -> Any:
+    from lpds.zoo import load_decoder
+
+    options = {
+        "normalization": arguments.normalization,
+        "ddim_steps": arguments.ddim_steps,
+        "denoising_steps": arguments.denoising_steps,
+        "activation": arguments.decoder_activation,
+    }
+    return load_decoder(reference, **{key: value for key, value in options.items() if value is not None})

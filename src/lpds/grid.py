@@ -1,0 +1,168 @@
+"""Grids of runs: tasks, methods and seeds, several processes, restartable."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lpds.errors import LpdsError, unknown_name
+from lpds.registry import METHODS, TASKS
+
+SUITES: dict[str, tuple[str, ...]] = {"gym": ("hopper", "walker2d", "halfcheetah")}
+EVIDENCE = ("config.json", "passport.json", "metrics.jsonl", "episodes.jsonl", "eval.jsonl", "summary.json")
+"""What is kept of a run beside its policy."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid."""
+
+    task: str
+    method: str
+    variant: str
+    """Name of a set of changed settings; empty for the default."""
+    seed: int
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Changes as words of the command line."""
+
+    @property
+    def path(self) -> Path:
+        """Its folder inside the grid's: TASK/METHOD[+VARIANT]/seedN."""
+        name = self.method + (f"+{self.variant}" if self.variant else "")
+        return Path(self.task.replace(":", "-")) / name / f"seed{self.seed}"
+
+
+def grid_cells(suite: str, methods: Sequence[str], seeds: int, steps: int | None = None) -> list[Cell]:
+    """Every combination, seed by seed, so that a grid that is stopped early has all methods of the first seed.
+
+    Args:
+        suite: a suite, a task, or tasks with commas between them.
+        methods: ``METHOD`` or ``METHOD+NAME:key=value,key=value``.
+        seeds: 0, 1, ... of every cell.
+        steps: primitive steps of a run; the preset's by default.
+
+    Returns:
+        The cells.
+
+    Raises:
+        LpdsError: a name that nobody knows, a variant without a name, or no seed.
+    """
+    if seeds < 1:
+        raise LpdsError(f"seeds must be at least 1, not {seeds}")
+    tasks = [task for word in suite.split(",") for task in SUITES.get(word, (word,))]
+    for task in tasks:
+        if task not in TASKS:
+            raise unknown_name("suite or task", task, [*SUITES, *TASKS])
+    budget = {} if steps is None else {"steps": str(steps)}
+    parsed = [_parse(word) for word in methods]
+    return [
+        Cell(task, method, variant, seed, {**budget, **changes})
+        for seed in range(seeds)
+        for task in tasks
+        for method, variant, changes in parsed
+    ]
+
+
+def _parse(word: str) -> tuple[str, str, dict[str, str]]:
+    name, _, settings = word.partition(":")
+    method, _, variant = name.partition("+")
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    changes = dict(pair.partition("=")[::2] for pair in settings.split(",") if pair)
+    if bool(changes) != bool(variant):
+        raise LpdsError(f"{word!r}: changed settings need a name and a name needs settings, as in lpds+free:dual=off")
+    if "" in changes or "" in changes.values():
+        raise LpdsError(f"{word!r}: settings are key=value with commas between them")
+    return method, variant, changes
+
+
+def run_grid(
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    jobs: int = 1,
+    evidence: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Run what is not finished yet; what was begun is resumed, and nothing is run twice.
+
+    Args:
+        cells: the grid.
+        out: root of the run folders.
+        jobs: processes at a time, of one thread each.
+        evidence: where finished runs are copied to without their checkpoints.
+        say: takes one line of progress at a time.
+
+    Returns:
+        The finished run folders, in the order of the cells.
+
+    Raises:
+        LpdsError: not at least one job. A run that fails is told and left; the others go on.
+    """
+    if jobs < 1:
+        raise LpdsError(f"jobs must be at least 1, not {jobs}")
+    waiting = [cell for cell in cells if not _done(cell, out)]
+    say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
+    running: list[tuple[Cell, subprocess.Popen[bytes], float]] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.pop(0)
+                running.append((cell, _start(cell, out), time.monotonic()))
+            time.sleep(0.1)
+            for entry in [entry for entry in running if entry[1].poll() is not None]:
+                running.remove(entry)
+                cell, process, began = entry
+                minutes, path = (time.monotonic() - began) / 60, cell.path
+                word = "finished" if _done(cell, out) else f"FAILED with code {process.returncode}: see {out / path}.log"
+                say(f"{path}: {word} after {minutes:.1f} min; {len(waiting) + len(running)} to go")
+    finally:
+        for _, process, _ in running:  # an interrupt: each saves its state, as after Ctrl-C
+            process.send_signal(signal.SIGINT)
+        for _, process, _ in running:
+            process.wait()
+    finished = [cell for cell in cells if _done(cell, out)]
+    if evidence is not None:
+        for cell in finished:
+            copy_evidence(out / cell.path, evidence / cell.path)
+    return [out / cell.path for cell in finished]
+
+
+def copy_evidence(run: Path, target: Path) -> None:
+    """Replace ``target`` by a finished run's records and policy, without its checkpoint."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name in EVIDENCE:
+        shutil.copy(run / name, target / name)
+    shutil.copytree(run / "policy", target / "policy")
+
+
+def _done(cell: Cell, out: Path) -> bool:
+    folder = out / cell.path
+    if not (folder / "summary.json").is_file():
+        return False
+    steps = json.loads((folder / "config.json").read_text())["run"]["steps"]
+    return int(steps) >= int(cell.settings.get("steps", 0))
+
+
+def _start(cell: Cell, out: Path) -> subprocess.Popen[bytes]:
+    folder = out / cell.path
+    if (folder / "config.json").is_file():
+        words = ["resume", str(folder)]
+        words += ["--steps", cell.settings["steps"]] if "steps" in cell.settings else []
+    else:
+        words = ["steer", cell.task, "--method", cell.method, "--seed", str(cell.seed), "--out", str(folder)]
+        words += [word for key, value in cell.settings.items() for word in (f"--{key.replace('_', '-')}", value)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(f"{folder}.log", "ab") as log:
+        return subprocess.Popen([sys.executable, "-m", "lpds", *words], stdout=log, stderr=log, env=environment)

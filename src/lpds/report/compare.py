@@ -1,0 +1,239 @@
+"""Which of several methods is better, and how sure that is: a table from run folders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpds.errors import LpdsError
+from lpds.report.read import Array, Comparison, Group, RunData, column_interval, evaluation_points, group_runs, read_runs
+from lpds.stats import (
+    Interval,
+    area_under_curve,
+    bootstrap_mean,
+    crossed_difference,
+    episodes_to_decide,
+    iqm,
+    probability_of_improvement,
+    two_level_bootstrap,
+)
+
+NAN3: Interval = (math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one task; intervals are (estimate, low, high) at 95 %."""
+
+    task: str
+    label: str
+    seeds: int
+    steps: int
+    """Primitive steps of the shortest run."""
+    mean: Interval
+    """Over seeds and the last evaluation's episodes (two-level bootstrap)."""
+    iqm: Interval
+    """Interquartile mean of the same."""
+    success: Interval
+    """Share at any step; NaN where the environment does not say."""
+    area: Interval
+    """Mean height of the learning curve up to the shortest budget compared; over seeds."""
+    difference: Interval
+    """Paired with the reference's episodes: this minus the reference."""
+    improvement: Interval
+    """Probability that a run of this is better than one of the reference; over seeds' means."""
+    more: int | None
+    """Episodes that would decide the difference's sign: 0 if it is decided, ``None`` if none would."""
+
+    @property
+    def verdict(self) -> str:
+        """better, worse or undecided, against the reference; nothing for the reference itself."""
+        if math.isnan(self.difference[0]):
+            return ""
+        if self.difference[1] > 0.0:
+            return "better"
+        return "worse" if self.difference[2] < 0.0 else "undecided"
+
+
+@dataclass(frozen=True)
+class CompareReport:
+    """What :func:`compare` returns; ``str`` of it is the table."""
+
+    rows: tuple[Row, ...]
+    references: dict[str, str]
+    """By task, the method that the others are compared with."""
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain JSON values; NaN becomes null."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, tuple | list):
+                return [plain(v) for v in value]
+            return None if isinstance(value, float) and math.isnan(value) else value
+
+        rows = [{key: plain(value) for key, value in asdict(row).items()} | {"verdict": row.verdict} for row in self.rows]
+        return {"format_version": 1, "references": self.references, "rows": rows, "notes": list(self.notes)}
+
+    def __str__(self) -> str:
+        """One table a task, then the notes."""
+        lines: list[str] = []
+        for task, reference in self.references.items():
+            rows = [row for row in self.rows if row.task == task]
+            width = max(len(row.label) for row in rows) + 2
+            shares = any(not math.isnan(row.success[0]) for row in rows)
+            head = f"{'':<{width}}{'seeds':>6}{'steps':>10}{'return':>24}{'IQM':>24}{'area':>9}"
+            head += f"{'success':>20}" if shares else ""
+            lines += [f"{task}: against {reference}", f"{head}{'difference':>28}{'P(better)':>20}  verdict"]
+            for row in rows:
+                line = f"{row.label:<{width}}{row.seeds:>6}{row.steps:>10,}{_say(row.mean):>24}{_say(row.iqm):>24}"
+                line += f"{'-' if math.isnan(row.area[0]) else format(row.area[0], '.1f'):>9}"
+                line += f"{_say(row.success, '.0%'):>20}" if shares else ""
+                line += f"{_say(row.difference, '+.1f'):>28}{_say(row.improvement, '.2f'):>20}  {row.verdict}"
+                if row.verdict == "undecided" and row.more:
+                    line += f": about {row.more:,} more episodes would decide it"
+                lines.append(line.rstrip())
+            lines.append("")
+        return "\n".join([*lines, *self.notes]).rstrip()
+
+
+def compare(runs: Sequence[str | Path], reference: str | None = None) -> CompareReport:
+    """Compare run folders by their last evaluations.
+
+    Runs that differ in nothing but the seed are one method. The frozen policy of every run is a method, too, and the
+    reference unless another is named.
+
+    Args:
+        runs: finished run folders, or folders of committed results.
+        reference: label or method name that the others are compared with.
+
+    Returns:
+        The table.
+
+    Raises:
+        LpdsError: no run there, none finished, or no such reference.
+    """
+    tasks: dict[str, list[RunData]] = {}
+    for run in read_runs([Path(run) for run in runs]):
+        tasks.setdefault(run.task, []).append(run)
+    rows: list[Row] = []
+    references: dict[str, str] = {}
+    notes: list[str] = []
+    for task, members in tasks.items():
+        left_out = [run.folder.name for run in members if not _finished(run)]
+        if left_out:
+            notes.append(f"{task}: left out, not finished: {', '.join(left_out)}")
+        found, name = _compare_task(task, group_runs([run for run in members if _finished(run)]), reference, notes)
+        rows += found
+        if found:
+            references[task] = name
+    if not rows:
+        raise LpdsError(f"no finished run among {', '.join(str(run) for run in runs)}: nothing to compare")
+    return CompareReport(tuple(rows), references, tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One method's last evaluations: episode keys, and by column [S, E]."""
+
+    label: str
+    method: str
+    runs: tuple[RunData, ...]
+    keys: list[tuple[int, int]]
+    columns: dict[str, Array]
+
+
+def _compare_task(task: str, groups: list[Group], reference: str | None, notes: list[str]) -> tuple[list[Row], str]:
+    sides = [*_frozen_sides(groups), *(_side(group) for group in groups)]
+    if not sides:
+        return [], ""
+    # a run of ``base`` is the frozen policy under another name
+    chosen = sides[0]
+    if reference is not None:
+        match = [side for side in sides if reference in (side.label, side.method)]
+        if not match:
+            raise LpdsError(f"unknown reference {reference!r} on {task} (choices: {', '.join(s.label for s in sides)})")
+        chosen = match[0]
+    end = min((run.steps for group in groups for run in group.runs), default=0)
+    steps = {side.label: min((run.steps for run in side.runs), default=0) for side in sides}
+    budgets = {value for label, value in steps.items() if value and not label.startswith("frozen")}
+    if budgets and max(budgets) > 1.05 * min(budgets):
+        notes.append(f"{task}: budgets differ, {min(budgets):,} to {max(budgets):,} steps; areas stop at {end:,}")
+    return [_row(task, side, chosen, steps[side.label], end) for side in sides], chosen.label
+
+
+def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
+    returns = side.columns["return"]
+    difference, improvement, more = NAN3, NAN3, None
+    if side is not reference:
+        shared = sorted(set(side.keys) & set(reference.keys))
+        a, b = (s.columns["return"][:, [s.keys.index(key) for key in shared]] for s in (reference, side))
+        if shared:
+            difference = crossed_difference(a, b)
+            more = episodes_to_decide(b.mean(0) - a.mean(0))
+        improvement = probability_of_improvement(reference.columns["return"].mean(1), returns.mean(1))
+    points = [evaluation_points(run, "return") for run in side.runs]
+    areas = [area_under_curve([s for s, _ in p], [np.nanmean(v) for _, v in p], end) for p in points if p]
+    return Row(
+        task,
+        side.label,
+        len(returns),
+        steps,
+        two_level_bootstrap(list(returns)),
+        two_level_bootstrap(list(returns), iqm),
+        column_interval("success", side.columns["success"].ravel()),
+        bootstrap_mean(areas),
+        difference,
+        improvement,
+        more,
+    )
+
+
+def _frozen_sides(groups: list[Group]) -> list[_Side]:
+    """The frozen policies, one a decoder: the first run that evaluated it stands for all, since they played the same."""
+    sides: dict[str, _Side] = {}
+    for group in groups:
+        for run in group.runs:
+            decoder = run.config.get("decoder", {})
+            name = str(decoder.get("fingerprint") or decoder.get("name"))
+            keys, columns = _episodes([run], frozen=True)
+            if name not in sides or len(keys) > len(sides[name].keys):
+                sides[name] = _Side("frozen", "frozen", (), keys, columns)
+    if len(sides) == 1:
+        return list(sides.values())
+    return [_Side(f"frozen {name[:6]}", "frozen", (), side.keys, side.columns) for name, side in sides.items()]
+
+
+def _side(group: Group) -> _Side:
+    keys, columns = _episodes(list(group.runs), frozen=False)
+    return _Side(group.label, group.runs[0].method, group.runs, keys, columns)
+
+
+def _episodes(runs: list[RunData], *, frozen: bool) -> tuple[list[tuple[int, int]], dict[str, Array]]:
+    """Episodes that all the runs' last evaluations share, and their columns [S, E]."""
+    tables = []
+    for run in runs:
+        rows = [r for r in run.evaluations if r.get("kind") == "final" and (r.get("scale") == 0.0) == frozen]
+        tables.append({(int(row["seed"]), int(row["episode"])): row for row in rows})
+    keys = sorted(set.intersection(*(set(table) for table in tables)))
+    columns = {
+        what: np.array([[math.nan if t[k].get(what) is None else t[k][what] for k in keys] for t in tables], np.float64)
+        for what in ("return", "success")
+    }
+    return keys, columns
+
+
+def _finished(run: RunData) -> bool:
+    comparison: Comparison | None = run.comparison()
+    return comparison is not None and comparison.final
+
+
+def _say(found: Interval, form: str = ".1f") -> str:
+    if math.isnan(found[0]):
+        return "-"
+    return f"{format(found[0], form)} [{format(found[1], form)}, {format(found[2], form)}]"

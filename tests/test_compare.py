@@ -1,0 +1,240 @@
+"""Comparisons: statistics with known answers, the table from made-up run folders, and grids of runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from scripted import TINY
+
+import lpds
+from lpds.errors import LpdsError
+from lpds.grid import Cell, grid_cells, run_grid
+from lpds.stats import (
+    area_under_curve,
+    bootstrap_mean,
+    crossed_difference,
+    episodes_to_decide,
+    iqm,
+    probability_of_improvement,
+    two_level_bootstrap,
+)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 40, 101])
+def test_interquartile_mean_is_scipys_trimmed_mean(size):
+    x = np.random.default_rng(size).normal(size=size)
+    assert iqm(x) == pytest.approx(scipy_stats.trim_mean(x, 0.25), rel=1e-12)
+
+
+def test_probability_of_improvement_is_mann_whitneys_u_over_the_product_with_ties_halved():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 6, 23), rng.integers(1, 8, 17)
+    u = scipy_stats.mannwhitneyu(b, a).statistic
+    estimate, low, high = probability_of_improvement(a, b)
+    assert estimate == pytest.approx(u / (23 * 17), rel=1e-12)
+    assert low < estimate < high
+    assert probability_of_improvement([1, 1], [1, 1])[0] == 0.5
+
+
+def test_two_level_interval_has_the_width_of_the_seeds_spread_where_episodes_do_not_matter():
+    """Seeds' means N(0, 1) with constant episodes: the interval is the plain bootstrap over the seeds."""
+    means = np.random.default_rng(1).normal(size=12)
+    found = two_level_bootstrap([np.full(30, m) for m in means], resamples=6_000)
+    plain = bootstrap_mean(means)
+    assert found[0] == pytest.approx(plain[0])
+    assert found[1:] == pytest.approx(plain[1:], abs=0.06)
+
+
+def test_two_level_interval_covers_the_mean_nineteen_times_in_twenty():
+    rng = np.random.default_rng(2)
+    hits = 0
+    for trial in range(120):
+        groups = [rng.normal(rng.normal(), 2.0, 20) for _ in range(20)]
+        _, low, high = two_level_bootstrap(groups, resamples=300, seed=trial)
+        hits += low < 0.0 < high
+    assert 0.88 <= hits / 120 <= 1.0
+
+
+def test_crossed_difference_keeps_episodes_paired():
+    """Hard and easy episodes of a hundred times the effect: paired, the effect is still told apart from zero."""
+    rng = np.random.default_rng(3)
+    episodes = rng.normal(0, 100, 40)
+    a = episodes + rng.normal(0, 0.5, (3, 40))
+    b = episodes + 1.0 + rng.normal(0, 0.5, (4, 40))
+    mean, low, high = crossed_difference(a, b)
+    assert mean == pytest.approx(b.mean() - a.mean())
+    assert 0.5 < low < mean < high < 1.5
+    alone = crossed_difference(a, b[:, np.random.default_rng(4).permutation(40)])
+    assert alone[2] - alone[1] > 10 * (high - low)
+
+
+def test_area_under_a_straight_curve_is_its_middle_and_a_cut_interpolates():
+    assert area_under_curve([0, 10, 20], [0.0, 1.0, 2.0]) == pytest.approx(1.0)
+    assert area_under_curve([0, 10, 20], [0.0, 1.0, 2.0], 15) == pytest.approx(0.75)
+    assert area_under_curve([0, 20], [0.0, 2.0], 5) == pytest.approx(0.25)
+    assert area_under_curve([0, 20], [0.0, 2.0], 50) == pytest.approx(1.0)
+    assert area_under_curve([3], [7.0]) == 7.0
+    assert math.isnan(area_under_curve([], []))
+
+
+def test_episodes_to_decide_is_what_makes_the_normal_interval_touch_zero():
+    d = np.array([3.0, -1.0, 2.0, -2.0, 1.0])
+    more = episodes_to_decide(d)
+    n = len(d) + more
+    half = 1.96 * d.std(ddof=1)
+    assert half / math.sqrt(n) <= d.mean() <= half / math.sqrt(n - 1)
+    assert episodes_to_decide(np.array([5.0, 5.1, 4.9])) == 0
+    assert episodes_to_decide([1.0, -1.0]) is None
+    assert episodes_to_decide([1.0]) is None
+
+
+# -- the table -----------------------------------------------------------------------------------------------------------
+
+
+def write_run(folder, method, seed, returns, *, finished=True, steps=1000, frozen=0.0):
+    folder.mkdir(parents=True)
+    config = {"task": "toy", "method": method, "run": {"seed": seed, "steps": steps}, "settings": {}}
+    config["decoder"] = {"name": "d", "fingerprint": "f" * 64}
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = []
+    for at in (0, steps):
+        rows += [
+            {"step": at, "kind": "curve", "seed": 9, "episode": e, "scale": float(at > 0), "return": r * at / steps}
+            for e, r in enumerate(returns)
+        ]
+    if finished:
+        for scale in (0.0, 1.0):
+            rows += [
+                {"step": steps, "kind": "final", "seed": 0, "episode": e, "scale": scale, "return": r if scale else frozen}
+                for e, r in enumerate(returns)
+            ]
+    (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    rng = np.random.default_rng(0)
+    good = [write_run(tmp_path / f"g{s}", "lpds", s, (10 + rng.normal(size=30)).tolist()) for s in range(3)]
+    bad = [write_run(tmp_path / f"b{s}", "dsrl-na", s, (-5 + rng.normal(size=30)).tolist()) for s in range(3)]
+    return good + bad
+
+
+def test_the_table_says_who_is_better_and_worse_than_the_frozen_policy(runs):
+    report = lpds.compare(runs)
+    frozen, good, bad = report.rows
+    assert [row.label for row in report.rows] == ["frozen", "lpds", "dsrl-na"]
+    assert (good.seeds, bad.seeds, frozen.seeds) == (3, 3, 1)
+    assert good.difference[0] == pytest.approx(10, abs=0.5)
+    assert (frozen.verdict, good.verdict, bad.verdict) == ("", "better", "worse")
+    assert good.area[0] == pytest.approx(5, abs=0.3)  # a straight line from 0 to 10
+    assert good.improvement[0] == 1.0
+    text = str(report)
+    assert "toy: against frozen" in text
+    assert all(len(line) < 200 for line in text.splitlines())
+    assert json.loads(json.dumps(report.to_json()))["rows"][1]["verdict"] == "better"
+
+
+def test_another_reference_and_unknown_ones(runs, refused):
+    report = lpds.compare(runs, reference="dsrl-na")
+    assert report.references == {"toy": "dsrl-na"}
+    assert report.rows[1].difference[0] == pytest.approx(15, abs=0.7)
+    with refused("unknown reference 'sac' on toy", "frozen, lpds, dsrl-na"):
+        lpds.compare(runs, reference="sac")
+
+
+def test_unfinished_runs_are_left_out_and_told(runs, tmp_path, refused):
+    late = write_run(tmp_path / "late", "lpds", 5, [1.0] * 30, finished=False)
+    report = lpds.compare([*runs, late])
+    assert "toy: left out, not finished: late" in report.notes
+    assert report.rows[1].seeds == 3
+    with refused("nothing to compare"):
+        lpds.compare([late])
+
+
+def test_an_undecided_pair_says_how_many_episodes_would_decide_it(tmp_path):
+    rng = np.random.default_rng(1)
+    run = write_run(tmp_path / "a", "lpds", 0, (0.2 + rng.normal(size=20)).tolist())
+    text = str(lpds.compare([run]))
+    assert "undecided: about" in text
+    assert "more episodes would decide it" in text
+
+
+# -- grids ---------------------------------------------------------------------------------------------------------------
+
+
+def test_cells_are_every_combination_seed_by_seed():
+    cells = grid_cells("toy,hopper", ["base", "lpds+free:dual=off,noise_bound=inf"], 2, 500)
+    assert len(cells) == 8
+    assert [cell.seed for cell in cells] == [0] * 4 + [1] * 4
+    assert str(cells[1].path) == "toy/lpds+free/seed0"
+    assert cells[1].settings == {"steps": "500", "dual": "off", "noise_bound": "inf"}
+    assert {cell.task for cell in grid_cells("gym", ["base"], 1)} == {"hopper", "walker2d", "halfcheetah"}
+
+
+@pytest.mark.parametrize(
+    ("suite", "methods", "seeds", "words"),
+    [
+        ("gim", ["base"], 1, "unknown suite or task 'gim'"),
+        ("toy", ["bas"], 1, "unknown method 'bas'"),
+        ("toy", ["base"], 0, "seeds must be at least 1"),
+        ("toy", ["lpds+free"], 1, "need a name and a name needs settings"),
+        ("toy", ["lpds:dual=off"], 1, "need a name and a name needs settings"),
+        ("toy", ["lpds+a:dual"], 1, "settings are key=value"),
+    ],
+)
+def test_what_is_no_grid(suite, methods, seeds, words, refused):
+    with refused(words):
+        grid_cells(suite, methods, seeds)
+
+
+QUICK = {k: str(v) for k, v in TINY.items() if k not in ("quiet", "steps")} | {"warmup_fits": "2", "final_episodes": "2"}
+
+
+def test_a_grid_runs_once_goes_on_after_a_kill_and_tells_what_failed(tmp_path):
+    settings = {**QUICK, "steps": "300", "eval_every": "0"}
+    cells = [Cell("toy", "lpds", "tiny", seed, settings) for seed in (0, 1)]
+    broken = Cell("toy", "lpds", "broken", 0, {**settings, "delta": "-1"})
+    lines: list[str] = []
+    finished = run_grid([cells[0], broken], tmp_path, jobs=2, evidence=tmp_path / "kept", say=lines.append)
+    assert finished == [tmp_path / cells[0].path]
+    assert any("FAILED with code 2" in line for line in lines)
+    assert "delta must be a positive number" in (tmp_path / f"{broken.path}.log").read_text()
+    assert not (tmp_path / "kept" / cells[0].path / "checkpoint").exists()
+    assert lpds.load_policy(tmp_path / "kept" / cells[0].path).method == "lpds"
+    stamp = (tmp_path / cells[0].path / "summary.json").stat().st_mtime_ns
+    assert len(run_grid(cells, tmp_path)) == 2
+    assert (tmp_path / cells[0].path / "summary.json").stat().st_mtime_ns == stamp  # not run twice
+    longer = Cell("toy", "lpds", "tiny", 0, {**settings, "steps": "400"})
+    assert run_grid([longer], tmp_path) == [tmp_path / longer.path]
+    assert json.loads((tmp_path / longer.path / "config.json").read_text())["run"]["steps"] == 400
+
+
+def test_a_grid_that_is_interrupted_leaves_runs_that_go_on(tmp_path):
+    words = ["bench", "toy", "--methods", "lpds+w:width=8,depth=1", "--seeds", "1", "--steps", "200000", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lpds", *words], stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    folder = tmp_path / "toy" / "lpds+w" / "seed0"
+    for _ in range(600):
+        time.sleep(0.1)
+        if (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size:
+            break
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 130
+    assert (folder / "checkpoint" / "checkpoint.json").is_file()
+    assert not (folder / "summary.json").exists()
+
+
+def test_not_one_job_is_refused(tmp_path):
+    with pytest.raises(LpdsError, match="jobs must be at least 1"):
+        run_grid([], tmp_path, jobs=0)
