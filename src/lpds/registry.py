@@ -9,6 +9,9 @@ from lpds.errors import unknown_name
 
 METHODS: dict[str, str] = {
     "base": "lpds.methods.base:BaseMethod",
+    "dppo": "lpds.methods.dppo:DPPO",
+    "dql": "lpds.methods.dql:DQL",
+    "idql": "lpds.methods.idql:IDQL",
     "golden-ticket": "lpds.methods.golden_ticket:GoldenTicket",
     "best-of-n": "lpds.methods.best_of_n:BestOfN",
     "dsrl-na": "lpds.methods.dsrl:DSRLNA",
@@ -18,6 +21,9 @@ METHODS: dict[str, str] = {
 }
 METHOD_SETTINGS: dict[str, str] = {
     "base": "lpds.config:BaseSettings",
+    "dppo": "lpds.methods.dppo:DPPOSettings",
+    "dql": "lpds.methods.dql:DQLSettings",
+    "idql": "lpds.methods.idql:IDQLSettings",
     "golden-ticket": "lpds.config:GoldenTicketSettings",
     "best-of-n": "lpds.config:BestOfNSettings",
     "dsrl-na": "lpds.config:DSRLNASettings",

@@ -1,0 +1,295 @@
+"""DPPO: diffusion policy policy optimisation (Ren et al. 2024, arXiv 2409.00588).
+
+The denoising chain is a second decision process inside every decision: its last F steps are Gaussian policies with one set
+of weights theta, and PPO trains them on the advantage of the decision.
+
+    maximise over theta   E[ min(A_k rho_k, A_k clip(rho_k, 1 - c_k, 1 + c_k)) ],   A_k = A(s, a) discount^(F - 1 - k)
+
+with rho_k the ratio of the densities of step k (the mean over the chunk's scalars, not their sum, in the exponent).
+
+One iteration: some rounds of decisions under fixed weights; values and GAE; then epochs of shuffled (decision, step) pairs
+in minibatches, policy and value together, broken off where the KL passes ``target_kl``. Nothing is ever used twice.
+
+Deviations from the released code:
+
+- *Iteration.* 500 rounds of 40 environments there; here the rounds shrink with the budget, so that any run has about
+  ``min_iterations`` iterations, and a minibatch is a share of them (a quarter, as released) instead of 50,000 pairs.
+- *Time.* Discounts are those of the rows, exact inside a chunk; a truncated episode bootstraps from its last observation.
+- *Rewards* are multiplied by the scale calibrated on the warm-up instead of a running deviation.
+- Constant learning rates (released: a cosine whose two ends are equal), no weight decay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lpds.config import choose, positive
+from lpds.errors import LpdsError
+from lpds.methods.chain import ChainPolicy, DecoderChain, copies
+from lpds.methods.critics import ValueMLP
+from lpds.methods.learner import Learner
+from lpds.methods.state import adam
+from lpds.types import Batch, Decoder, Experience, Metrics
+
+
+@dataclass(frozen=True)
+class DPPOSettings:
+    """Settings of DPPO."""
+
+    # the warm-up only calibrates, and on-policy learning needs no long memory
+    run_defaults: ClassVar[Mapping[str, Any]] = {"warmup_steps": 1_000, "warmup_fits": 0, "replay_size": 50_000}
+    finetuned_steps: int = 10
+    """F, the last denoising steps that are trained (at most all K)."""
+    iteration_rounds: int = 500
+    """Rounds of decisions between updates, at most."""
+    min_iterations: int = 20
+    """The budget, warm-up included, is cut into at least so many iterations."""
+    epochs: int = 5
+    minibatches: int = 4
+    """Gradient steps of an epoch."""
+    gae_lambda: float = 0.95
+    """lambda of the generalised advantage, per decision."""
+    clip: float = 0.01
+    """c of the last denoising step."""
+    clip_base: float = 0.01
+    """c of the first trained denoising step."""
+    clip_rate: float = 3.0
+    """How late between the two c grows: exponentially at this rate."""
+    denoising_discount: float = 0.99
+    """Factor of the advantage for every denoising step before the last."""
+    normalise_advantage: bool = True
+    """Subtract the minibatch's mean advantage and divide by its deviation."""
+    advantage_low: float = 0.0
+    """Quantile of the minibatch below which advantages are clipped."""
+    advantage_high: float = 1.0
+    """Quantile of the minibatch above which advantages are clipped."""
+    value_clip: float = math.inf
+    """How far the value may move in an iteration before its loss is clipped; inf for never."""
+    target_kl: float = 1.0
+    """KL estimate that ends an iteration's updates."""
+    sampling_std: float = 0.1
+    """Smallest deviation of a denoising step while learning."""
+    sampler: str = "ddpm"
+    """The chain that acts; ddpm is the only one that has densities."""
+    width: int = 256
+    """Of the value network."""
+    depth: int = 3
+    """Layers of the value network before its output: one, and residual blocks of two."""
+    lr: float = 1e-3
+    """Of the value network."""
+    actor_lr: float = 1e-4
+
+    def __post_init__(self) -> None:
+        choose("sampler", self.sampler, ("ddpm",))
+        positive(self, "finetuned_steps", "iteration_rounds", "min_iterations", "epochs", "minibatches", "clip", "clip_base")
+        positive(self, "clip_rate", "denoising_discount", "value_clip", "target_kl", "sampling_std", "width", "depth")
+        positive(self, "lr", "actor_lr")
+        if not 0.0 <= self.gae_lambda <= 1.0:
+            raise LpdsError(f"gae_lambda must be in [0, 1], not {self.gae_lambda}")
+        if not 0.0 <= self.advantage_low < self.advantage_high <= 1.0:
+            raise LpdsError(
+                f"advantage_low {self.advantage_low} and advantage_high {self.advantage_high} must be quantiles, "
+                "0 <= low < high <= 1"
+            )
+
+
+def advantages(reward: Tensor, discount: Tensor, over: Tensor, value: Tensor, next_value: Tensor, lam: float) -> Tensor:
+    """Generalised advantage of a semi-Markov process, all arguments and the result [rounds, lanes].
+
+    A_i = d_i + lam discount_i A_{i+1}, d_i = r_i + discount_i V(s'_i) - V(s_i); the sum is cut where an episode is ``over``,
+    while the value beyond it counts as far as its discount says: 0 after termination, kept after truncation.
+    """
+    delta = reward + discount * next_value - value
+    carry = lam * discount * (1.0 - over)
+    out, following = torch.empty_like(delta), torch.zeros_like(delta[0])
+    for index in reversed(range(len(delta))):
+        following = delta[index] + carry[index] * following
+        out[index] = following
+    return out
+
+
+def clip_range(index: Tensor, steps: int, c: DPPOSettings) -> Tensor:
+    """c_k [B] of the denoising steps k: from ``clip_base`` at 0 to ``clip`` at F - 1, growing exponentially."""
+    if steps == 1:
+        return torch.full(index.shape, c.clip, device=index.device)
+    growth = torch.exp(c.clip_rate * index / (steps - 1)) - 1.0
+    return c.clip_base + (c.clip - c.clip_base) * growth / (math.exp(c.clip_rate) - 1.0)
+
+
+def policy_loss(
+    new: Tensor, old: Tensor, advantage: Tensor, index: Tensor, steps: int, c: DPPOSettings
+) -> tuple[Tensor, Metrics]:
+    """PPO's clipped loss over (decision, denoising step) pairs.
+
+    Args:
+        new: [B, n], log-densities of the n executed scalars of a step under theta.
+        old: [B, n], the same under the weights that collected.
+        advantage: [B], of the decision.
+        index: [B], k = 0 .. F-1, the last being the least noisy.
+        steps: F.
+        c: settings.
+
+    Returns:
+        The loss, and ``kl``, ``ratio``, ``clipped`` (the share of clipped ratios), detached.
+    """
+    log_ratio = new.clamp(-5.0, 2.0).mean(1) - old.clamp(-5.0, 2.0).mean(1)
+    ratio = log_ratio.exp()
+    if c.normalise_advantage and len(advantage) > 1:
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    low, high = (torch.quantile(advantage, q) for q in (c.advantage_low, c.advantage_high))
+    advantage = advantage.clamp(low, high) * c.denoising_discount ** (steps - 1 - index)
+    bound = clip_range(index, steps, c)
+    clipped = torch.minimum(torch.maximum(ratio, 1.0 - bound), 1.0 + bound)
+    loss = torch.maximum(-advantage * ratio, -advantage * clipped).mean()
+    with torch.no_grad():
+        facts = {
+            "kl": (ratio - 1.0 - log_ratio).mean(),
+            "ratio": ratio.mean(),
+            "clipped": ((ratio - 1.0).abs() > bound).float().mean(),
+        }
+    return loss, facts
+
+
+def value_loss(value: Tensor, target: Tensor, old: Tensor, clip: float) -> Tensor:
+    """0.5 E (V - target)^2, or the larger of it and the same with V clipped to ``old`` +- ``clip``."""
+    error = (value - target).square()
+    if math.isfinite(clip):
+        error = torch.maximum(error, (old + (value - old).clamp(-clip, clip) - target).square())
+    return 0.5 * error.mean()
+
+
+class DPPO(Learner[ChainPolicy]):
+    """The learner: the chain's weights and a value network."""
+
+    def __init__(self, settings: DPPOSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
+        """Copy the decoder's network.
+
+        Args:
+            settings: see :class:`DPPOSettings`.
+            decoder: of diffusion; frozen, its network is copied.
+            generator: draws the value network's initial weights.
+            device: of everything.
+
+        Raises:
+            LpdsError: a decoder without a denoising chain.
+        """
+        super().__init__()
+        c = settings
+        self.settings = c
+        self.chain = _open_chain(decoder, c, device)
+        self.policy = ChainPolicy(self.chain, "dppo", evaluation=True)
+        self.sampling = ChainPolicy(self.chain, "dppo", evaluation=False)
+        self.extras = {"chain": ((self.chain.trained_steps + 1) * decoder.spec.latent_size,)}
+        self.value = ValueMLP(decoder.spec.obs_size, c.width, c.depth, generator).to(device)
+        self.adam_policy, self.adam_value = adam(self.chain.net, c.actor_lr), adam(self.value, c.lr)
+        self.reward_scale = torch.ones((), device=device)
+        self.fresh_rounds = torch.zeros((), dtype=torch.long)  # collected under the present weights, not yet used
+        self.state.modules = {"net": self.chain.net, "value": self.value}
+        self.state.optimisers = {"net": self.adam_policy, "value": self.adam_value}
+        self.state.scalars = {"reward_scale": self.reward_scale, "fresh_rounds": self.fresh_rounds}
+
+    @property
+    def behaviour(self) -> ChainPolicy:
+        """The same chain with the deviations of learning."""
+        return self.sampling
+
+    def block_rounds(self, total_rounds: int) -> int:
+        """Rounds of an iteration: the released number, or less where the budget is short."""
+        c: DPPOSettings = self.settings
+        return min(c.iteration_rounds, max(1, total_rounds // c.min_iterations))
+
+    def observe(self, lanes: list[int], returns: list[float]) -> None:
+        """Count the rounds that the chain has collected; the one that ended the warm-up is not among them."""
+        self.fresh_rounds += 1
+
+    def calibrate(self, obs: Tensor, action: Tensor, reward_scale: float) -> None:
+        """Fix the rewards' multiplier; inputs are in the decoder's units already."""
+        self.reward_scale.fill_(reward_scale)
+
+    def learn(self, experience: Experience, updates: int) -> Iterator[Metrics]:
+        """One iteration on the rounds since the last; ``updates`` is for methods with a replay."""
+        c, rounds = self.settings, int(self.fresh_rounds)
+        if rounds == 0:
+            return
+        self.fresh_rounds.zero_()
+        rows = experience.recent(rounds)
+        obs, next_obs = (self.chain.observation(rows[name].flatten(0, 1)) for name in ("obs", "next_obs"))
+        with torch.no_grad():
+            old_value, next_value = (self.value(x).view_as(rows["reward"]) for x in (obs, next_obs))
+            reward = self.reward_scale * rows["reward"]
+            advantage = advantages(reward, rows["discount"], rows["over"], old_value, next_value, c.gae_lambda).flatten()
+        old_value = old_value.flatten()
+        target = advantage + old_value
+        path = rows["chain"].flatten(0, 1).unflatten(1, (self.chain.trained_steps + 1, -1))
+        pairs = len(obs) * self.chain.trained_steps
+        parts = max(1, min(c.minibatches, pairs // 2))
+        with torch.no_grad():
+            every = torch.arange(pairs, device=obs.device)
+            old = torch.cat([self._log_prob(obs, path, chosen) for chosen in every.tensor_split(parts)])
+        for _ in range(c.epochs):
+            order = torch.randperm(pairs, generator=experience.generator).to(obs.device)
+            for chosen in order.tensor_split(parts):
+                row, k = self._split(chosen)
+                new = self._log_prob(obs, path, chosen)
+                loss, facts = policy_loss(new, old[chosen], advantage[row], k, self.chain.trained_steps, c)
+                value = self.value(obs[row])
+                error = value_loss(value, target[row], old_value[row], c.value_clip)
+                self._descend(loss + 0.5 * error)
+                yield self._metrics(value.detach(), error.detach())
+                if float(facts["kl"]) > c.target_kl:
+                    return
+
+    def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
+        """What can be done off-policy: one step of the value network (``warmup_fits``)."""
+        with torch.no_grad():
+            next_value = self.value(self.chain.observation(batch.next_obs))
+            target = self.reward_scale * batch.reward + batch.discount * next_value
+        value = self.value(self.chain.observation(batch.obs))
+        error = value_loss(value, target, target, math.inf)
+        self._descend(error)
+        return self._metrics(value.detach(), error.detach())
+
+    def _split(self, pair: Tensor) -> tuple[Tensor, Tensor]:
+        """Pairs as (decision, denoising step)."""
+        return pair // self.chain.trained_steps, pair % self.chain.trained_steps
+
+    def _log_prob(self, obs: Tensor, path: Tensor, pair: Tensor) -> Tensor:
+        """Log-densities [B, T * A] of the executed scalars."""
+        row, k = self._split(pair)
+        return self.chain.executed(self.chain.log_prob(path[row, k], path[row, k + 1], k, obs[row]))
+
+    def _descend(self, loss: Tensor) -> None:
+        for optimiser in (self.adam_policy, self.adam_value):
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimiser in (self.adam_policy, self.adam_value):
+            optimiser.step()
+
+    def _metrics(self, value: Tensor, error: Tensor) -> Metrics:
+        return {"td_loss": 2.0 * error / self.reward_scale.square(), "q_action": value.mean() / self.reward_scale}
+
+    def policy_tensors(self) -> dict[str, Tensor]:
+        """The trained network."""
+        return copies(self.chain.net)
+
+    def policy_settings(self) -> dict[str, Any]:
+        """What :meth:`open_policy` needs beside the weights."""
+        return asdict(self.settings)
+
+    @staticmethod
+    def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ChainPolicy:
+        """Build the chain of a saved policy."""
+        chain = _open_chain(decoder, DPPOSettings(**settings), torch.device("cpu"))
+        chain.net.load_state_dict(dict(tensors))
+        chain.net.requires_grad_(False)
+        return ChainPolicy(chain, "dppo", evaluation=True)
+
+
+def _open_chain(decoder: Decoder, c: DPPOSettings, device: torch.device) -> DecoderChain:
+    return DecoderChain(decoder, "dppo", device, trained_steps=c.finetuned_steps, min_std=c.sampling_std)

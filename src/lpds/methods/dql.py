@@ -1,0 +1,186 @@
+"""DQL: Diffusion-QL (Wang et al. 2022, arXiv 2208.06193) as fine-tuning, after the code of DPPO (arXiv 2409.00588).
+
+    minimise over theta   L_noise(a_theta) - eta E[ Q_i(s, a_theta) ] / E|Q_j(s, a_theta)|
+
+with a_theta the chunk that the chain gives with all its K noisy steps, through which the gradient passes, L_noise the
+pre-training loss with that very chunk as clean data, and (i, j) = (1, 2) or (2, 1) by a coin flip.
+
+One update, in this order: both critics to y = r + discount min_i Qbar_i(s', a'), a' from the chain; the actor; Qbar by
+Polyak averaging.
+
+Deviations from the released code: rewards are multiplied by the scale calibrated on the warm-up instead of 0.01; the
+discount is that of the batch, exact inside a chunk. That the behaviour cloning term uses the sampled chunk and not the
+replayed one is the released code's, not the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lpds.config import choose, positive
+from lpds.errors import LpdsError
+from lpds.methods.chain import ChainPolicy, DecoderChain, DenoisingChain, copies
+from lpds.methods.critics import TwinQ, descend, twin_loss
+from lpds.methods.learner import Learner
+from lpds.methods.state import adam
+from lpds.nn import polyak
+from lpds.types import Batch, Decoder, Metrics, Shape
+
+
+@dataclass(frozen=True)
+class DQLSettings:
+    """Settings of DQL."""
+
+    # 16 samples of the replay for every decision, in batches of 1000
+    run_defaults: ClassVar[Mapping[str, Any]] = {"updates_per_decision": 0.016, "batch_size": 1_000, "warmup_fits": 0}
+    eta: float = 1.0
+    """Weight of the Q term."""
+    tau: float = 0.005
+    """Polyak rate of the target critics."""
+    sampling_std: float = 0.1
+    """Smallest deviation of a denoising step while learning."""
+    sampler: str = "ddpm"
+    """The chain that acts and learns."""
+    width: int = 256
+    """Of the critics."""
+    depth: int = 3
+    """Hidden layers of the critics."""
+    lr: float = 1e-3
+    """Of the critics."""
+    actor_lr: float = 1e-4
+
+    def __post_init__(self) -> None:
+        choose("sampler", self.sampler, ("ddpm",))
+        positive(self, "tau", "sampling_std", "width", "depth", "lr", "actor_lr")
+        if not self.eta >= 0.0:
+            raise LpdsError(f"eta must not be negative, not {self.eta}")
+
+
+def q_term(q: Tensor, coin: Tensor) -> Tensor:
+    """-E Q_i / E|Q_j| of q [2, B], the denominator detached; a positive coin takes i = 1, another i = 2."""
+    first, second = q[0], q[1]
+    heads = -first.mean() / second.detach().abs().mean(), -second.mean() / first.detach().abs().mean()
+    return torch.where(coin > 0, *heads).squeeze()
+
+
+def actor_loss(
+    chain: DenoisingChain,
+    q: Callable[[Tensor], Tensor],
+    obs: Tensor,
+    noise: Tensor,
+    time: Tensor,
+    clone: Tensor,
+    coin: Tensor,
+    eta: float,
+) -> Tensor:
+    """L_noise on the sampled chunk plus eta times the Q term.
+
+    Args:
+        chain: its gradient passes through all K steps.
+        q: chunks [B, C] to [2, B].
+        obs: normalised [B, O].
+        noise: [B, K + 1, C], of the chain.
+        time: [B], of L_noise.
+        clone: [B, C], the noise of L_noise.
+        coin: one number, positive or not.
+        eta: weight of the Q term.
+    """
+    chunk = chain.sample(obs, noise)[:, -1]
+    return chain.noise_loss(chunk, time, clone, obs) + eta * q_term(q(chunk), coin)
+
+
+class DQL(Learner[ChainPolicy]):
+    """The learner: the chain's weights, two critics and their slow copies."""
+
+    def __init__(self, settings: DQLSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
+        """Copy the decoder's network.
+
+        Args:
+            settings: see :class:`DQLSettings`.
+            decoder: of diffusion; frozen, its network is copied.
+            generator: draws the critics' initial weights.
+            device: of everything.
+
+        Raises:
+            LpdsError: a decoder without a denoising chain.
+        """
+        super().__init__()
+        c, spec = settings, decoder.spec
+        self.settings = c
+        self.chain = DecoderChain(decoder, "dql", device, min_std=c.sampling_std)
+        self.policy = ChainPolicy(self.chain, "dql", evaluation=True)
+        self.sampling = ChainPolicy(self.chain, "dql", evaluation=False)
+
+        def critic() -> TwinQ:
+            return TwinQ(spec.obs_size + spec.action_size, c.width, c.depth, generator).to(device)
+
+        self.q, self.q_slow = critic(), critic().requires_grad_(False)
+        self.q_slow.load_state_dict(self.q.state_dict())
+        self.adam_actor, self.adam_q = adam(self.chain.net, c.actor_lr), adam(self.q, c.lr)
+        self.reward_scale = torch.ones((), device=device)
+        self.state.modules = {"net": self.chain.net, "q": self.q, "q_slow": self.q_slow}
+        self.state.optimisers = {"net": self.adam_actor, "q": self.adam_q}
+        self.state.scalars = {"reward_scale": self.reward_scale}
+
+    @property
+    def behaviour(self) -> ChainPolicy:
+        """The same chain with the deviations of learning."""
+        return self.sampling
+
+    def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
+        """Two chains, the times and noises of the behaviour cloning term, the coin."""
+        d = self.chain.spec.latent_size
+        chain = (batch_size, self.chain.steps + 1, d)
+        return {"next": chain, "actor": chain, "time": (batch_size,), "clone": (batch_size, d), "coin": (1,)}
+
+    def calibrate(self, obs: Tensor, action: Tensor, reward_scale: float) -> None:
+        """Fix the rewards' multiplier; inputs are in the decoder's units already."""
+        self.reward_scale.fill_(reward_scale)
+
+    def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
+        """Critics, actor, targets on B transitions; returns detached scalars."""
+        obs, next_obs = self.chain.observation(batch.obs), self.chain.observation(batch.next_obs)
+        with torch.no_grad():
+            next_action = self.chain.executed(self.chain.sample(next_obs, noise["next"])[:, -1])
+            y = self.reward_scale * batch.reward + batch.discount * self.q_slow(next_obs, next_action).amin(0)
+        q = self.q(obs, self.chain.normalise_action(batch.action))
+        loss = twin_loss(q, y)
+        descend(self.adam_q, loss)
+        if not critics_only:
+            actor = actor_loss(
+                self.chain,
+                lambda chunk: self.q(obs, self.chain.executed(chunk)),
+                obs,
+                noise["actor"],
+                self.chain.times(noise["time"]),
+                noise["clone"],
+                noise["coin"],
+                self.settings.eta,
+            )
+            descend(self.adam_actor, actor)
+        polyak(list(self.q_slow.parameters()), list(self.q.parameters()), self.settings.tau)
+        return {
+            "td_loss": loss.detach() / self.reward_scale.square(),
+            "q_action": q.detach().mean() / self.reward_scale,
+        }
+
+    def policy_tensors(self) -> dict[str, Tensor]:
+        """The trained network."""
+        return copies(self.chain.net)
+
+    def policy_settings(self) -> dict[str, Any]:
+        """What :meth:`open_policy` needs beside the weights."""
+        return asdict(self.settings)
+
+    @staticmethod
+    def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ChainPolicy:
+        """Build the chain of a saved policy."""
+        chain = DecoderChain(decoder, "dql", torch.device("cpu"), min_std=settings["sampling_std"])
+        chain.net.load_state_dict(dict(tensors))
+        chain.net.requires_grad_(False)
+        return ChainPolicy(chain, "dql", evaluation=True)
