@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 import lpds
-from lpds.metrics import TIE_FLOOR, knn_entropy
+from lpds.metrics import TIE_FLOOR, knn_entropy, mode_coverage, mode_shares, share_beyond, typicality
 from lpds.stats import bootstrap_mean, paired_difference, wilson
 
 
@@ -115,3 +115,48 @@ def test_entropy_refuses_what_it_cannot_estimate():
     with pytest.raises(ValueError, match="NaN"):
         knn_entropy([0.0, 1.0, math.nan, 2.0, 3.0])
     assert lpds.metrics.knn_entropy is knn_entropy
+
+
+def test_mode_shares_of_four_clusters_and_of_what_lies_between():
+    rng = np.random.default_rng(0)
+    centres = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], float)
+    x = np.concatenate([centres[[0] * 60 + [1] * 30 + [2] * 4] + rng.normal(0, 0.01, (94, 2)), np.zeros((6, 2))])
+    shares = mode_shares(x, centres, radius=0.5)
+    assert shares == pytest.approx([0.60, 0.30, 0.04, 0.0])
+    assert mode_coverage(shares) == 2
+    assert mode_coverage([0.05, 0.95]) == 2  # the edge counts
+    assert mode_shares(x, centres).sum() == pytest.approx(1.0)
+
+
+def test_typicality_of_the_prior_itself():
+    rng = np.random.default_rng(1)
+    found = typicality(rng.standard_normal((4000, 4, 3)))
+    assert found.prior_norm == pytest.approx(stats.chi(12).mean())
+    assert found.norm == pytest.approx(found.prior_norm, rel=0.01)
+    assert found.p_value > 0.01
+    assert abs(found.autocorrelation) < 0.02
+
+
+def test_typicality_tells_a_repeated_row_a_wide_box_and_a_small_shift_apart():
+    rng = np.random.default_rng(2)
+    eps = rng.standard_normal((4000, 4, 3))
+    repeated = typicality(np.repeat(eps[:, :1], 4, axis=1))
+    assert repeated.autocorrelation == pytest.approx(1.0)
+    assert repeated.p_value < 1e-6
+    wide = typicality(rng.uniform(-3, 3, (4000, 4, 3)))
+    assert wide.norm > 1.5 * wide.prior_norm
+    assert wide.ks > 0.5
+    shift = typicality(eps + np.sqrt(0.5 / 12))  # ||Delta||^2 = 0.5
+    assert shift.norm**2 == pytest.approx(found_square(12.5), rel=0.02)
+    assert shift.ks < 0.06
+    assert shift.autocorrelation == pytest.approx(0.5 / 12.5, abs=0.015)
+    assert np.isnan(typicality(eps[:, :1]).autocorrelation)
+
+
+def found_square(mean_square, size=12):
+    """Square of the mean norm of a Gaussian in ``size`` dimensions with this mean square of the norm, nearly centred."""
+    return mean_square - (size - stats.chi(size).mean() ** 2)
+
+
+def test_share_of_states_beyond_the_budget():
+    assert share_beyond([0.1, 0.35, 0.36, 2.0], 0.35) == 0.5

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 from scipy.special import digamma, gammaln
+from scipy.stats import chi, chi2, kstest
 
 TIE_FLOOR = 1e-6
 """Smallest neighbour distance that counts: clipped actions coincide, and log 0 would be minus infinity."""
@@ -40,3 +42,69 @@ def knn_entropy(x: npt.ArrayLike, k: int = 3, *, floor: float = TIE_FLOOR) -> fl
     distance = cKDTree(points).query(points, k=k + 1)[0][:, k]
     log_volume = d / 2 * math.log(math.pi) - float(gammaln(d / 2 + 1))
     return float(digamma(n) - digamma(k) + log_volume + d * np.log(np.maximum(distance, floor)).mean())
+
+
+def mode_shares(x: npt.ArrayLike, centres: npt.ArrayLike, radius: float = math.inf) -> npt.NDArray[np.float64]:
+    """Share of samples that belong to every known mode.
+
+    Args:
+        x: [N, d] samples.
+        centres: [K, d], one point a mode.
+        radius: a sample farther than this from its nearest centre belongs to none.
+
+    Returns:
+        [K] shares of all N samples; they add up to 1 less the share that belongs to none.
+    """
+    points, known = (np.asarray(v, np.float64) for v in (x, centres))
+    distance, nearest = cKDTree(known).query(points)
+    return np.bincount(nearest[distance <= radius], minlength=len(known)) / len(points)
+
+
+def mode_coverage(shares: npt.ArrayLike, at_least: float = 0.05) -> int:
+    """Number of modes that hold at least this share of the samples."""
+    return int((np.asarray(shares, np.float64) >= at_least - 1e-12).sum())
+
+
+@dataclass(frozen=True)
+class Typicality:
+    """Whether latents look like draws from the decoder's prior N(0, I)."""
+
+    norm: float
+    """Mean of ``||w||``."""
+    prior_norm: float
+    """Its value under the prior: the mean of a chi distribution with H * L degrees."""
+    ks: float
+    """Kolmogorov-Smirnov distance of ``||w||^2`` from chi-squared with H * L degrees, 0 to 1."""
+    p_value: float
+    """Probability of so large a distance for N draws from the prior."""
+    autocorrelation: float
+    """Mean over latent columns of the lag-1 correlation along the chunk; 0 for white noise, 1 for a repeated row; NaN for
+    chunks of one row."""
+
+
+def typicality(w: npt.ArrayLike) -> Typicality:
+    """Compare latents with the prior they should come from.
+
+    Args:
+        w: [N, H, L].
+
+    Returns:
+        Norm, distance from the chi-squared distribution and correlation along the chunk. The correlation is about zero, the
+        prior's mean, not about the samples' own: a constant shift along the chunk is a correlation.
+    """
+    latents = np.asarray(w, np.float64)
+    n, h, size = latents.shape
+    squares = np.square(latents).reshape(n, -1).sum(1)
+    test = kstest(squares, chi2(h * size).cdf)
+    correlation = math.nan
+    if h > 1:
+        products, power = (latents[:, 1:] * latents[:, :-1]).mean((0, 1)), np.square(latents).mean((0, 1))
+        correlation = float(np.mean(products / np.maximum(power, TIE_FLOOR**2)))
+    return Typicality(
+        float(np.sqrt(squares).mean()), float(chi(h * size).mean()), float(test.statistic), float(test.pvalue), correlation
+    )
+
+
+def share_beyond(delta_sq: npt.ArrayLike, delta: float) -> float:
+    """Share of states whose own ``||Delta(s)||^2`` [N] exceeds the budget, which bounds only their mean."""
+    return float((np.asarray(delta_sq, np.float64) > delta).mean())
