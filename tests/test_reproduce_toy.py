@@ -14,8 +14,9 @@ import lpds
 from lpds import session
 from lpds.envs.four_mode import GOAL_RADIUS, TIME_LIMIT
 from lpds.methods.base import BasePolicy
+from lpds.metrics import mode_coverage
 from lpds.reproduce import reproduce_toy, toy
-from lpds.reproduce.paths import covered, mode_entropy, path_ratio, roll_out
+from lpds.reproduce.paths import mode_entropy, path_ratio, roll_out
 
 TINY = {"width": 8, "warmup_fits": 5, "warmup_steps": 100, "final_episodes": 4, "checkpoint_every": 100}
 
@@ -36,10 +37,10 @@ def test_a_way_that_comes_back_is_measured_against_the_nearest_rim() -> None:
 
 
 def test_a_mode_counts_from_five_percent_of_all_rollouts_on() -> None:
-    assert covered(np.array([20, 20, 19, 341]) / 400) == 3
-    assert covered(np.array([0.25, 0.25, 0.25, 0.25])) == 4
-    assert covered(np.array([1.0, 0.0, 0.0, 0.0])) == 1
-    assert covered(np.zeros(4)) == 0
+    assert mode_coverage(np.array([20, 20, 19, 341]) / 400) == 3
+    assert mode_coverage(np.array([0.25, 0.25, 0.25, 0.25])) == 4
+    assert mode_coverage(np.array([1.0, 0.0, 0.0, 0.0])) == 1
+    assert mode_coverage(np.zeros(4)) == 0
 
 
 def test_mode_entropy_is_log_four_for_four_alike_and_nothing_for_one() -> None:
@@ -63,7 +64,7 @@ def test_rollouts_are_those_of_the_evaluation_with_every_position() -> None:
 
 def test_the_frozen_policy_dithers_and_keeps_every_mode() -> None:
     rolled = roll_out(BasePolicy(), lpds.load_decoder("toy"), episodes=40, seed=0, scale=0.0)
-    assert covered(rolled.shares) == 4
+    assert mode_coverage(rolled.shares) == 4
     assert np.median(rolled.ratios) > 2.0
     assert rolled.shares.sum() > 0.85
     assert rolled.report.lengths.max() <= TIME_LIMIT

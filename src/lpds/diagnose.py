@@ -16,9 +16,13 @@ SAMPLES = 128
 """Noises per state, the same for all."""
 
 
-def probe_states(obs: Tensor) -> Tensor:
-    """Pick [STATES, O] evenly spaced rows of the warm-up's [N, O] observations."""
-    return obs[:: max(1, len(obs) // STATES)][:STATES].clone()
+SHOWN = 64
+"""Warm-up states, evenly spaced, that a run folder keeps for its report."""
+
+
+def probe_states(obs: Tensor, count: int = STATES) -> Tensor:
+    """Pick [count, O] evenly spaced rows of the warm-up's [N, O] observations."""
+    return obs[:: max(1, len(obs) // count)][:count].clone()
 
 
 def action_entropy(policy: Policy, decoder: Decoder, obs: Tensor) -> float:

@@ -143,6 +143,8 @@ def copy_evidence(run: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for name in EVIDENCE:
         shutil.copy(run / name, target / name)
+    if (run / "states.safetensors").is_file():
+        shutil.copy(run / "states.safetensors", target)
     shutil.copytree(run / "policy", target / "policy")
 
 

@@ -104,6 +104,15 @@ def save_policy(folder: Path, method_name: str, method: Method, decoder: Decoder
         raise LpdsError(f"policy in {folder} not saved ({error}); the previous one is untouched") from None
 
 
+def save_states(folder: Path, obs: Tensor) -> None:
+    """Write ``states.safetensors``: a few states [N, O] at which a report shows what the policy does."""
+    content = save({"obs": obs.cpu().contiguous()})
+    try:
+        write_atomically(folder / "states.safetensors", lambda stream: stream.write(content))
+    except OSError as error:
+        raise LpdsError(f"states in {folder} not saved ({error})") from None
+
+
 def load_policy(run: str | Path, decoder: Decoder | None = None) -> SteeredPolicy:
     """Open the policy of a run folder, or of a folder of committed results.
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from lpds.checkpoint import CheckpointStore
 from lpds.collect import Collector, EpisodeRecord
 from lpds.config import RunSettings
-from lpds.diagnose import action_entropy, probe_states
+from lpds.diagnose import SHOWN, action_entropy, probe_states
 from lpds.envs.build import EnvLike, make_env, make_eval_env
 from lpds.errors import EnvironmentFault
 from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.log import METRIC_KEYS, Display, JsonLines, TensorBoard
-from lpds.policy import save_policy
+from lpds.policy import save_policy, save_states
 from lpds.replay import Replay
 from lpds.types import Batch, Decoder, Method
 
@@ -121,6 +121,7 @@ class Runner:
         if not self._warm:
             self._warm = True
             self._probe = probe_states(self.replay.everything("obs"))
+            save_states(self.out, probe_states(self.replay.everything("obs"), SHOWN))
             returns = self.replay.returns_to_go()
             scale = c.reward_scale or RETURN_STD / max(float(returns[0].std()), 1e-6)
             self.method.calibrate(self.replay.everything("obs"), self.replay.everything("action"), scale)

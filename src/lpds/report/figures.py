@@ -102,7 +102,7 @@ def _draw(ax: Any, panel: Panel) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     for series in panel.series:
-        {"line": _line, "dots": _dots, "final": _final}[series.kind](ax, series, panel.log)
+        {"line": _line, "dots": _dots, "cloud": _cloud, "final": _final}[series.kind](ax, series, panel.log)
     for index, level in enumerate(panel.levels):
         dash = LEVEL_DASHES[index % len(LEVEL_DASHES)]
         ax.axhline(level.value, color=INK, lw=1.1, ls=dash, label=level.label, zorder=2.5)
@@ -117,7 +117,7 @@ def _draw(ax: Any, panel: Panel) -> None:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
     room = 0.02 * (right - left) or 1.0
     ax.set_xlim(left - room, right + room)
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=panel.series[0].kind != "cloud", steps=[1, 2, 2.5, 5, 10]))
     if panel.mark is not None:
         ax.axvline(panel.mark, color=INK, lw=1.0, ls=(0, (1, 2.5)), label="warm-up ends", zorder=1.5)
     _scale_y(ax, panel)
@@ -169,6 +169,24 @@ def _dots(ax: Any, series: Series, log: bool) -> None:
     colour, _, marker = _look(series.group)
     ax.plot(
         series.x, series.y, color=colour, ls="", marker=marker, ms=3, mew=0, alpha=0.32, label="training episodes", zorder=1.8
+    )
+
+
+def _cloud(ax: Any, series: Series, log: bool) -> None:
+    colour, _, marker = _look(series.group)
+    frozen = series.label == "frozen policy"
+    ax.plot(
+        series.x,
+        series.y,
+        color=INK if frozen else colour,
+        ls="",
+        marker="o" if frozen else marker,
+        mfc="none" if frozen else colour,
+        ms=4.0 if frozen else 3.0,
+        mew=0.6 if frozen else 0.0,
+        alpha=0.55,
+        label=series.label,
+        zorder=2 if frozen else 3,
     )
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from lpds.errors import LpdsError
 from lpds.files import write_atomically
+from lpds.report.compare import Row, compare
 from lpds.report.figures import matplotlib_figure, png, svg
 from lpds.report.glossary import GLOSSARY
 from lpds.report.read import Array, Comparison, Group, RunData, column_interval, group_runs, read_runs
@@ -22,6 +24,11 @@ WORSE = "WARNING: the steered policy is worse than the frozen one"
 SEEDS = (
     "Rows of all seeds: mean over seeds, 95 % bootstrap interval over seeds of their means; the frozen policy's interval is "
     "over episodes where all seeds share them."
+)
+COMPARED = (
+    "Reference: {}. IQM: mean of the middle half of all episodes. Area: mean height of the learning curve. Intervals of mean "
+    "and IQM draw seeds and then episodes; the difference draws the seeds of both and the episodes, which both played; "
+    "P(better) is the probability that a run of the method beats one of the reference, over seeds."
 )
 COLUMNS = {"return": "return", "success": "success", "success_at_end": "success at the end", "length": "length (steps)"}
 CSS = """
@@ -131,6 +138,8 @@ def _page(runs: Sequence[RunData]) -> str:
     parts = [f"<h1>{escape(title)}</h1>", _lede(runs), *map(_warning, runs)]
     if len(runs) > 1:
         parts += ["<h2>Overview</h2>", _overview(tasks)]
+    if len(runs) > 1:
+        parts += _comparison([run.folder for run in runs])
     parts.append("<h2>Frozen against steered</h2>")
     parts += [_card(run, wide_open=len(runs) <= 3) for run in runs]
     for number_, (task, groups) in enumerate(tasks.items()):
@@ -168,6 +177,34 @@ def _warning(run: RunData) -> str:
         f'<p class="warning" role="alert">{WORSE}{when}: {escape(_name(run))}, paired difference of the return {said}. '
         "Do not use it.</p>"
     )
+
+
+def _comparison(folders: Sequence[Path]) -> list[str]:
+    """The table of ``lpds compare``; nothing while no run is finished."""
+    try:
+        report = compare(folders)
+    except LpdsError:
+        return []
+    heads = ["task", "method", "seeds", "mean return", "IQM", "area under curve", "against the reference", "P(better)", ""]
+    rows = []
+    for row in report.rows:
+        word = row.verdict
+        if word == "undecided" and row.more:
+            word += f"; {row.more:,} more episodes would decide it"
+        cells = [interval("return", found, sign=signed) for found, signed in _shown(row)]
+        rows.append([row.task, row.label, str(row.seeds), *cells, word])
+    said = "; ".join(f"on {task}, {label}" for task, label in report.references.items())
+    lines = [COMPARED.format(said), *report.notes]
+    return [
+        "<h2>Comparison</h2>",
+        f'<div class="wide">{_table(heads, rows, numbers=2)}</div>',
+        *(f'<p class="quiet">{escape(line)}</p>' for line in lines),
+    ]
+
+
+def _shown(row: Row) -> list[tuple[Interval, bool]]:
+    figures = (row.mean, row.iqm, row.area, row.difference, row.improvement)
+    return [(found, found is row.difference) for found in figures]
 
 
 def _overview(tasks: Mapping[str, Sequence[Group]]) -> str:

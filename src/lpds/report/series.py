@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import chi
 
-from lpds.report.read import Array, Group, RunData, column_interval, evaluation_points, shift_sizes
+from lpds.report.read import Array, Group, RunData, action_samples, column_interval, evaluation_points, shift_sizes
 from lpds.stats import Interval, bootstrap_mean
 
 DOTS = 400
@@ -30,7 +30,7 @@ class Series:
     low: Array | None = None
     high: Array | None = None
     kind: str = "line"
-    """line (with a band if there are bounds), dots (faint), or final (one point with an error bar)."""
+    """line (with a band if there are bounds), dots (faint), cloud (of samples), or final (one point with an error bar)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class FigureData:
 
 def figures_of(groups: Sequence[Group]) -> list[FigureData]:
     """All figures of one task; panels and figures without any data are left out."""
-    makers = (_learning, _success, _trust, _dual, _norm, _critics, _entropy, _throughput)
+    makers = (_learning, _success, _trust, _dual, _norm, _modes, _critics, _entropy, _throughput)
     made = []
     for make in makers:
         figure = make(groups)
@@ -277,6 +277,27 @@ def _norm(groups: Sequence[Group]) -> FigureData:
         "The line is a mean over states, so it moves far less than the band is wide."
     )
     return FigureData("latent-norm", "Norm of the latent", caption, [Panel("mean of ‖w‖", _metric(groups, "w_norm"), levels)])
+
+
+def _modes(groups: Sequence[Group]) -> FigureData:
+    """Of the first run of every group: the frozen policy once, then what each made of it."""
+    caption, why = "", list[str]()
+    panels: list[Panel] = []
+    for index, group in enumerate(groups):
+        found = action_samples(group.runs[0])
+        if isinstance(found, str):
+            why.append(f"Not shown for {group.label}: {found}.")
+            continue
+        caption = (
+            f"First action of the chunk under {len(found.frozen[0])} noises, the same for all, at states of the warm-up "
+            f"({found.coordinates}). Modes are separate clouds: one that empties has been lost."
+        )
+        for number, (before, after) in enumerate(zip(found.frozen, found.steered, strict=True)):
+            if len(panels) <= number:
+                start = Series("frozen policy", len(groups), before[:, 0], before[:, 1], kind="cloud")
+                panels.append(Panel(f"state {number + 1}", [start], xlabel="", ylabel=""))
+            panels[number].series.append(Series(group.label, index, after[:, 0], after[:, 1], kind="cloud"))
+    return FigureData("modes", "Modes: actions before and after", " ".join([caption, *why]), panels)
 
 
 def _critics(groups: Sequence[Group]) -> FigureData:

@@ -121,11 +121,6 @@ def path_ratio(path: Array) -> float:
     return length / max(float(np.linalg.norm(path[-1] - path[0])), rim)
 
 
-def covered(shares: Array) -> int:
-    """Number of modes with at least 5 % of the roll-outs."""
-    return int((np.asarray(shares) >= COVERED - 1e-12).sum())
-
-
 def mode_entropy(shares: Array) -> float:
     """Entropy of the modes among the roll-outs that reached one, in nats: log 4 for all alike, 0 for one."""
     p = np.asarray(shares, np.float64)

@@ -22,9 +22,10 @@ from lpds.config import to_json
 from lpds.errors import LpdsError
 from lpds.files import write_atomically, write_json
 from lpds.methods.base import BasePolicy
+from lpds.metrics import mode_coverage
 from lpds.policy import load_policy
 from lpds.registry import TASKS, resolve
-from lpds.reproduce.paths import COVERED, Rollouts, covered, mode_entropy, roll_out
+from lpds.reproduce.paths import COVERED, Rollouts, mode_entropy, roll_out
 from lpds.reproduce.toy_figure import write_figure
 from lpds.stats import bootstrap_mean, paired_difference
 from lpds.zoo import load_decoder
@@ -167,7 +168,7 @@ def _figures(rollouts: Sequence[Rollouts], frozen: Rollouts) -> dict[str, Any]:
     lengths = np.concatenate([one.report.lengths for one in rollouts])
     chunk_ends = np.concatenate([-(-one.report.lengths // one.chunk) for one in rollouts])
     return {
-        "modes_covered": float(np.mean([covered(share) for share in shares])),
+        "modes_covered": float(np.mean([mode_coverage(share, COVERED) for share in shares])),
         "mode_shares": np.mean(shares, axis=0).tolist(),
         "reached": float(np.mean([share.sum() for share in shares])),
         "mode_entropy": float(np.mean([mode_entropy(share) for share in shares])),
@@ -184,7 +185,8 @@ def _figures(rollouts: Sequence[Rollouts], frozen: Rollouts) -> dict[str, Any]:
 
 def _sentence(one: Rollouts) -> str:
     shares = " ".join(f"{share:.0%}" for share in one.shares)
-    return f"{covered(one.shares)} modes ({shares}), path {one.ratios.mean():.2f}, return {one.report.returns.mean():.1f}"
+    modes = mode_coverage(one.shares, COVERED)
+    return f"{modes} modes ({shares}), path {one.ratios.mean():.2f}, return {one.report.returns.mean():.1f}"
 
 
 def _findings(rows: Sequence[dict[str, Any]]) -> list[str]:

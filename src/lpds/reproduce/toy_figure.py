@@ -13,7 +13,8 @@ import numpy as np
 from lpds.envs.four_mode import GOAL_RADIUS, GOALS
 from lpds.errors import LpdsError
 from lpds.files import write_atomically
-from lpds.reproduce.paths import COVERED, Rollouts, covered
+from lpds.metrics import mode_coverage
+from lpds.reproduce.paths import COVERED, Rollouts
 
 if TYPE_CHECKING:
     from lpds.reproduce.toy import Point
@@ -99,7 +100,7 @@ def _paths(axes: Any, point: Point) -> None:
         )
     axes.plot(0.0, 0.0, marker="+", color=INK, markersize=7, markeredgewidth=1.2, zorder=4)
     # the panel is one seed's; how many modes the others kept stands beside it, for they need not agree
-    modes, *others = [covered(each.shares) for each in point.rollouts]
+    modes, *others = [mode_coverage(each.shares, COVERED) for each in point.rollouts]
     beside = f" (other seeds: {', '.join(map(str, others))})" if others else ""
     axes.set_title(
         f"{f'δ = {point.delta:g}, seed {point.seeds[0]}' if point.delta else 'frozen policy'}\n"
