@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from scripted import CPU, TINY, assert_same_run, identity_decoder
+from scripted import CPU, TINY, assert_same_run, identity_decoder, toy_decoder
 
 import lpds
 from lpds.errors import LpdsError
@@ -434,3 +434,9 @@ def update_bandit(method, decoder, reward, seed):
     generator = torch.Generator().manual_seed(seed)
     noise = {key: torch.randn(shape, generator=generator) for key, shape in method.noise_shapes(64).items()}
     method.update(batch, noise)
+
+
+def test_a_decoder_that_is_refused_leaves_no_run_folder(tmp_path, refused):
+    with refused("dppo"):
+        lpds.steer("toy", "dppo", decoder=toy_decoder(), out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()

@@ -23,7 +23,7 @@ from lpds.log import Display
 from lpds.registry import METHODS, resolve
 from lpds.runner import Runner
 from lpds.stats import Interval, paired_difference
-from lpds.types import Decoder
+from lpds.types import Decoder, Method
 
 FORMAT_VERSION = 1
 
@@ -69,10 +69,20 @@ def verdict_line(frozen: EvalReport, steered: EvalReport, difference: Interval) 
     return f"{'; '.join(parts)}; paired difference {mean:+.1f} [{low:+.1f}, {high:+.1f}]: {word}"
 
 
+def build_learner(
+    settings: RunSettings, method: str, method_settings: Any, decoder: Decoder, device: torch.device
+) -> tuple[Method, torch.Generator]:
+    """Make the method from a generator seeded by the run; a decoder that it cannot work with is refused here."""
+    torch.set_num_threads(settings.threads)
+    generator = torch.Generator().manual_seed(settings.seed)
+    return resolve("method", METHODS, method)(method_settings, decoder, generator=generator, device=device), generator
+
+
 def build_runner(
     settings: RunSettings,
     method: str,
-    method_settings: Any,
+    learner: Method,
+    generator: torch.Generator,
     decoder: Decoder,
     env: EnvLike,
     folder: Path,
@@ -80,10 +90,7 @@ def build_runner(
     display: Display,
     tensorboard: bool,
 ) -> Runner:
-    """Make the method and the loop around it, from a generator seeded by the run."""
-    torch.set_num_threads(settings.threads)
-    generator = torch.Generator().manual_seed(settings.seed)
-    learner = resolve("method", METHODS, method)(method_settings, decoder, generator=generator, device=device)
+    """Make the loop around a method."""
     return Runner(
         settings,
         method,

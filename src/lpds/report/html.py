@@ -43,7 +43,7 @@ thead th { border-bottom: 2px solid #888; } td.n, th.n { text-align: right; whit
 figure { margin: 1.2rem 0 2rem; } figure svg { width: 100%; height: auto; display: block; }
 figcaption, .quiet { font-size: .88rem; opacity: .8; }
 sup { line-height: 0; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .tight table { font-size: .78rem; } .tight td, .tight th { padding-right: .5rem; }
 .verdict { font-size: 1.05rem; font-weight: 600; }
 .warning { border: 3px solid #c00020; background: #c00020; color: #fff; font-weight: 700; padding: .6rem .9rem;
   margin: .8rem 0; }
@@ -197,7 +197,7 @@ def _comparison(folders: Sequence[Path]) -> list[str]:
     lines = [COMPARED.format(said), *report.notes]
     return [
         "<h2>Comparison</h2>",
-        f'<div class="wide">{_table(heads, rows, numbers=2)}</div>',
+        f'<div class="wide tight">{_table(heads, rows, numbers=2)}</div>',
         *(f'<p class="quiet">{escape(line)}</p>' for line in lines),
     ]
 
