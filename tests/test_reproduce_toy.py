@@ -79,10 +79,11 @@ def test_the_grid_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.
         return reproduce_toy(tmp_path, 1, said.append, deltas=(1.0, 0.1), steps=200, rollouts=6, changes=TINY)
 
     text = reproduce()
-    assert sum(line.endswith(": run") for line in said) == 2
+    assert sum(line.endswith(": run") for line in said) == 3
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["format_version"] == 1
-    assert [point["delta"] for point in summary["points"]] == [0.0, 0.1, 1.0]
+    assert [point["delta"] for point in summary["points"]] == [0.0, 0.1, 1.0, 0.0]
+    assert [point["name"] for point in summary["points"]] == ["frozen", "delta 0.1", "delta 1", "dsrl-na"]
     for point in summary["points"]:
         assert 0 <= point["modes_covered"] <= 4
         assert point["path_ratio"][1] <= point["path_ratio"][0] <= point["path_ratio"][2]
@@ -90,8 +91,8 @@ def test_the_grid_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.
     assert "paper" in text
     assert "delta 0.1" in text
     rows = list(csv.DictReader((tmp_path / "toy.csv").read_text().splitlines()))
-    assert [(row["delta"], row["seed"]) for row in rows] == [
-        (delta, seed) for delta in ("0", "0.1", "1") for seed in ("all", "0")
+    assert [(row["name"], row["seed"]) for row in rows] == [
+        (name, seed) for name in ("frozen", "delta 0.1", "delta 1", "dsrl-na") for seed in ("all", "0")
     ]
     assert (tmp_path / "toy.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "toy.svg").read_bytes()
@@ -107,7 +108,7 @@ def test_the_grid_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.
     before = (tmp_path / "summary.json").read_bytes()
     assert reproduce() == text
     ways = [line.split(": ")[1] for line in said if line.endswith(("run", "finished", "before"))]
-    assert ways == ["resumed and finished", "run"]
+    assert ways == ["resumed and finished", "run", "finished before"]
     assert (tmp_path / "summary.json").read_bytes() == before
 
     # nothing is left to run

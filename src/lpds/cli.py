@@ -106,9 +106,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=int, default=7, help="interleaved rounds; the median is printed")
 
     reproduce = _command(commands, "reproduce", "the paper's figures", run.do_reproduce)
-    reproduce.add_argument("figure", choices=["toy"])
+    reproduce.add_argument("figure", help="toy, gym, fig2, ablation, delta, residual or flow")
     reproduce.add_argument("--out", type=Path, default=None, help="default: results/reproduce-FIGURE")
     reproduce.add_argument("--seeds", type=int, default=3)
+    reproduce.add_argument("--steps", type=int, help="primitive steps of a run (default: the figure's)")
+    reproduce.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
+    reproduce.add_argument("--runs", type=Path, help="root of the run folders (default: OUT/runs); finished ones are used")
     return parser
 
 

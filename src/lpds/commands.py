@@ -226,10 +226,14 @@ def _say(line: str) -> None:
 
 def do_reproduce(arguments: argparse.Namespace) -> int:
     """Make one of the paper's figures."""
-    from lpds.reproduce import reproduce_toy
+    from lpds.reproduce import reproduce, reproduce_toy
 
     out = arguments.out or Path("results") / f"reproduce-{arguments.figure}"
-    print(reproduce_toy(out, seeds=arguments.seeds, say=_say))
+    if arguments.figure == "toy":
+        print(reproduce_toy(out, seeds=arguments.seeds, say=_say))
+        return 0
+    grid = {"seeds": arguments.seeds, "steps": arguments.steps, "jobs": arguments.jobs, "runs": arguments.runs}
+    print(reproduce(arguments.figure, out, **grid, say=_say))
     return 0
 
 

@@ -42,7 +42,13 @@ def delta_from_sum(value: float, unit: str, free: int) -> float:
 
 @dataclass(frozen=True)
 class BaseSettings:
-    """The frozen policy has nothing to set."""
+    """Settings of the frozen policy."""
+
+    sampler: str = "decoder"
+    """decoder (its own, deterministic), or chain (the DDPM chain that dppo, idql and dql act by, untrained)."""
+
+    def __post_init__(self) -> None:
+        choose("sampler", self.sampler, ("decoder", "chain"))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lpds.config import BaseSettings
+from lpds.methods.chain import ChainPolicy, DecoderChain
 from lpds.methods.learner import LatentPolicy, Learner
-from lpds.types import Batch, Decoder, Metrics
+from lpds.types import Batch, Decoder, Metrics, Policy
 
 
 class BasePolicy(LatentPolicy):
@@ -21,7 +22,7 @@ class BasePolicy(LatentPolicy):
         return eps
 
 
-class BaseMethod(Learner[BasePolicy]):
+class BaseMethod(Learner[Policy]):
     """The floor of every comparison."""
 
     learns = False
@@ -35,12 +36,12 @@ class BaseMethod(Learner[BasePolicy]):
         device: torch.device,
     ) -> None:
         super().__init__()
-        self.settings, self.policy = settings, BasePolicy()
+        self.settings, self.policy = settings, _policy(decoder, settings.sampler, device)
 
     @staticmethod
-    def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BasePolicy:
-        """Nothing to open."""
-        return BasePolicy()
+    def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Policy:
+        """There are no weights, only a sampler to choose."""
+        return _policy(decoder, str(settings.get("sampler", "decoder")), torch.device("cpu"))
 
     def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
         """Learns nothing."""
@@ -51,5 +52,9 @@ class BaseMethod(Learner[BasePolicy]):
         return {}
 
     def policy_settings(self) -> dict[str, Any]:
-        """Has no settings."""
-        return {}
+        """Which sampler acts."""
+        return {"sampler": self.settings.sampler}
+
+
+def _policy(decoder: Decoder, sampler: str, device: torch.device) -> Policy:
+    return BasePolicy() if sampler == "decoder" else ChainPolicy(DecoderChain(decoder, "base", device), "base", evaluation=True)

@@ -1,7 +1,8 @@
-"""The paper's figures, made again: runs, measurements, a table and a picture each."""
+"""The paper's figures, and what came out here beside what the paper says."""
 
 from __future__ import annotations
 
+from lpds.reproduce.grids import REPRODUCTIONS, reproduce
 from lpds.reproduce.toy import reproduce_toy
 
-__all__ = ["reproduce_toy"]
+__all__ = ["REPRODUCTIONS", "reproduce", "reproduce_toy"]

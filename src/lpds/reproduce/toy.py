@@ -39,29 +39,39 @@ ROLLOUT_SEED = 1_000
 """Of the evaluation stream; no run looks at these episodes."""
 PAPER = {0.01: "all four modes kept", 0.05: "straighter paths, still several modes", 0.1: "one goal"}
 """What the paper says of its own toy."""
+RIVALS = ("dsrl-na",)
+EQUAL = {"updates_per_decision": 1.0}
+"""Of the rivals: as many updates as LP-DS does."""
 GRID = {"eval_every": 0, "final_episodes": 20}
 """Run settings of this grid beside the preset's: the roll-outs here are the evaluation."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One delta, or the frozen policy (delta 0)."""
+    """One delta of LP-DS, or what it is compared with: the frozen policy and the rivals (delta 0)."""
 
     delta: float
     seeds: list[int]
     rollouts: list[Rollouts]
     """One a seed."""
+    label: str = ""
+    """What it is where it has no delta."""
 
     @property
     def name(self) -> str:
         """For tables."""
-        return f"delta {self.delta:g}" if self.delta else "frozen"
+        return self.label or f"delta {self.delta:g}"
 
     def figures(self, frozen: Rollouts) -> dict[str, Any]:
         """Every number of the point: of all its roll-outs together, and of each seed."""
         pooled = _figures(self.rollouts, frozen)
         rows = zip(self.seeds, self.rollouts, strict=True)
-        return {"delta": self.delta, **pooled, "seeds": [{"seed": seed, **_figures([one], frozen)} for seed, one in rows]}
+        return {
+            "delta": self.delta,
+            "name": self.name,
+            **pooled,
+            "seeds": [{"seed": seed, **_figures([one], frozen)} for seed, one in rows],
+        }
 
 
 def reproduce_toy(
@@ -70,6 +80,7 @@ def reproduce_toy(
     say: Callable[[str], None],
     *,
     deltas: Sequence[float] = DELTAS,
+    rivals: Sequence[str] = RIVALS,
     steps: int = STEPS,
     rollouts: int = ROLLOUTS,
     changes: Mapping[str, Any] | None = None,
@@ -84,6 +95,7 @@ def reproduce_toy(
         seeds: runs of every delta.
         say: takes one line of progress at a time.
         deltas: the grid.
+        rivals: methods beside LP-DS, at its updates per decision.
         steps: primitive steps of a run.
         rollouts: of every policy.
         changes: of the run's or the method's settings, beside the preset's.
@@ -100,7 +112,7 @@ def reproduce_toy(
     decoder = load_decoder(resolve("task", TASKS, "toy").decoder)
     say(f"frozen policy: {rollouts} roll-outs")
     frozen = roll_out(BasePolicy(), decoder, episodes=rollouts, seed=ROLLOUT_SEED, scale=0.0)
-    points = [Point(0.0, [0], [frozen])]
+    points = [Point(0.0, [0], [frozen], "frozen")]
     for delta in sorted(deltas):
         rolled = []
         for seed in range(seeds):
@@ -110,6 +122,15 @@ def reproduce_toy(
             rolled.append(roll_out(policy.policy, policy.decoder, episodes=rollouts, seed=ROLLOUT_SEED))
             say(f"delta {delta:g}, seed {seed}: {_sentence(rolled[-1])}")
         points.append(Point(float(delta), list(range(seeds)), rolled))
+    for rival in rivals:
+        rolled = []
+        for seed in range(seeds):
+            folder = out / "runs" / rival / f"seed{seed}"
+            say(f"{rival}, seed {seed}: {_ensure_run(folder, {**settings, **EQUAL, 'seed': seed}, rival)}")
+            policy = load_policy(folder)
+            rolled.append(roll_out(policy.policy, policy.decoder, episodes=rollouts, seed=ROLLOUT_SEED))
+            say(f"{rival}, seed {seed}: {_sentence(rolled[-1])}")
+        points.append(Point(0.0, list(range(seeds)), rolled, rival))
     rows = [point.figures(frozen) for point in points]
     findings = _findings(rows)
     summary = {
@@ -138,11 +159,11 @@ def reproduce_toy(
 # -- runs ------------------------------------------------------------------------------------------------------------
 
 
-def _ensure_run(folder: Path, settings: dict[str, Any]) -> str:
+def _ensure_run(folder: Path, settings: dict[str, Any], method: str = "lpds") -> str:
     """Have a finished run with these settings in the folder; say how it came about."""
     preset = resolve("task", TASKS, "toy")
-    run, method = resolve_settings(preset, "lpds", settings)
-    wanted = (to_json(run), to_json(method), load_decoder(preset.decoder).fingerprint)
+    run, chosen = resolve_settings(preset, method, settings)
+    wanted = (to_json(run), to_json(chosen), load_decoder(preset.decoder).fingerprint)
     try:
         config = read_config(folder)
         same = (config["run"], config["settings"], config["decoder"]["fingerprint"]) == wanted
@@ -150,7 +171,7 @@ def _ensure_run(folder: Path, settings: dict[str, Any]) -> str:
         same = False
     if same and (folder / "summary.json").is_file() and (folder / "policy").is_dir():
         return "finished before"
-    done = resume(folder, quiet=True) if same else steer("toy", "lpds", out=folder, overwrite=True, quiet=True, **settings)
+    done = resume(folder, quiet=True) if same else steer("toy", method, out=folder, overwrite=True, quiet=True, **settings)
     if not done.finished:
         raise KeyboardInterrupt  # Ctrl-C ends the run in a checkpoint; the grid ends with it
     return "resumed and finished" if same else "run"
@@ -191,7 +212,7 @@ def _sentence(one: Rollouts) -> str:
 
 def _findings(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What was measured beside what the paper says, and where the transitions lie."""
-    frozen, steered = rows[0], rows[1:]
+    frozen, steered = rows[0], [row for row in rows if row["delta"]]
     lines = ["The paper's toy, and this one:"]
     for delta, says in PAPER.items():
         for row in steered:
@@ -216,6 +237,12 @@ def _findings(rows: Sequence[dict[str, Any]]) -> list[str]:
         if single
         else f"  Not every seed is left with one goal, not even at delta {steered[-1]['delta']:g}, the largest of this grid."
     )
+    for row in rows[1:]:
+        if not row["delta"]:
+            path = row["path_ratio"][0]
+            lines.append(
+                f"  {row['name']}: paper (DSRL): one mode at once; here: {_counts(row)} modes covered, path {path:.2f}"
+            )
     return lines
 
 
@@ -234,9 +261,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         ratio, low, high = row["path_ratio"]
         mean, least, most = row["return"]
-        name = f"delta {row['delta']:g}" if row["delta"] else "frozen"
         lines.append(
-            f"{name:<12}{row['modes_covered']:>7.2f}{_counts(row):>9}{row['mode_entropy']:>10.2f}{row['action_entropy']:>11.2f}"
+            f"{row['name']:<12}{row['modes_covered']:>7.2f}{_counts(row):>9}{row['mode_entropy']:>10.2f}{row['action_entropy']:>11.2f}"
             f"{ratio:>11.2f}{f'[{low:.2f}, {high:.2f}]':>16}{row['decisions'][0]:>11.1f}"
             f"{mean:>9.1f}{f'[{least:.1f}, {most:.1f}]':>18}"
         )
@@ -248,13 +274,13 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     flat = []
     for row in rows:
         for seed in ({**row, "seed": "all"}, *row["seeds"]):
-            line: dict[str, Any] = {"delta": row["delta"], "seed": seed["seed"]}
+            line: dict[str, Any] = {"name": row["name"], "delta": row["delta"], "seed": seed["seed"]}
             for key, value in seed.items():
                 if key == "mode_shares":
                     line |= {f"share_{index}": share for index, share in enumerate(value)}
                 elif isinstance(value, list) and key != "seeds":
                     line |= {f"{key}{end}": part for end, part in zip(("", "_low", "_high"), value, strict=True)}
-                elif key not in ("delta", "seed", "seeds"):
+                elif key not in ("name", "delta", "seed", "seeds"):
                     line[key] = value
             flat.append({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in line.items()})
     text = io.StringIO()

@@ -103,8 +103,7 @@ def _paths(axes: Any, point: Point) -> None:
     modes, *others = [mode_coverage(each.shares, COVERED) for each in point.rollouts]
     beside = f" (other seeds: {', '.join(map(str, others))})" if others else ""
     axes.set_title(
-        f"{f'δ = {point.delta:g}, seed {point.seeds[0]}' if point.delta else 'frozen policy'}\n"
-        f"{modes} mode{'' if modes == 1 else 's'}{beside}\nmedian path {np.median(one.ratios):.2f} × straight",
+        f"{_name(point)}\n{modes} mode{'' if modes == 1 else 's'}{beside}\nmedian path {np.median(one.ratios):.2f} × straight",
         fontsize=9,
         color=INK,
     )
@@ -114,6 +113,12 @@ def _paths(axes: Any, point: Point) -> None:
     axes.set_axis_off()
 
 
+def _name(point: Point) -> str:
+    if point.delta:
+        return f"δ = {point.delta:g}, seed {point.seeds[0]}"
+    return "frozen policy" if len(point.seeds) == 1 and point.label == "frozen" else f"{point.label}, seed {point.seeds[0]}"
+
+
 def _against_delta(axes: Any, rows: Sequence[dict[str, Any]], key: str, label: str) -> None:
     """A figure against delta on a log axis: the line is over all seeds, the small dots are the seeds."""
 
@@ -121,7 +126,7 @@ def _against_delta(axes: Any, rows: Sequence[dict[str, Any]], key: str, label: s
         held = row[key]
         return float(held[0] if isinstance(held, list) else held)
 
-    steered = rows[1:]
+    steered = [row for row in rows if row["delta"]]
     delta = [row["delta"] for row in steered]
     axes.axhline(value(rows[0]), color=MUTED, linestyle="--", linewidth=1.0)
     axes.annotate("frozen", (1.0, value(rows[0])), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=MUTED)

@@ -1,0 +1,189 @@
+"""The paper's comparisons as grids: which runs they need, what the paper says of them, and what came out here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lpds.errors import unknown_name
+from lpds.files import write_atomically, write_json
+from lpds.grid import Cell, grid_cells, run_grid
+from lpds.report.compare import CompareReport, compare
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """One figure or table of the paper."""
+
+    title: str
+    suite: str
+    methods: tuple[str, ...]
+    """As :func:`lpds.grid.grid_cells` takes them."""
+    paper: tuple[str, ...]
+    """What the paper says, a sentence each."""
+    caveats: tuple[str, ...] = ()
+    """In what this grid differs from the paper's, a sentence each."""
+    steps: int = 100_000
+    """Default budget in primitive steps."""
+    figures: tuple[str, ...] = ("learning",)
+    """Figures of the report that show it."""
+
+
+EQUAL = "updates_per_decision=1"
+BUDGET = (
+    "100k primitive steps where the paper has millions: methods that train the whole decoder look flat here, for that reason."
+)
+REPRODUCTIONS: dict[str, Reproduction] = {
+    "gym": Reproduction(
+        "Locomotion: LP-DS against its rivals",
+        "gym",
+        (
+            "base",
+            "base+chain:sampler=chain",
+            "golden-ticket",
+            "lpds",
+            f"dsrl-na+equal:{EQUAL}",
+            f"dsrl-na+alpha0.3:{EQUAL},temperature=0.3",
+            f"dsrl-sac+equal:{EQUAL}",
+            "lpds-a",
+            "dppo",
+            "idql",
+            "dql",
+        ),
+        (
+            "Up to 25 % more return than earlier baselines, at higher action entropy.",
+            "Walker2d: about 5000 against about 4000 for the best baseline.",
+        ),
+        (
+            BUDGET,
+            "Own frozen policies (see their cards), not the public checkpoints; chunk 4, networks 3x256 (Hopper 3x128).",
+            "dppo, idql and dql act by the 20-step chain: compare them with base+chain, not with the frozen policy.",
+        ),
+    ),
+    "fig2": Reproduction(
+        "The norm of the latent over training",
+        "halfcheetah",
+        ("lpds", "dsrl-sac+box10:box=10", "dsrl-sac+box100:box=100"),
+        ("Under DSRL the norm of w grows steadily until decoding breaks; under LP-DS it stays with the prior's.",),
+        ("The paper does not give the box; 10 and 100 are wide ones.",),
+        60_000,
+        ("latent-norm", "learning", "entropy"),
+    ),
+    "ablation": Reproduction(
+        "What the Lagrangian and the bound are for",
+        "walker2d",
+        (
+            "lpds",
+            "lpds+free:dual=off",
+            "lpds+unbounded:dual=off,noise_bound=inf",
+            "lpds+penalty:dual=fixed",
+            f"dsrl-na+equal:{EQUAL}",
+            "lpds-a",
+        ),
+        (
+            "Full method highest in success and high in entropy; without the Lagrangian medium, then unstable; without both "
+            "lowest and oscillating; DSRL low with the lowest entropy; the residual on the action (LP-DS-A) an early plateau.",
+        ),
+        ("The paper's ablation is on Adroit Pen; this one is on Walker2d.",),
+        figures=("learning", "entropy", "trust-region"),
+    ),
+    "delta": Reproduction(
+        "Return against delta",
+        "hopper,walker2d",
+        tuple(f"lpds+delta{value}:delta={value}" for value in (0.05, 0.1, 0.35, 0.66, 2, 5)),
+        ("The result is insensitive to delta between 0.1 and 0.66.",),
+        figures=("learning", "entropy", "trust-region"),
+    ),
+    "residual": Reproduction(
+        "The residual on the noise against the residual on the action",
+        "gym",
+        ("lpds", "lpds-a"),
+        ("LP-DS-A reaches an early plateau below LP-DS.",),
+        figures=("learning", "entropy"),
+    ),
+    "flow": Reproduction(
+        "A flow decoder in place of diffusion",
+        "hopper",
+        ("lpds", "lpds+flow:decoder=hopper-flow"),
+        ("The method does not depend on the kind of decoder: any map from noise to actions that is deterministic will do.",),
+    ),
+}
+
+
+def reproduce(
+    name: str,
+    out: Path,
+    *,
+    seeds: int = 3,
+    steps: int | None = None,
+    jobs: int = 1,
+    runs: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> str:
+    """Run what is missing of a grid, and write its table, figures and page into a folder.
+
+    Args:
+        name: of a reproduction.
+        out: folder of ``README.md``, ``summary.json`` and the figures.
+        seeds: runs of every cell.
+        steps: budget of a run in place of the reproduction's.
+        jobs: processes at a time.
+        runs: root of the run folders; ``out/runs`` by default. With committed results nothing that is there is run again.
+        say: takes one line of progress at a time.
+
+    Returns:
+        The page, as text.
+
+    Raises:
+        LpdsError: an unknown name, or no run finished.
+    """
+    if name not in REPRODUCTIONS:
+        raise unknown_name("figure", name, ["toy", *REPRODUCTIONS])
+    what = REPRODUCTIONS[name]
+    budget = what.steps if steps is None else steps
+    cells = grid_cells(what.suite, what.methods, seeds, budget)
+    finished = run_grid(cells, runs or out / "runs", jobs=jobs, say=say)
+    report = compare(finished)
+    pictures = _pictures(what, finished, out)
+    page = _page(name, what, cells, report, pictures, seeds, budget, len(finished))
+    write_json(out / "summary.json", {"format_version": FORMAT_VERSION, "figure": name, **report.to_json()})
+    write_atomically(out / "README.md", lambda stream: stream.write(page.encode()))
+    return page
+
+
+def _pictures(what: Reproduction, finished: Sequence[Path], out: Path) -> list[str]:
+    from lpds.report import write_figures
+
+    written = write_figures(finished, out)
+    kept = []
+    for path in written:
+        if any(path.stem.endswith(f"-{figure}") for figure in what.figures):
+            kept += [path.name] if path.suffix == ".png" else []
+        else:
+            path.unlink()
+    return kept
+
+
+def _page(
+    name: str,
+    what: Reproduction,
+    cells: Sequence[Cell],
+    report: CompareReport,
+    pictures: Sequence[str],
+    seeds: int,
+    steps: int,
+    finished: int,
+) -> str:
+    lines = [f"# {what.title}", "", f"`lpds reproduce {name} --seeds {seeds} --steps {steps}`", ""]
+    if finished < len(cells):
+        lines += [f"**{finished} of {len(cells)} runs are finished; what is missing is not in the table.**", ""]
+    lines += ["The paper says:", "", *(f"- {sentence}" for sentence in what.paper), ""]
+    lines += ["Measured here (95 % intervals; difference and probability against the frozen policy):", ""]
+    lines += ["```", str(report), "```", ""]
+    if what.caveats:
+        lines += ["What differs from the paper:", "", *(f"- {sentence}" for sentence in what.caveats), ""]
+    lines += [f"![{picture}]({picture})" for picture in pictures]
+    return "\n".join(lines).rstrip() + "\n"
