@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -377,3 +378,27 @@ NUMBERS = [(1530.08, "1,530"), (0.49453, "0.4945"), (-20.6, "-20.60"), (0.0, "0"
 @pytest.mark.parametrize(("value", "text"), NUMBERS)
 def test_numbers_are_formatted_sensibly(value: float, text: str) -> None:
     assert number(value) == text
+
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look at the page with")
+def test_the_page_shows_in_a_browser_and_stays_readable_in_grey(tmp_path: Path) -> None:
+    """A real browser draws the page: no sideways scrolling, ink on every screenful, and curves that differ without colour."""
+    from PIL import Image
+
+    runs = [make_run(tmp_path / f"{m}{s}", seed=s, method=m) for m in ("lpds", "dsrl-na") for s in (0, 1)]
+    page = write_report(runs, tmp_path / "page.html")
+    shot = tmp_path / "page.png"
+    words = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1100,4200", f"--screenshot={shot}", page.as_uri()]
+    subprocess.run(words, check=True, capture_output=True, timeout=120)
+    grey = np.asarray(Image.open(shot).convert("L"), np.float64)
+    assert grey.shape[1] == 1100
+    for top in range(0, 3600, 600):
+        part = grey[top : top + 600]
+        assert part.std() > 8.0, f"nothing is drawn from row {top} on"
+        assert part.min() < 100.0 < 240.0 < part.max()
+    margin = grey[:, -20:]
+    assert margin.std() < 1.0, "something runs over the right edge"

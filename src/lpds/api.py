@@ -22,7 +22,7 @@ from lpds.methods.base import BasePolicy
 from lpds.passport import make_passport
 from lpds.policy import SteeredPolicy, find_decoder, load_policy
 from lpds.registry import METHOD_SETTINGS, TASKS, resolve
-from lpds.session import Run, build_learner, build_runner, drive
+from lpds.session import Run, build_learner, build_runner, drive, read_demonstrations
 from lpds.types import Decoder
 from lpds.zoo import load_decoder
 
@@ -71,6 +71,7 @@ def steer(
     _check_env(chosen_env, frozen)
     device = _device(run_settings.device)
     learner, generator = build_learner(run_settings, method, method_settings, frozen, device)
+    rows = read_demonstrations(run_settings, method, learner, frozen)
     passport = make_passport(frozen, env=_env_name(chosen_env), seed=run_settings.seed, device=str(device))
     _make_room(folder, overwrite)
     config = {
@@ -91,7 +92,9 @@ def steer(
     write_json(folder / "config.json", config)
     write_json(folder / "passport.json", passport)
     display = Display(run_settings.steps, quiet=quiet)
-    runner = build_runner(run_settings, method, learner, generator, frozen, chosen_env, folder, device, display, tensorboard)
+    runner = build_runner(
+        run_settings, method, learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
+    )
     runner.open_logs()
     return drive(runner, display)
 
@@ -136,11 +139,12 @@ def resume(
     display = Display(settings.steps, quiet=quiet)
     device = _device(settings.device)
     learner, generator = build_learner(settings, config["method"], method_settings, frozen, device)
+    rows = read_demonstrations(settings, config["method"], learner, frozen)
     if not (folder / "passport.json").is_file():  # a kill came before it
         passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
         write_json(folder / "passport.json", passport)
     runner = build_runner(
-        settings, config["method"], learner, generator, frozen, chosen_env, folder, device, display, tensorboard
+        settings, config["method"], learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
     )
     if (folder / "checkpoint" / "checkpoint.json").is_file():
         runner.restore()

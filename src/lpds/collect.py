@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,12 +121,23 @@ class Collector:
         self.obs = next_obs
         return rows, records, int(info["k"].sum())
 
-    def _decode_kept(self, obs: Tensor, addresses: list[tuple[int, int, int, int]]) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def complete(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Give rows that were not collected, R of every field, the base noises that collected ones have."""
+        addresses = [(self._seed, row) for row in range(len(rows["obs"]))]
+        parts = [
+            self._decode_kept(rows["obs"][at : at + 256].to(self.device), addresses[at : at + 256], "demonstrations")
+            for at in range(0, len(addresses), 256)
+        ]
+        kept, decoded = (torch.cat(values) for values in zip(*parts, strict=True))
+        return {**rows, "base_noise": kept, "base_action": decoded}
+
+    def _decode_kept(self, obs: Tensor, addresses: Sequence[tuple[int, ...]], stream: str = "kept") -> tuple[Tensor, Tensor]:
         """M base noises per state and their chunks, [N, M, H * L] and [N, M, T * A]."""
         spec, count, lanes = self.decoder.spec, self._kept, len(addresses)
         if not count:
             return torch.empty(lanes, 0, spec.latent_size), torch.empty(lanes, 0, spec.action_size)
-        draws = [normal("kept", *at, shape=(count, *spec.latent_shape)) for at in addresses]
+        draws = [normal(stream, *at, shape=(count, *spec.latent_shape)) for at in addresses]
         noise = torch.from_numpy(np.stack(draws)).to(self.device)
         context = self.decoder.prepare(obs.repeat_interleave(count, 0))
         action = self.decoder.decode(context, noise.flatten(0, 1))

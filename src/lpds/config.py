@@ -227,6 +227,8 @@ class RunSettings:
     """Added to every primitive reward in the losses only."""
     replay_size: int = 1_000_000
     """Decisions kept."""
+    demos: str = ""
+    """Demonstrations (see ``lpds pretrain --data``) that are put into the replay before the run; empty for none."""
     log_every: int = 1_000
     """Primitive steps between rows of metrics.jsonl (at least 20 rows are written)."""
     eval_every: int = 10_000

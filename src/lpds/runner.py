@@ -51,6 +51,7 @@ class Runner:
         device: torch.device,
         display: Display,
         tensorboard: bool = False,
+        demonstrations: dict[str, Tensor] | None = None,
     ) -> None:
         self.c, self.method_name, self.method, self.decoder, self.out = settings, method_name, method, decoder, out
         self._env, self._generator, self._device, self._display = env, generator, device, display
@@ -67,8 +68,13 @@ class Runner:
             extras=method.extras,
         )
         # a decision takes at least one step, so a run never inserts more rows than it has steps
-        capacity = min(c.replay_size, c.steps + c.num_envs)
+        self._given = 0 if demonstrations is None else len(demonstrations["obs"]) // c.num_envs * c.num_envs
+        capacity = min(c.replay_size, c.steps + c.num_envs + self._given)
         self.replay = Replay(decoder.spec, capacity, method.kept_noises, c.num_envs, device, method.extras)
+        if demonstrations is not None:
+            rows = self.collector.complete(demonstrations)
+            for start in range(0, self._given, c.num_envs):
+                self.replay.insert({name: value[start : start + c.num_envs] for name, value in rows.items()})
         self.store = CheckpointStore(out / "checkpoint")
         self._board = TensorBoard(out / "tensorboard") if tensorboard else None
         self.step = self.updates = 0
@@ -120,10 +126,11 @@ class Runner:
         c = self.c
         if not self._warm:
             self._warm = True
-            self._probe = probe_states(self.replay.everything("obs"))
-            save_states(self.out, probe_states(self.replay.everything("obs"), SHOWN))
+            collected = self.replay.everything("obs")[self._given :]
+            self._probe = probe_states(collected)
+            save_states(self.out, probe_states(collected, SHOWN))
             returns = self.replay.returns_to_go()
-            scale = c.reward_scale or RETURN_STD / max(float(returns[0].std()), 1e-6)
+            scale = c.reward_scale or RETURN_STD / max(float(returns[0][self._given :].std()), 1e-6)
             self.method.calibrate(self.replay.everything("obs"), self.replay.everything("action"), scale)
             for _ in range(c.warmup_fits):
                 batch = self.replay.sample(c.batch_size, self._generator, self._noises, returns)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lpds.config import RunSettings
 from lpds.decoders.base import BaseDecoder
@@ -78,6 +79,24 @@ def build_learner(
     return resolve("method", METHODS, method)(method_settings, decoder, generator=generator, device=device), generator
 
 
+def read_demonstrations(settings: RunSettings, method: str, learner: Method, decoder: Decoder) -> dict[str, Tensor] | None:
+    """Rows of the demonstrations that the settings name; ``None`` if they name none."""
+    if not settings.demos:
+        return None
+    if learner.extras:
+        raise LpdsError(f"demos cannot serve {method}, which learns from more than chunks: {', '.join(learner.extras)}")
+    from lpds.pretrain.datasets import open_data
+    from lpds.pretrain.rows import demonstration_rows
+
+    return demonstration_rows(
+        open_data(settings.demos),
+        decoder.spec,
+        gamma=settings.gamma,
+        discount=settings.discount,
+        reward_offset=settings.reward_offset,
+    )
+
+
 def build_runner(
     settings: RunSettings,
     method: str,
@@ -89,6 +108,7 @@ def build_runner(
     device: torch.device,
     display: Display,
     tensorboard: bool,
+    demonstrations: dict[str, Tensor] | None = None,
 ) -> Runner:
     """Make the loop around a method."""
     return Runner(
@@ -102,6 +122,7 @@ def build_runner(
         device=device,
         display=display,
         tensorboard=tensorboard,
+        demonstrations=demonstrations,
     )
 
 

@@ -54,6 +54,9 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
         episode_lengths=np.asarray(lengths, np.int64),
         episode_returns=np.asarray(fields.get("episode_returns", np.full(episodes, np.nan)), np.float64),
         episode_source=np.asarray(fields.get("episode_source", np.zeros(episodes)), np.int64),
+        rewards=np.asarray(fields.get("rewards", np.empty(0)), np.float32),
+        final_obs=np.asarray(fields.get("final_obs", np.empty((0, 0))), np.float32),
+        terminated=np.asarray(fields.get("terminated", np.empty(0)), np.bool_),
     )
     return _checked(data, str(path))
 
@@ -77,6 +80,9 @@ def _from_minari(name: str) -> Demonstrations:
         episode_lengths=np.asarray([len(episode.actions) for episode in episodes], np.int64),
         episode_returns=np.asarray([float(episode.rewards.sum()) for episode in episodes]),
         episode_source=np.zeros(len(episodes), np.int64),
+        rewards=np.concatenate([episode.rewards for episode in episodes]).astype(np.float32),
+        final_obs=np.stack([episode.observations[-1] for episode in episodes]).astype(np.float32),
+        terminated=np.asarray([bool(episode.terminations[-1]) for episode in episodes]),
     )
     return _checked(data, f"minari:{name}")
 

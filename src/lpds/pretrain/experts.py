@@ -6,7 +6,7 @@ The forward passes follow the README that comes with the arrays (actors of rl-tr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gymnasium
@@ -145,6 +145,12 @@ class Demonstrations:
     """[E]; NaN where the source does not say."""
     episode_source: npt.NDArray[np.int64]
     """[E], index of the mixture component that acted."""
+    rewards: FloatArray = field(default_factory=lambda: np.empty(0, np.float32))
+    """[N], or empty where the source does not say; only learning from demonstrations needs them."""
+    final_obs: FloatArray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """[E, O], where every episode ended; empty where the source does not say."""
+    terminated: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    """[E], whether the episode ended for good rather than at a time limit; empty where the source does not say."""
 
     def save(self, path: Path) -> None:
         """Write the project's own npz layout (one array per field, no pickle)."""
@@ -191,6 +197,9 @@ def roll_out(
     lengths: list[int] = []
     returns: list[float] = []
     who: list[int] = []
+    rewards: list[float] = []
+    finals: list[FloatArray] = []
+    for_good: list[bool] = []
     counts = np.zeros(len(sources))
     while len(obs_rows) < transitions:
         index = int(np.argmin(counts - shares * (counts.sum() + 1)))
@@ -205,6 +214,7 @@ def roll_out(
             obs_rows.append(np.asarray(obs, np.float32))
             action_rows.append(clipped)
             obs, reward, terminated, truncated, _ = env.step(clipped)
+            rewards.append(float(reward))
             total += float(reward)
             length += 1
             over = terminated or truncated
@@ -212,6 +222,8 @@ def roll_out(
         lengths.append(length)
         returns.append(total)
         who.append(index)
+        finals.append(np.asarray(obs, np.float32))
+        for_good.append(bool(terminated))
         if progress is not None:
             progress(len(obs_rows), transitions)
     env.close()
@@ -221,4 +233,7 @@ def roll_out(
         episode_lengths=np.asarray(lengths, np.int64),
         episode_returns=np.asarray(returns, np.float64),
         episode_source=np.asarray(who, np.int64),
+        rewards=np.asarray(rewards, np.float32),
+        final_obs=np.stack(finals),
+        terminated=np.asarray(for_good, np.bool_),
     )

@@ -1,0 +1,65 @@
+"""Demonstrations as rows of the replay: the same semi-Markov transitions that a collector would have made of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpds.envs.chunk import chunk_return
+from lpds.errors import LpdsError
+from lpds.pretrain.experts import Demonstrations
+from lpds.types import LatentSpec
+
+
+def demonstration_rows(
+    data: Demonstrations, spec: LatentSpec, *, gamma: float, discount: str, reward_offset: float = 0.0
+) -> dict[str, Tensor]:
+    """Cut every episode into decisions, one after another from its start.
+
+    The last chunk of an episode may be short: its rewards end with it, and the steps that were never executed repeat the
+    last action, as the decoder's own chunk would have gone on somewhere.
+
+    Args:
+        data: with rewards, final observations and ends.
+        spec: of the decoder; its executed slice is the length of a decision.
+        gamma: per primitive step.
+        discount: chunk arithmetic by name.
+        reward_offset: added to every executed primitive reward.
+
+    Returns:
+        obs, action, reward, discount, next_obs and over, [R, ...]; ``over`` is 1 everywhere, since these rows are no
+        recording whose returns to go could be added up across them.
+
+    Raises:
+        LpdsError: no rewards in the data, or sizes that are not the decoder's.
+    """
+    if len(data.rewards) != len(data.obs) or not len(data.final_obs) == len(data.terminated) == len(data.episode_lengths):
+        raise LpdsError("the demonstrations have no rewards, final_obs and terminated: write them again with lpds demos")
+    sizes = (data.obs.shape[1], data.actions.shape[1])
+    if sizes != (spec.obs_size, spec.action_shape[1]):
+        raise LpdsError(
+            f"the demonstrations have {sizes[0]} observations and {sizes[1]} actions, the decoder {spec.obs_size} and "
+            f"{spec.action_shape[1]}"
+        )
+    steps = spec.action_shape[0]
+    ends = np.cumsum(data.episode_lengths)
+    starts = ends - data.episode_lengths
+    first = np.concatenate([np.arange(a, b, steps) for a, b in zip(starts, ends, strict=True)])
+    episode = np.searchsorted(ends, first, side="right")
+    k = np.minimum(steps, ends[episode] - first)
+    index = first[:, None] + np.minimum(np.arange(steps), k[:, None] - 1)
+    executed = np.arange(steps) < k[:, None]
+    rewards = np.where(executed, data.rewards[index] + reward_offset, 0.0)
+    last = first + k == ends[episode]
+    reward, factor = chunk_return(rewards, k, last & data.terminated[episode], gamma, discount)
+    following = data.obs[np.minimum(first + k, len(data.obs) - 1)]
+    next_obs = np.where(last[:, None], data.final_obs[episode], following)
+    return {
+        "obs": torch.from_numpy(data.obs[first]),
+        "action": torch.from_numpy(data.actions[index].reshape(len(first), -1)),
+        "reward": torch.from_numpy(reward),
+        "discount": torch.from_numpy(factor),
+        "next_obs": torch.from_numpy(next_obs.astype(np.float32)),
+        "over": torch.ones(len(first)),
+    }

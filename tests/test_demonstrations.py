@@ -1,0 +1,92 @@
+"""Demonstrations in the replay: the rows a collector would have made, and a run that learns from them and resumes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scripted import SPEC, TINY, assert_same_run, toy_decoder
+
+import lpds
+from lpds.errors import LpdsError
+from lpds.pretrain.datasets import open_data
+from lpds.pretrain.experts import Demonstrations
+from lpds.pretrain.rows import demonstration_rows
+from lpds.types import LatentSpec
+
+
+def made_up(lengths=(5, 4, 2), terminated=(True, False, False), size=2, actions=2):
+    rng, count = np.random.default_rng(0), sum(lengths)
+    return Demonstrations(
+        obs=rng.normal(size=(count, size)).astype(np.float32),
+        actions=rng.normal(size=(count, actions)).astype(np.float32),
+        episode_lengths=np.asarray(lengths, np.int64),
+        episode_returns=np.full(len(lengths), np.nan),
+        episode_source=np.zeros(len(lengths), np.int64),
+        rewards=np.arange(1, count + 1, dtype=np.float32),
+        final_obs=rng.normal(size=(len(lengths), size)).astype(np.float32),
+        terminated=np.asarray(terminated),
+    )
+
+
+def test_rows_are_the_semi_markov_transitions_of_every_episode():
+    data, gamma = made_up(), 0.5
+    rows = demonstration_rows(data, LatentSpec((2,), (2, 2), (2, 2)), gamma=gamma, discount="exact")
+    # episodes of 5, 4 and 2 steps in chunks of 2: 2 2 1 | 2 2 | 2
+    assert torch.equal(rows["obs"], torch.from_numpy(data.obs[[0, 2, 4, 5, 7, 9]]))
+    assert rows["reward"].tolist() == [1 + 1.0, 3 + 2.0, 5.0, 6 + 3.5, 8 + 4.5, 10 + 5.5]
+    assert rows["discount"].tolist() == [0.25, 0.25, 0.0, 0.25, 0.25, 0.25]  # ended for good only once, after one step
+    assert torch.equal(rows["next_obs"][[0, 1, 3]], torch.from_numpy(data.obs[[2, 4, 7]]))
+    assert torch.equal(rows["next_obs"][[2, 4, 5]], torch.from_numpy(data.final_obs))
+    assert torch.equal(rows["action"][0], torch.from_numpy(data.actions[:2]).flatten())
+    assert torch.equal(rows["action"][2], torch.from_numpy(data.actions[[4, 4]]).flatten())
+    assert bool(rows["over"].all())
+    offset = demonstration_rows(data, LatentSpec((2,), (2, 2), (2, 2)), gamma=gamma, discount="exact", reward_offset=-1.0)
+    assert offset["reward"].tolist() == [0 + 0.5, 2 + 1.5, 4.0, 5 + 3.0, 7 + 4.0, 9 + 5.0]
+
+
+def test_what_cannot_be_rows(refused):
+    with refused("have no rewards"):
+        demonstration_rows(replace(made_up(), rewards=np.empty(0, np.float32)), SPEC, gamma=0.9, discount="exact")
+    with refused("have no rewards"):
+        demonstration_rows(replace(made_up(), terminated=np.empty(0, bool)), SPEC, gamma=0.9, discount="exact")
+    with refused("3 observations and 2 actions", "2 and 2"):
+        demonstration_rows(made_up(size=3), SPEC, gamma=0.9, discount="exact")
+
+
+def test_every_field_survives_the_file(tmp_path):
+    data = made_up()
+    data.save(tmp_path / "d.npz")
+    again = open_data(str(tmp_path / "d.npz"))
+    for name in data.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(again, name), getattr(data, name))
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_run_with_demonstrations_holds_them_and_resumes_to_the_bit(tmp_path, kept):
+    made_up((40,) * 10, (True,) * 10).save(tmp_path / "d.npz")
+    options = TINY | {"demos": str(tmp_path / "d.npz"), "kept_noises": kept, "distill_noises": 1}
+    for name, steps in (("whole", 500), ("short", 300)):
+        lpds.steer("toy", decoder=toy_decoder(), out=tmp_path / name, **(options | {"steps": steps}))
+    lpds.resume(tmp_path / "short", steps=500, decoder=toy_decoder(), quiet=True)
+    whole, short = (lpds.load_policy(tmp_path / name, toy_decoder()) for name in ("whole", "short"))
+    obs = np.ones((3, 2), np.float32)
+    assert np.array_equal(whole.shift(obs), short.shift(obs))
+    lpds.steer("toy", decoder=toy_decoder(), out=tmp_path / "again", **(options | {"steps": 500}))
+    assert_same_run(tmp_path / "whole", tmp_path / "again")
+    lpds.steer("toy", decoder=toy_decoder(), out=tmp_path / "without", **(options | {"steps": 500, "demos": ""}))
+    without = lpds.load_policy(tmp_path / "without", toy_decoder())
+    assert not np.array_equal(whole.shift(obs), without.shift(obs))
+
+
+def test_a_method_that_needs_more_than_chunks_and_a_missing_file_leave_no_folder(tmp_path):
+    made_up().save(tmp_path / "d.npz")
+    for method, demos, words in (
+        ("dsrl-sac", "d.npz", "demos cannot serve dsrl-sac"),
+        ("lpds", "none.npz", "does not exist"),
+    ):
+        with pytest.raises(LpdsError, match=words):
+            lpds.steer("toy", method, decoder=toy_decoder(), out=tmp_path / "run", demos=str(tmp_path / demos), quiet=True)
+        assert not (tmp_path / "run").exists()
