@@ -212,3 +212,25 @@ def test_environments_that_cannot_be_made():
         lpds.make_env("no_such_module:Foo-v0")
     with pytest.raises(LpdsError, match=r"environment Hopper-v0 cannot be made|unknown environment 'Hopper-v0'"):
         lpds.make_env("Hopper-v0")
+
+
+def test_a_named_preset_lies_between_the_task_and_the_caller(tmp_path, refused):
+    from lpds.api import resolve_preset, resolve_settings
+    from lpds.tasks import HALFCHEETAH, HOPPER
+
+    run, method = resolve_settings(HOPPER, "lpds", {"distill_noises": 3}, resolve_preset("paper", "lpds"))
+    assert (run.warmup_fits, method.kept_noises, method.activation, method.width) == (0, 0, "tanh", 128)
+    assert (method.distill_noises, method.delta) == (3, 0.5)
+    run, method = resolve_settings(HALFCHEETAH, "dsrl-na", {}, resolve_preset("released", "dsrl-na"))
+    assert (run.warmup_steps, run.discount, run.reward_scale, method.width, method.box) == (32_016, "dsrl", 1.0, 1024, 1.0)
+    with refused("unknown preset of lpds 'papr'", "paper"):
+        resolve_preset("papr", "lpds")
+    with refused("unknown preset of best-of-n 'paper'"):
+        lpds.steer("toy", "best-of-n", preset="paper", out=tmp_path / "run")
+
+
+def test_the_paper_preset_of_hopper_uses_the_chunk_of_eight(tmp_path):
+    options = {"steps": 200, "warmup_steps": 100, "eval_every": 0, "final_episodes": 1, "quiet": True, "width": 8}
+    lpds.steer("hopper", preset="paper", out=tmp_path / "run", **options)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["preset"], config["decoder"]["name"]) == ("paper", "hopper-c8")

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from lpds.config import RunSettings, Task, from_json, override, to_json
+from lpds.config import Preset, RunSettings, Task, from_json, override, to_json
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, unknown_name
 from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.files import write_json
 from lpds.log import Display, read_json_lines
@@ -39,6 +39,7 @@ def steer(
     overwrite: bool = False,
     quiet: bool = False,
     tensorboard: bool = False,
+    preset: str | None = None,
     **settings: Any,
 ) -> Run:
     """Improve a frozen policy by online RL and write a run folder.
@@ -52,6 +53,8 @@ def steer(
         overwrite: replace a run folder that exists.
         quiet: print nothing.
         tensorboard: write TensorBoard scalars too.
+        preset: named settings of the method in place of its defaults: ``"paper"`` for lpds, ``"released"`` for dsrl-na and
+            dsrl-sac. A decoder that the preset names is used unless ``decoder`` is given.
         settings: any field of :class:`RunSettings` or of the method's settings, for instance ``steps=100_000``,
             ``seed=0``, ``delta=0.5``.
 
@@ -62,11 +65,12 @@ def steer(
         LpdsError: an input that does not fit, or a run folder that exists.
         EnvironmentFault: an environment failed; the run is saved.
     """
-    preset = resolve_task(task, decoder, env)
-    run_settings, method_settings = resolve_settings(preset, method, settings)
-    frozen = _as_decoder(decoder if decoder is not None else preset.decoder)
-    chosen_env: EnvLike = env if env is not None else preset.env
-    name = preset.name.replace(":", "-")
+    chosen = resolve_task(task, decoder, env)
+    named = resolve_preset(preset, method)
+    run_settings, method_settings = resolve_settings(chosen, method, settings, named)
+    frozen = _as_decoder(decoder if decoder is not None else named.decoders.get(chosen.name, chosen.decoder))
+    chosen_env: EnvLike = env if env is not None else chosen.env
+    name = chosen.name.replace(":", "-")
     folder = Path(out) if out is not None else Path("runs") / f"{name}-{method}-seed{run_settings.seed}"
     _check_env(chosen_env, frozen)
     device = _device(run_settings.device)
@@ -76,8 +80,9 @@ def steer(
     _make_room(folder, overwrite)
     config = {
         "format_version": FORMAT_VERSION,
-        "task": preset.name,
+        "task": chosen.name,
         "method": method,
+        "preset": preset,
         "env": chosen_env if isinstance(chosen_env, str) else None,
         "env_name": _env_name(chosen_env),
         "decoder": {
@@ -201,8 +206,21 @@ def resolve_task(task: str | None, decoder: Any, env: Any) -> Task:
     return Task("own", env="", decoder="")
 
 
-def resolve_settings(preset: Task, method: str, changes: dict[str, Any]) -> tuple[RunSettings, Any]:
-    """Lay the caller's changes over the preset's over the defaults, for the run and for the method.
+def resolve_preset(name: str | None, method: str) -> Preset:
+    """Find a method's named settings; nothing for ``None``."""
+    if name is None:
+        return Preset()
+    from lpds.tasks import PRESETS
+
+    if name not in PRESETS.get(method, {}):
+        raise unknown_name(f"preset of {method}", name, PRESETS.get(method, {}))
+    return PRESETS[method][name]
+
+
+def resolve_settings(
+    preset: Task, method: str, changes: dict[str, Any], named: Preset | None = None
+) -> tuple[RunSettings, Any]:
+    """Lay the caller's changes over a named preset's over the task's over the defaults, for the run and for the method.
 
     Raises:
         LpdsError: a name that neither knows, or a value that is refused.
@@ -214,12 +232,11 @@ def resolve_settings(preset: Task, method: str, changes: dict[str, Any]) -> tupl
     for_method = {key: value for key, value in changes.items() if key not in run_names}
     unknown = set(for_method) - method_names
     if unknown:
-        from lpds.errors import unknown_name
-
         raise unknown_name("setting", min(unknown), run_names | method_names)
     shared = {key: value for key, value in preset.method.get("*", {}).items() if key in method_names}
-    own = preset.method.get(method, {})
-    return override(RunSettings, preset.run, getattr(kind, "run_defaults", {}), for_run), override(
+    named = named or Preset()
+    own = {**preset.method.get(method, {}), **named.method, **named.by_task.get(preset.name, {})}
+    return override(RunSettings, preset.run, getattr(kind, "run_defaults", {}), named.run, for_run), override(
         kind, shared, own, for_method
     )
 

@@ -128,18 +128,21 @@ def _command(commands: Any, name: str, help_text: str, handler: Handler) -> argp
 
 def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """Offer every setting of the run and of the chosen method, with the preset's value as the default shown."""
-    from lpds.config import RunSettings, Task
+    from lpds.config import Preset, RunSettings, Task
     from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
+    from lpds.tasks import PRESETS
 
     peek = argparse.ArgumentParser(add_help=False)
     peek.add_argument("command", nargs="?")
     peek.add_argument("task", nargs="?")
     peek.add_argument("--method", default="lpds")
+    peek.add_argument("--preset")
     seen, _ = peek.parse_known_args([word for word in words if word not in ("-h", "--help")])
     parser.add_argument("task", nargs="?", help=f"a preset: {', '.join(TASKS)}; may be left out with --decoder and --env")
     parser.add_argument("--method", default="lpds", help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--decoder", help="zoo name, dppo:PATH or folder:PATH in place of the task's")
     parser.add_argument("--env", help="a Gymnasium id in place of the task's")
+    parser.add_argument("--preset", help="named settings of the method: paper (lpds), released (dsrl-na, dsrl-sac)")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/TASK-METHOD-seedN)")
     parser.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
     parser.add_argument("--tensorboard", action="store_true")
@@ -151,9 +154,10 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     shared = preset.method.get("*", {})
     group = parser.add_argument_group("run settings (defaults are the preset's)")
     kind = resolve("method", METHOD_SETTINGS, seen.method) if seen.method in METHOD_SETTINGS else None
-    _fields(group, RunSettings, {**preset.run, **getattr(kind, "run_defaults", {})})
+    named = PRESETS.get(seen.method, {}).get(seen.preset, Preset())
+    _fields(group, RunSettings, {**preset.run, **getattr(kind, "run_defaults", {}), **named.run})
     if kind is not None:
-        own = preset.method.get(seen.method, {})
+        own = {**preset.method.get(seen.method, {}), **named.method, **named.by_task.get(preset.name, {})}
         group = parser.add_argument_group(f"settings of {seen.method}")
         _fields(group, kind, {**shared, **own})
 

@@ -46,6 +46,7 @@ def do_steer(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         quiet=arguments.quiet,
         tensorboard=arguments.tensorboard,
+        preset=arguments.preset,
         **_settings(arguments),
     )
     return _finish(run)

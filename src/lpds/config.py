@@ -273,6 +273,20 @@ class Task:
     """Differences from a method's settings, by method; ``"*"`` for every method that has the field."""
 
 
+@dataclass(frozen=True)
+class Preset:
+    """A named set of settings of one method, over the task's own."""
+
+    run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Differences of :class:`RunSettings`."""
+    method: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Differences of the method's settings."""
+    by_task: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Further differences of the method's settings, by task."""
+    decoders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """In place of the task's decoder, by task."""
+
+
 def choose(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is not among the choices."""
     if value not in choices:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lpds.config import Task
+from lpds.config import Preset, Task
 
 _GYM = {"warmup_steps": 8_000, "gamma": 0.99**0.25}
 
@@ -25,3 +25,21 @@ TOY = Task(
 HOPPER = Task("hopper", env="Hopper-v5", decoder="hopper", run=_GYM, method={"*": {"width": 128}, "lpds": {"delta": 0.5}})
 WALKER2D = Task("walker2d", env="Walker2d-v5", decoder="walker2d", run=_GYM)
 HALFCHEETAH = Task("halfcheetah", env="HalfCheetah-v5", decoder="halfcheetah", run=_GYM)
+
+# ``--preset NAME``, by method. "paper": the plain loop of LP-DS, chunk 8 where such a decoder is shipped. "released": what
+# DSRL's public code runs with on the gym tasks.
+_RELEASED_RUN = {"warmup_steps": 32_016, "discount": "dsrl", "gamma": 0.99**0.25, "updates_per_decision": 2.5}
+_RELEASED_WIDTHS = {"hopper": {"width": 128}, "halfcheetah": {"width": 1024}, "walker2d": {"width": 2048}}
+_RELEASED = Preset(run=_RELEASED_RUN, by_task=_RELEASED_WIDTHS)
+PRESETS: dict[str, dict[str, Preset]] = {
+    "lpds": {
+        "paper": Preset(
+            run={"warmup_fits": 0, "updates_per_decision": 1.0},
+            method={"kept_noises": 0, "distill_noises": 1, "activation": "tanh", "width": 256},
+            by_task={"hopper": {"width": 128, "delta": 0.5}},
+            decoders={"hopper": "hopper-c8"},
+        )
+    },
+    "dsrl-na": {"released": _RELEASED},
+    "dsrl-sac": {"released": _RELEASED},
+}
