@@ -37,12 +37,20 @@ DECODER_SCHEMES: dict[str, str] = {
 }
 ENVIRONMENTS: dict[str, str] = {
     "four-mode": "lpds.envs.four_mode:make_four_mode",
+    "adroit-pen": "lpds.envs.adroit:make_pen",
+    "adroit-hammer": "lpds.envs.adroit:make_hammer",
+    "adroit-door": "lpds.envs.adroit:make_door",
+    "adroit-relocate": "lpds.envs.adroit:make_relocate",
 }
 TASKS: dict[str, str] = {
     "toy": "lpds.tasks:TOY",
     "hopper": "lpds.tasks:HOPPER",
     "walker2d": "lpds.tasks:WALKER2D",
     "halfcheetah": "lpds.tasks:HALFCHEETAH",
+    "adroit-pen": "lpds.tasks:ADROIT_PEN",
+    "adroit-hammer": "lpds.tasks:ADROIT_HAMMER",
+    "adroit-door": "lpds.tasks:ADROIT_DOOR",
+    "adroit-relocate": "lpds.tasks:ADROIT_RELOCATE",
 }
 
 

@@ -26,6 +26,12 @@ HOPPER = Task("hopper", env="Hopper-v5", decoder="hopper", run=_GYM, method={"*"
 WALKER2D = Task("walker2d", env="Walker2d-v5", decoder="walker2d", run=_GYM)
 HALFCHEETAH = Task("halfcheetah", env="HalfCheetah-v5", decoder="halfcheetah", run=_GYM)
 
+_ADROIT = {"warmup_steps": 8_000, "gamma": 0.99**0.25}
+ADROIT_PEN = Task("adroit-pen", env="adroit-pen", decoder="adroit-pen", run=_ADROIT, method={"lpds": {"delta": 0.66}})
+ADROIT_HAMMER = Task("adroit-hammer", env="adroit-hammer", decoder="adroit-hammer", run=_ADROIT)
+ADROIT_DOOR = Task("adroit-door", env="adroit-door", decoder="adroit-door", run=_ADROIT)
+ADROIT_RELOCATE = Task("adroit-relocate", env="adroit-relocate", decoder="adroit-relocate", run=_ADROIT)
+
 # ``--preset NAME``, by method. "paper": the plain loop of LP-DS, chunk 8 where such a decoder is shipped. "released": what
 # DSRL's public code runs with on the gym tasks.
 _RELEASED_RUN = {"warmup_steps": 32_016, "discount": "dsrl", "gamma": 0.99**0.25, "updates_per_decision": 2.5}

@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from lpds.envs.build import environment_factory
 from lpds.errors import LpdsError
 
 FloatArray = npt.NDArray[np.float32]
@@ -175,7 +176,7 @@ def roll_out(
     The next episode goes to the component furthest behind its share, so that the mixture holds at any length.
 
     Args:
-        env_id: a Gymnasium id.
+        env_id: a name of the environment registry or a Gymnasium id.
         sources: the mixture; shares are normalised.
         experts: folder of the actors' ``.npz`` files.
         transitions: stop after the first episode that reaches this many primitive steps.
@@ -188,7 +189,7 @@ def roll_out(
     actors = [load_actor(experts / f"{source.expert}.npz", sampled=source.sampled) for source in sources]
     shares = np.asarray([source.share for source in sources], np.float64)
     shares /= shares.sum()
-    env = gymnasium.make(env_id)
+    env = environment_factory(env_id)[0]()
     box = env.action_space
     assert isinstance(box, gymnasium.spaces.Box)
     rng = np.random.default_rng(seed)

@@ -14,6 +14,7 @@ import numpy as np
 from lpds.errors import LpdsError, unknown_name
 from lpds.pretrain.clone import CloneSettings
 from lpds.pretrain.experts import Demonstrations, Source, roll_out
+from lpds.pretrain.human import human_demonstrations, joined
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class DataRecipe:
     sources: tuple[Source, ...]
     transitions: int = 500_000
     seed: int = 0
+    human: str = ""
+    """File of human demonstrations to be added, in the folder of the experts or in ``demos`` beside it."""
 
 
 # About the level of D4RL's "medium" data, and mixed of two or three gaits each, since modes are what LP-DS protects.
@@ -98,7 +101,11 @@ def make_data(name: str, experts: Path | None, progress: Callable[[int, int], No
     if experts is None:
         raise LpdsError(f"the data of {name!r} are rolled out with expert actors: pass --experts FOLDER")
     data = DATA[name]
-    return roll_out(data.env, data.sources, experts=experts, transitions=data.transitions, seed=data.seed, progress=progress)
+    made = roll_out(data.env, data.sources, experts=experts, transitions=data.transitions, seed=data.seed, progress=progress)
+    if not data.human:
+        return made
+    places = (experts / data.human, experts.parent / "demos" / data.human)
+    return joined(made, human_demonstrations(next((place for place in places if place.is_file()), places[0])))
 
 
 def toy_data(decisions: int = 80_000, chunk: int = 2, seed: int = 0) -> Demonstrations:

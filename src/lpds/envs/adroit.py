@@ -1,0 +1,47 @@
+"""The four Adroit tasks of gymnasium-robotics: a 24-joint hand with a pen, a hammer, a door, a ball (extra ``adroit``).
+
+Dense rewards; success is what the environment itself says of every step (``info["success"]``). An episode goes on after
+success, to its horizon: 100 steps for Pen, 200 for the others, as in D4RL (Rajeswaran et al. 2018, arXiv 1709.10087).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+
+from lpds.errors import LpdsError
+
+SUCCESS_KEY = "success"
+"""Where a step's ``info`` says it."""
+
+
+def make_pen() -> gymnasium.Env[Any, Any]:
+    """Turn a pen to a wanted orientation; 45 observations, 24 actions."""
+    return _make("Pen", 100)
+
+
+def make_hammer() -> gymnasium.Env[Any, Any]:
+    """Drive a nail into a board; 46 observations, 26 actions."""
+    return _make("Hammer", 200)
+
+
+def make_door() -> gymnasium.Env[Any, Any]:
+    """Undo a latch and open a door; 39 observations, 28 actions."""
+    return _make("Door", 200)
+
+
+def make_relocate() -> gymnasium.Env[Any, Any]:
+    """Carry a ball to a place in the air; 39 observations, 30 actions."""
+    return _make("Relocate", 200)
+
+
+def _make(task: str, horizon: int) -> gymnasium.Env[Any, Any]:
+    try:
+        import gymnasium_robotics
+    except ImportError:
+        raise LpdsError("Adroit needs gymnasium-robotics: pip install 'lpds[adroit]'") from None
+    name = f"AdroitHand{task}-v1"
+    if name not in gymnasium.registry:
+        gymnasium.register_envs(gymnasium_robotics)
+    return gymnasium.make(name, max_episode_steps=horizon)

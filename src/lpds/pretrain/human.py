@@ -1,0 +1,48 @@
+"""The human demonstrations of Adroit Door, as hand_dapg recorded them (Rajeswaran et al. 2018, arXiv 1709.10087)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from lpds.errors import LpdsError
+from lpds.pretrain.experts import Demonstrations
+
+
+def human_demonstrations(path: Path) -> Demonstrations:
+    """Open an npz with ``NN/observations``, ``NN/actions`` and ``NN/rewards`` for every episode NN.
+
+    Raises:
+        LpdsError: the file is missing or of another layout.
+    """
+    if not path.is_file():
+        raise LpdsError(f"human demonstrations {path} do not exist")
+    with np.load(path, allow_pickle=False) as arrays:
+        episodes = sorted({name.split("/")[0] for name in arrays.files if name.endswith("/observations")})
+        if not episodes:
+            raise LpdsError(f"{path} holds no NN/observations; expected the layout of hand_dapg's demonstrations")
+        obs, actions, rewards = (
+            [np.asarray(arrays[f"{episode}/{what}"], np.float32) for episode in episodes]
+            for what in ("observations", "actions", "rewards")
+        )
+    return Demonstrations(
+        obs=np.concatenate(obs),
+        # recorded before the environment's own clip
+        actions=np.clip(np.concatenate(actions), -1.0, 1.0),
+        episode_lengths=np.asarray([len(one) for one in actions], np.int64),
+        episode_returns=np.asarray([float(one.sum()) for one in rewards]),
+        episode_source=np.zeros(len(episodes), np.int64),
+        rewards=np.concatenate(rewards),
+        # the state after the last step was not recorded; the one before it stands for it
+        final_obs=np.stack([one[-1] for one in obs]),
+        terminated=np.zeros(len(episodes), np.bool_),
+    )
+
+
+def joined(first: Demonstrations, second: Demonstrations) -> Demonstrations:
+    """One dataset of two; the second's episodes count as one more source."""
+    moved = replace(second, episode_source=second.episode_source + first.episode_source.max() + 1)
+    fields = {name: np.concatenate([getattr(first, name), getattr(moved, name)]) for name in first.__dataclass_fields__}
+    return Demonstrations(**fields)
