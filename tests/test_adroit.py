@@ -1,0 +1,106 @@
+"""The Adroit tasks: spaces, horizons, success, seeds; and the human demonstrations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import lpds
+from lpds.envs.build import environment_factory
+from lpds.pretrain.experts import Source, roll_out
+from lpds.pretrain.human import human_demonstrations, joined
+from lpds.registry import TASKS, resolve
+
+pytest.importorskip("gymnasium_robotics", reason="Adroit needs the extra adroit")
+
+SIZES = {"pen": (45, 24, 100), "hammer": (46, 26, 200), "door": (39, 28, 200), "relocate": (39, 30, 200)}
+
+
+@pytest.mark.parametrize("task", SIZES)
+@pytest.mark.filterwarnings("ignore")  # the checker's own advice on a simulator that is not ours
+def test_environment(task):
+    env = environment_factory(f"adroit-{task}")[0]()
+    obs, actions, horizon = SIZES[task]
+    assert env.observation_space.shape == (obs,)
+    assert env.action_space.shape == (actions,)
+    assert env.spec.max_episode_steps == horizon
+    check_env(env.unwrapped, skip_render_check=True)
+    env.reset(seed=3)
+    *_, info = env.step(np.zeros(actions, np.float32))
+    assert "success" in info
+    env.close()
+
+
+@pytest.mark.parametrize("task", SIZES)
+def test_the_same_seed_gives_the_same_episode_and_another_another(task):
+    rows = []
+    for seed in (0, 0, 1):
+        env = lpds.make_env(f"adroit-{task}", 2, 4, seed)
+        obs, _ = env.reset(seed=seed)
+        steps = [obs]
+        rng = np.random.default_rng(0)
+        for _ in range(3):
+            obs, *_ = env.step(rng.uniform(-0.5, 0.5, (2, 4, SIZES[task][1])).astype(np.float32))
+            steps.append(obs)
+        env.close()
+        rows.append(np.stack(steps))
+    assert np.array_equal(rows[0], rows[1])
+    assert not np.array_equal(rows[0], rows[2])
+    assert not np.array_equal(rows[0][0, 0], rows[0][0, 1])
+
+
+@pytest.mark.parametrize("task", SIZES)
+def test_a_short_episode_says_success_or_not_and_ends_at_its_horizon(task):
+    decoder = lpds.wrap_decoder(
+        lambda obs, w: 0.1 * w,
+        obs_shape=(SIZES[task][0],),
+        latent_shape=(4, SIZES[task][1]),
+        action_shape=(4, SIZES[task][1]),
+        name="w",
+    )
+    report = lpds.evaluate(decoder, f"adroit-{task}", episodes=2)
+    assert report.lengths.tolist() == [SIZES[task][2]] * 2
+    assert set(report.successes) <= {0.0, 1.0}
+
+
+def test_presets_have_the_papers_delta_where_it_is_known():
+    assert resolve("task", TASKS, "adroit-pen").method["lpds"]["delta"] == 0.66
+
+
+def human_file(path, lengths=(5, 3)):
+    arrays = {}
+    for number, length in enumerate(lengths):
+        arrays[f"{number:02}/observations"] = np.full((length, 39), number, np.float32)
+        arrays[f"{number:02}/actions"] = np.full((length, 28), 1.5, np.float32)
+        arrays[f"{number:02}/rewards"] = np.ones(length, np.float32)
+    np.savez(path, **arrays)
+
+
+def test_human_demonstrations_and_their_place_beside_rolled_out_ones(tmp_path, refused):
+    human_file(tmp_path / "door.npz")
+    data = human_demonstrations(tmp_path / "door.npz")
+    assert data.episode_lengths.tolist() == [5, 3]
+    assert data.episode_returns.tolist() == [5.0, 3.0]
+    assert data.actions.max() == 1.0  # the environment's own clip
+    both = joined(data, data)
+    assert both.episode_source.tolist() == [0, 0, 1, 1]
+    assert len(both.obs) == 16
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with refused("holds no NN/observations"):
+        human_demonstrations(tmp_path / "other.npz")
+    with refused("do not exist"):
+        human_demonstrations(tmp_path / "none.npz")
+
+
+def test_a_dataset_of_a_registered_environment_keeps_rewards_and_ends(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(0, 0.1, shape) for name, shape in (("W0", (32, 45)), ("W1", (32, 32)), ("W2", (24, 32)))}
+    arrays |= {"b0": np.zeros(32), "b1": np.zeros(32), "b2": np.zeros(24), "log_std": np.full(24, -1.0)}
+    arrays |= {name: np.empty(0) for name in ("in_shift", "in_scale", "out_shift", "out_scale")}
+    np.savez(tmp_path / "adroit_pen.npz", **arrays)
+    data = roll_out("adroit-pen", [Source("adroit_pen", 1.0)], experts=tmp_path, transitions=150, seed=0)
+    assert data.episode_lengths.tolist() == [100, 100]
+    assert data.rewards.sum() == pytest.approx(data.episode_returns.sum(), rel=1e-4)
+    assert data.final_obs.shape == (2, 45)
+    assert not data.terminated.any()
