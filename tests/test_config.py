@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import gymnasium
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -234,3 +235,37 @@ def test_the_paper_preset_of_hopper_uses_the_chunk_of_eight(tmp_path):
     lpds.steer("hopper", preset="paper", out=tmp_path / "run", **options)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["preset"], config["decoder"]["name"]) == ("paper", "hopper-c8")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"tau": 1.5}, "tau must be at most 1, not 1.5"),
+        ({"lr": math.inf}, "lr must be finite, not inf"),
+        ({"dual_step": math.inf}, "dual_step must be finite"),
+    ],
+)
+def test_rates_are_finite_and_shares_at_most_one(setting, words, refused):
+    with refused(words):
+        LPDSSettings(**setting)
+    assert LPDSSettings(noise_bound=math.inf, state_cap=math.inf, tau=1.0).tau == 1.0
+
+
+class Goals(Scripted):
+    """Scripted, with its observation in two named parts."""
+
+    def __init__(self):
+        super().__init__([([0.0, 1.0], "terminated")])
+        flat = self.observation_space
+        self.observation_space = gymnasium.spaces.Dict({"b": flat, "a": gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)})
+
+    def _obs(self):
+        return {"a": np.full(1, 0.5, np.float32), "b": super()._obs()}
+
+
+def test_vectors_in_a_dict_are_put_end_to_end_in_the_order_of_the_keys():
+    env = lpds.make_env(Goals, 2, 2)
+    obs, _ = env.reset(seed=0)
+    assert obs.shape == (2, 3)
+    assert obs[:, 0].tolist() == [0.5, 0.5]  # "a" before "b"
+    env.close()

@@ -293,12 +293,21 @@ def choose(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise unknown_name(name, value, choices)
 
 
+MAY_BE_INFINITE = ("noise_bound", "state_cap", "value_clip")
+"""Bounds that infinity lifts."""
+AT_MOST_ONE = ("tau",)
+
+
 def positive(settings: Any, *names: str) -> None:
-    """Refuse fields that are not positive numbers."""
+    """Refuse fields that are not positive numbers, infinite where that means nothing, or shares above 1."""
     for name in names:
         value = getattr(settings, name)
         if not value > 0:
             raise LpdsError(f"{name} must be positive, not {value}")
+        if math.isinf(value) and name not in MAY_BE_INFINITE:
+            raise LpdsError(f"{name} must be finite, not {value}")
+        if value > 1 and name in AT_MOST_ONE:
+            raise LpdsError(f"{name} must be at most 1, not {value}")
 
 
 S = TypeVar("S")

@@ -29,13 +29,26 @@ def environment_factory(env: EnvLike) -> tuple[EnvFactory, str]:
         LpdsError: the id is unknown; the nearest are suggested.
     """
     if callable(env):
-        return env, getattr(env, "__name__", type(env).__name__)
+        return _flattening(env), getattr(env, "__name__", type(env).__name__)
     if env in ENVIRONMENTS:
-        factory: EnvFactory = resolve("environment", ENVIRONMENTS, env)
-        return factory, env
+        return _flattening(resolve("environment", ENVIRONMENTS, env)), env
     if ":" not in env and env not in gymnasium.registry:
         raise unknown_name("environment", env, [*ENVIRONMENTS, *gymnasium.registry])
-    return (lambda: gymnasium.make(env)), env
+    return _flattening(lambda: gymnasium.make(env)), env
+
+
+def _flattening(factory: EnvFactory) -> EnvFactory:
+    """Put vectors in a dict end to end, in the order of the space's keys; anything else passes as it is."""
+
+    def make() -> Any:
+        env = factory()
+        space = getattr(env, "observation_space", None)
+        if not isinstance(space, gymnasium.spaces.Dict):
+            return env
+        vectors = all(isinstance(part, gymnasium.spaces.Box) and len(part.shape) == 1 for part in space.values())
+        return gymnasium.wrappers.FlattenObservation(env) if vectors else env
+
+    return make
 
 
 def make_env(
