@@ -238,3 +238,11 @@ def test_a_grid_that_is_interrupted_leaves_runs_that_go_on(tmp_path):
 def test_not_one_job_is_refused(tmp_path):
     with pytest.raises(LpdsError, match="jobs must be at least 1"):
         run_grid([], tmp_path, jobs=0)
+
+
+def test_seeds_that_share_no_episode_are_refused(tmp_path, refused):
+    runs = [write_run(tmp_path / name, "lpds", seed, [1.0, 2.0]) for name, seed in (("a", 0), ("b", 1))]
+    rows = [json.loads(line) | {"seed": 77} for line in (runs[1] / "eval.jsonl").read_text().splitlines()]
+    (runs[1] / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with refused("a, b share no episode", "eval_seed"):
+        lpds.compare(runs)

@@ -221,6 +221,9 @@ def _episodes(runs: list[RunData], *, frozen: bool) -> tuple[list[tuple[int, int
         rows = [r for r in run.evaluations if r.get("kind") == "final" and (r.get("scale") == 0.0) == frozen]
         tables.append({(int(row["seed"]), int(row["episode"])): row for row in rows})
     keys = sorted(set.intersection(*(set(table) for table in tables)))
+    if not keys:
+        named = ", ".join(run.folder.name for run in runs)
+        raise LpdsError(f"the last evaluations of {named} share no episode: they need the same eval_seed to be compared")
     columns = {
         what: np.array([[math.nan if t[k].get(what) is None else t[k][what] for k in keys] for t in tables], np.float64)
         for what in ("return", "success")
