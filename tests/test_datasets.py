@@ -92,3 +92,67 @@ def test_a_file_that_is_no_archive_gets_one_line(tmp_path):
     (tmp_path / "d.npz").write_bytes(b"not an archive")
     with pytest.raises(LpdsError, match="cannot be read"):
         open_data(str(tmp_path / "d.npz"))
+
+
+def robomimic_file(path, *, arms=1, lengths=(3, 5, 2), without=()):
+    """The layout of RoboMimic's low_dim files: demo_10 comes after demo_2, keys in the file's own order."""
+    h5py = pytest.importorskip("h5py", reason="RoboMimic files need h5py")
+    rng = np.random.default_rng(0)
+    sizes = {"object": 10}
+    for arm in range(arms):
+        sizes |= {f"robot{arm}_eef_pos": 3, f"robot{arm}_eef_quat": 4, f"robot{arm}_gripper_qpos": 2}
+    held = {}
+    with h5py.File(path, "w") as file:
+        for number, length in zip((0, 2, 10), lengths, strict=True):
+            group = file.create_group(f"data/demo_{number}")
+            group.attrs["num_samples"] = length
+            held[number] = {key: rng.normal(size=(length, size)) for key, size in sizes.items()}
+            for key, value in held[number].items():
+                group[f"obs/{key}"] = value
+                group[f"next_obs/{key}"] = value + 1.0
+            group["actions"] = rng.uniform(-1, 1, (length, 7 * arms))
+            group["rewards"] = np.eye(length)[-1]
+            group["dones"] = np.eye(length, dtype=np.int64)[-1]
+            group["states"] = rng.normal(size=(length, 45))
+            for key in without:
+                del group[key]
+        file.create_group("mask")["train"] = [b"demo_0"]
+    return held
+
+
+def test_robomimic_keys_come_in_its_order_and_demos_by_number(tmp_path):
+    held = robomimic_file(tmp_path / "lift.hdf5")
+    data = open_data(str(tmp_path / "lift.hdf5"))
+    assert data.episode_lengths.tolist() == [3, 5, 2]
+    order = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
+    wanted = np.concatenate([np.concatenate([held[n][key] for key in order], 1) for n in (0, 2, 10)])
+    np.testing.assert_allclose(data.obs, wanted, rtol=1e-6)
+    np.testing.assert_allclose(data.final_obs[1], wanted[7] + 1.0, rtol=1e-6)
+    assert data.episode_returns.tolist() == [1.0, 1.0, 1.0]
+    assert data.rewards.sum() == 3.0
+    assert not data.terminated.any()
+
+
+def test_two_arms_both_come_before_the_object(tmp_path):
+    held = robomimic_file(tmp_path / "transport.hdf5", arms=2)
+    data = open_data(str(tmp_path / "transport.hdf5"))
+    assert data.obs.shape == (10, 28)
+    np.testing.assert_allclose(data.obs[:3, 9:12], held[0]["robot1_eef_pos"], rtol=1e-6)
+    np.testing.assert_allclose(data.obs[:3, 18:], held[0]["object"], rtol=1e-6)
+
+
+def test_a_robomimic_file_without_rewards_and_one_of_another_layout(tmp_path, refused):
+    from lpds.pretrain.robomimic import open_robomimic
+
+    robomimic_file(tmp_path / "bare.hdf5", without=("rewards", "next_obs"))
+    data = open_data(str(tmp_path / "bare.hdf5"))
+    assert data.rewards.size == 0
+    assert np.isnan(data.episode_returns).all()
+    with refused("no observation ['images']", "robot0_eef_pos"):
+        open_robomimic(tmp_path / "bare.hdf5", ["images"])
+    robomimic_file(tmp_path / "none.hdf5", without=("obs",))
+    with refused("no data/demo_N with obs and actions"):
+        open_data(str(tmp_path / "none.hdf5"))
+    (tmp_path / "torn.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n broken")
+    with refused("cannot be read"):
+        open_data(str(tmp_path / "torn.hdf5"))

@@ -1,4 +1,4 @@
-"""Demonstrations from files: the project's own npz, DPPO's npz, and Minari."""
+"""Demonstrations from files: the project's own npz, DPPO's npz, RoboMimic's HDF5, and Minari."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import numpy as np
 from lpds.decoders.dppo import load_normaliser
 from lpds.errors import LpdsError
 from lpds.pretrain.experts import Demonstrations
+from lpds.pretrain.robomimic import open_robomimic
 
 
 def open_data(reference: str, normalization: Path | None = None) -> Demonstrations:
     """Read demonstrations.
 
     Args:
-        reference: path of an own npz (``obs, actions, episode_lengths``), path of a DPPO npz (``states, actions,
-            traj_lengths``), or ``minari:DATASET-ID``.
+        reference: path of an own npz (``obs, actions, episode_lengths``), of a DPPO npz (``states, actions, traj_lengths``)
+            or of a RoboMimic ``.hdf5``; or ``minari:DATASET-ID``.
         normalization: ranges by which DPPO scaled its arrays to [-1, 1]; they are scaled back to environment units.
 
     Raises:
@@ -28,6 +29,8 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
     path = Path(reference)
     if not path.is_file():
         raise LpdsError(f"dataset {path} does not exist")
+    if path.suffix in (".hdf5", ".h5"):
+        return _checked(open_robomimic(path), str(path))
     try:
         with np.load(path, allow_pickle=False) as arrays:
             fields = {name: arrays[name] for name in arrays.files}

@@ -1,0 +1,75 @@
+"""RoboMimic's HDF5 layout with low-dimensional observations (Mandlekar et al. 2021, arXiv 2108.03298)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpds.errors import LpdsError
+from lpds.pretrain.experts import Demonstrations
+
+KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robot1_eef_pos", "robot1_eef_quat", "robot1_gripper_qpos")
+"""Of the arms, in RoboMimic's order; those that a file has are put end to end, and then ``object``."""
+
+
+def open_robomimic(path: Path, keys: Sequence[str] | None = None) -> Demonstrations:
+    """Open ``data/demo_N`` groups with ``obs/KEY``, ``actions`` and, where they are kept, ``rewards``, ``dones``, ``next_obs``.
+
+    Args:
+        path: the ``.hdf5`` file.
+        keys: observations to put end to end; by default those of the arms that are there, then ``object``.
+
+    Returns:
+        The demonstrations, in the order of their numbers. ``final_obs`` is taken from ``next_obs``; without it, and without
+        rewards or dones, those fields stay empty.
+
+    Raises:
+        LpdsError: h5py is missing, the file is broken or of another layout, or a key is not there (the keys are listed).
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise LpdsError("RoboMimic files need h5py: pip install 'lpds[minari]'") from None
+    try:
+        with h5py.File(path, "r") as file:
+            return _read(file, path, keys)
+    except OSError as error:
+        raise LpdsError(f"dataset {path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
+    names = [name for name in file.get("data", {}) if name.startswith("demo_")]
+    names.sort(key=lambda name: int(name.removeprefix("demo_")))
+    demos = [file["data"][name] for name in names]
+    if not demos or "obs" not in demos[0] or "actions" not in demos[0]:
+        raise LpdsError(f"dataset {path} has no data/demo_N with obs and actions; expected RoboMimic's low_dim layout")
+    there = list(demos[0]["obs"])
+    chosen = [*keys] if keys is not None else [key for key in (*KEYS, "object") if key in there]
+    missing = [key for key in chosen if key not in there]
+    if missing or not chosen:
+        raise LpdsError(f"dataset {path} has no observation {missing or KEYS}; it has {', '.join(there)}")
+
+    def observation(group: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+        parts = [np.asarray(group[key], np.float32) for key in chosen]
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+    def every(what: str) -> bool:
+        return all(what in demo for demo in demos)
+
+    rewards = [np.asarray(demo["rewards"], np.float32) for demo in demos] if every("rewards") else []
+    return Demonstrations(
+        obs=np.concatenate([observation(demo["obs"]) for demo in demos]),
+        actions=np.concatenate([np.asarray(demo["actions"], np.float32) for demo in demos]),
+        episode_lengths=np.asarray([len(demo["actions"]) for demo in demos], np.int64),
+        episode_returns=np.asarray([one.sum() for one in rewards] or [np.nan] * len(demos), np.float64),
+        episode_source=np.zeros(len(demos), np.int64),
+        rewards=np.concatenate(rewards) if rewards else np.empty(0, np.float32),
+        final_obs=np.stack([observation(demo["next_obs"])[-1] for demo in demos])
+        if every("next_obs")
+        else np.empty((0, 0), np.float32),
+        # its dones mark success, after which the recording stops; an episode of these tasks goes on to its horizon
+        terminated=np.zeros(len(demos), np.bool_),
+    )
