@@ -224,12 +224,19 @@ def test_a_grid_that_is_interrupted_leaves_runs_that_go_on(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "lpds", *words], stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    folder = tmp_path / "toy" / "lpds+w" / "seed0"
+    try:
+        _interrupt(process, tmp_path / "toy" / "lpds+w" / "seed0")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _interrupt(process, folder):
     for _ in range(600):
         time.sleep(0.1)
         if (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size:
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # SIGINT is ignored where the tests run in the background
     assert process.wait(120) == 130
     assert (folder / "checkpoint" / "checkpoint.json").is_file()
     assert not (folder / "summary.json").exists()

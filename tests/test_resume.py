@@ -332,3 +332,22 @@ def test_what_cannot_be_resumed(whole, tmp_path):
         resume(whole, env=make_four_mode, decoder=toy_decoder("other"))
     with pytest.raises(LpdsError, match=r"takes observations \(2,\), but Pendulum-v1 gives \(3,\)"):
         resume(whole, env="Pendulum-v1")
+
+
+def test_a_folder_in_use_is_neither_resumed_nor_overwritten(tmp_path, refused):
+    lpds.steer("toy", decoder=toy_decoder(), out=tmp_path / "run", **(TINY | {"steps": 250}))
+    before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
+    code = "import sys, time; from pathlib import Path; from lpds.files import locked\n"
+    code += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    words = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        for act in (
+            lambda: lpds.resume(tmp_path / "run", steps=400, decoder=toy_decoder(), quiet=True),
+            lambda: lpds.steer("toy", decoder=toy_decoder(), out=tmp_path / "run", overwrite=True, **TINY),
+        ):
+            with refused("is in use by another process"):
+                act()
+        assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
+        other.kill()
+    assert lpds.resume(tmp_path / "run", steps=400, decoder=toy_decoder(), quiet=True).finished

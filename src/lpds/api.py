@@ -16,7 +16,7 @@ from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
 from lpds.errors import LpdsError, unknown_name
 from lpds.evaluation import EvalReport, evaluate_policy
-from lpds.files import write_json
+from lpds.files import locked, write_json
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
 from lpds.passport import make_passport
@@ -78,30 +78,31 @@ def steer(
     rows = read_demonstrations(run_settings, method, learner, frozen)
     passport = make_passport(frozen, env=_env_name(chosen_env), seed=run_settings.seed, device=str(device))
     _make_room(folder, overwrite)
-    config = {
-        "format_version": FORMAT_VERSION,
-        "task": chosen.name,
-        "method": method,
-        "preset": preset,
-        "env": chosen_env if isinstance(chosen_env, str) else None,
-        "env_name": _env_name(chosen_env),
-        "decoder": {
-            "name": frozen.name,
-            "reference": frozen.reference,
-            "options": getattr(frozen, "options", {}),
-            "fingerprint": frozen.fingerprint,
-        },
-        "run": to_json(run_settings),
-        "settings": to_json(method_settings),
-    }
-    write_json(folder / "config.json", config)
-    write_json(folder / "passport.json", passport)
-    display = Display(run_settings.steps, quiet=quiet)
-    runner = build_runner(
-        run_settings, method, learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
-    )
-    runner.open_logs()
-    return drive(runner, display)
+    with locked(folder):
+        config = {
+            "format_version": FORMAT_VERSION,
+            "task": chosen.name,
+            "method": method,
+            "preset": preset,
+            "env": chosen_env if isinstance(chosen_env, str) else None,
+            "env_name": _env_name(chosen_env),
+            "decoder": {
+                "name": frozen.name,
+                "reference": frozen.reference,
+                "options": getattr(frozen, "options", {}),
+                "fingerprint": frozen.fingerprint,
+            },
+            "run": to_json(run_settings),
+            "settings": to_json(method_settings),
+        }
+        write_json(folder / "config.json", config)
+        write_json(folder / "passport.json", passport)
+        display = Display(run_settings.steps, quiet=quiet)
+        runner = build_runner(
+            run_settings, method, learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
+        )
+        runner.open_logs()
+        return drive(runner, display)
 
 
 def resume(
@@ -128,34 +129,35 @@ def resume(
     """
     folder = Path(run)
     config = read_config(folder)
-    frozen = find_decoder(config["decoder"], decoder, f"the run in {run}")
-    chosen_env = env if env is not None else config["env"]
-    if chosen_env is None:
-        raise LpdsError(f"the run in {run} used the environment factory {config['env_name']!r}: pass it as env=")
-    settings = from_json(RunSettings, config["run"])
-    if steps is not None and steps != settings.steps:
-        if steps < settings.steps:
-            raise LpdsError(f"the run in {run} has a budget of {settings.steps} steps; it can grow, not shrink to {steps}")
-        settings = replace(settings, steps=steps)
-        (folder / "summary.json").unlink(missing_ok=True)  # of the smaller budget
-        write_json(folder / "config.json", {**config, "run": to_json(settings)})
-    method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
-    _check_env(chosen_env, frozen)
-    display = Display(settings.steps, quiet=quiet)
-    device = _device(settings.device)
-    learner, generator = build_learner(settings, config["method"], method_settings, frozen, device)
-    rows = read_demonstrations(settings, config["method"], learner, frozen)
-    if not (folder / "passport.json").is_file():  # a kill came before it
-        passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
-        write_json(folder / "passport.json", passport)
-    runner = build_runner(
-        settings, config["method"], learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
-    )
-    if (folder / "checkpoint" / "checkpoint.json").is_file():
-        runner.restore()
-    else:  # killed before the first checkpoint: the whole run is one deterministic function of its settings
-        runner.open_logs({"metrics": 0, "episodes": 0, "eval": 0})
-    return drive(runner, display)
+    with locked(folder):
+        frozen = find_decoder(config["decoder"], decoder, f"the run in {run}")
+        chosen_env = env if env is not None else config["env"]
+        if chosen_env is None:
+            raise LpdsError(f"the run in {run} used the environment factory {config['env_name']!r}: pass it as env=")
+        settings = from_json(RunSettings, config["run"])
+        if steps is not None and steps != settings.steps:
+            if steps < settings.steps:
+                raise LpdsError(f"the run in {run} has a budget of {settings.steps} steps; it can grow, not shrink to {steps}")
+            settings = replace(settings, steps=steps)
+            (folder / "summary.json").unlink(missing_ok=True)  # of the smaller budget
+            write_json(folder / "config.json", {**config, "run": to_json(settings)})
+        method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
+        _check_env(chosen_env, frozen)
+        display = Display(settings.steps, quiet=quiet)
+        device = _device(settings.device)
+        learner, generator = build_learner(settings, config["method"], method_settings, frozen, device)
+        rows = read_demonstrations(settings, config["method"], learner, frozen)
+        if not (folder / "passport.json").is_file():  # a kill came before it
+            passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
+            write_json(folder / "passport.json", passport)
+        runner = build_runner(
+            settings, config["method"], learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
+        )
+        if (folder / "checkpoint" / "checkpoint.json").is_file():
+            runner.restore()
+        else:  # killed before the first checkpoint: the whole run is one deterministic function of its settings
+            runner.open_logs({"metrics": 0, "episodes": 0, "eval": 0})
+        return drive(runner, display)
 
 
 def evaluate(
@@ -266,7 +268,8 @@ def _make_room(folder: Path, overwrite: bool) -> None:
             raise LpdsError(f"run folder {folder} exists: choose another, pass --overwrite, or go on: lpds resume {folder}")
         if not (folder / "config.json").is_file():
             raise LpdsError(f"{folder} is not empty and holds no run (config.json is missing): it is not overwritten")
-        shutil.rmtree(folder)
+        with locked(folder):
+            shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -199,6 +200,7 @@ def _grid(arguments: argparse.Namespace) -> int:
 
     from lpds.grid import grid_cells, run_grid
 
+    signal.signal(signal.SIGTERM, _as_interrupt)  # the runs are told to save, as after Ctrl-C
     cells = grid_cells(arguments.what, arguments.methods, arguments.seeds, arguments.steps)
     out = arguments.out or Path("runs") / f"bench-{arguments.what}"
     finished = run_grid(cells, out, jobs=arguments.jobs, evidence=arguments.evidence, say=_say)
@@ -208,6 +210,10 @@ def _grid(arguments: argparse.Namespace) -> int:
         report = compare(finished)
         print(json.dumps(report.to_json()) if arguments.json else report)
     return 0 if len(finished) == len(cells) else 1
+
+
+def _as_interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def do_compare(arguments: argparse.Namespace) -> int:
