@@ -58,6 +58,8 @@ DATA: dict[str, DataRecipe] = {
         "HalfCheetah-v5",
         (Source("gym_ppo_halfcheetah", 0.5), Source("gym_ars_halfcheetah", 0.5)),
     ),
+    # few and noisy episodes of an expert, so that the clone is worth improving
+    "adroit-pen": DataRecipe("adroit-pen", (Source("adroit_pen", 1.0, noise=0.1),), transitions=5_000),
 }
 
 ZOO: dict[str, Recipe] = {
@@ -67,6 +69,7 @@ ZOO: dict[str, Recipe] = {
     "hopper-flow": Recipe("hopper", "hopper", CloneSettings("flow", steps=40_000, sampler_steps=4)),
     "hopper-c8": Recipe("hopper", "hopper", CloneSettings(chunk=8, steps=40_000)),
     "walker2d": Recipe("walker2d", "walker2d", CloneSettings(steps=60_000, sampler_steps=10)),
+    "adroit-pen": Recipe("adroit-pen", "adroit-pen", CloneSettings(steps=10_000, sampler_steps=8)),
     "halfcheetah": Recipe("halfcheetah", "halfcheetah", CloneSettings(steps=60_000)),
 }
 
