@@ -2,10 +2,14 @@
 
 Dense rewards; success is what the environment itself says of every step (``info["success"]``). An episode goes on after
 success, to its horizon: 100 steps for Pen, 200 for the others, as in D4RL (Rajeswaran et al. 2018, arXiv 1709.10087).
+The dense rewards of Hammer, Door and Relocate are those of gymnasium-robotics 1.2.1 and later, which differ from earlier
+releases of the same ``-v1`` ids: compare returns within one version only; success does not depend on it.
 """
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from typing import Any
 
 import gymnasium
@@ -38,7 +42,8 @@ def make_relocate() -> gymnasium.Env[Any, Any]:
 
 def _make(task: str, horizon: int) -> gymnasium.Env[Any, Any]:
     try:
-        import gymnasium_robotics
+        with redirect_stderr(io.StringIO()):  # it prints a notice about its versions whenever it is imported
+            import gymnasium_robotics
     except ImportError:
         raise LpdsError("Adroit needs gymnasium-robotics: pip install 'lpds[adroit]'") from None
     name = f"AdroitHand{task}-v1"
