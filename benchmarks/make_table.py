@@ -18,7 +18,7 @@ from lpds.files import write_json
 from lpds.grid import copy_evidence
 from lpds.log import read_json_lines
 from lpds.report import write_figures
-from lpds.stats import bootstrap_mean
+from lpds.stats import bootstrap_mean, two_level_bootstrap
 
 RESULTS = Path(__file__).parents[1] / "results"
 DOCS = RESULTS.parent / "docs"
@@ -32,17 +32,6 @@ def take_over(runs: Path) -> None:
             continue
         task, seed = run.name.rsplit("-s", 1)
         copy_evidence(run, RESULTS / task / "lpds" / f"seed{seed}")
-
-
-def pooled_difference(differences: list[np.ndarray], resamples: int = 10_000) -> tuple[float, float, float]:
-    """Mean paired difference over seeds with a two-level bootstrap: seeds, then episodes within each."""
-    rng = np.random.default_rng(0)
-    means = np.empty(resamples)
-    for index in range(resamples):
-        drawn = rng.integers(len(differences), size=len(differences))
-        means[index] = np.mean([rng.choice(differences[seed], len(differences[seed])).mean() for seed in drawn])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(np.mean([d.mean() for d in differences])), float(low), float(high)
 
 
 def final_returns(run: Path, scale: float) -> np.ndarray:
@@ -77,7 +66,7 @@ def main() -> None:
     for folder in sorted(RESULTS.glob("*/lpds")):
         runs = sorted(folder.glob("seed*"))
         frozen, steered = ([final_returns(run, scale) for run in runs] for scale in (0.0, 1.0))
-        pooled = pooled_difference([b - a for a, b in zip(frozen, steered, strict=True)])
+        pooled = two_level_bootstrap([b - a for a, b in zip(frozen, steered, strict=True)], resamples=10_000)
         steps = max(row["step"] for run in runs for row in read_json_lines(run / "metrics.jsonl"))
         dips = [curve_dip(run) for run in runs]
         lowest = min(dips, key=lambda pair: pair[0] - pair[1])
