@@ -366,12 +366,12 @@ def test_idql_needs_the_whole_chunk_executed(make_diffusion, refused):
 @pytest.mark.parametrize(
     ("settings", "changes", "words"),
     [
-        (DPPOSettings(), {"sampler": "ddim"}, ("sampler", "ddpm")),
+        (DPPOSettings(), {"sampling_std": 0.0}, ("sampling_std", "positive")),
         (DPPOSettings(), {"epochs": 0}, ("epochs", "positive")),
         (DPPOSettings(), {"gae_lambda": 1.5}, ("gae_lambda", "[0, 1]")),
         (DPPOSettings(), {"advantage_low": 0.9, "advantage_high": 0.1}, ("quantiles",)),
         (DQLSettings(), {"eta": -1.0}, ("eta",)),
-        (DQLSettings(), {"sampler": "x"}, ("sampler", "ddpm")),
+        (DQLSettings(), {"tau": 2.0}, ("tau", "at most 1")),
         (IDQLSettings(), {"expectile": 1.0}, ("expectile", "(0, 1)")),
         (IDQLSettings(), {"candidates": 0}, ("candidates",)),
     ],

@@ -98,3 +98,12 @@ def test_demos_and_pretrain_make_a_decoder_that_the_card_describes(capsys, tmp_p
     report = lpds.evaluate(decoder, "toy", episodes=4, seed=card["evaluation_seed"])
     np.testing.assert_allclose(card["return"], report.interval("return"))
     capsys.readouterr()
+
+
+def test_help_shows_defaults_where_there_are_any(capsys):
+    for words in (["compare", "--help"], ["bench", "--help"], ["steer", "hopper", "--help"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        printed = capsys.readouterr().out
+        assert "default: None" not in printed
+        assert "default" in printed

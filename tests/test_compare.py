@@ -253,3 +253,11 @@ def test_seeds_that_share_no_episode_are_refused(tmp_path, refused):
     (runs[1] / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with refused("a, b share no episode", "eval_seed"):
         lpds.compare(runs)
+
+
+def test_a_named_variant_is_told_by_its_name(tmp_path):
+    runs = [
+        write_run(tmp_path / "toy" / name / "seed0", "base", 0, [value, value + 1.0]) for name, value in (("base+chain", 3.0),)
+    ]
+    runs += [write_run(tmp_path / "toy" / "lpds" / "seed0", "lpds", 0, [1.0, 2.0])]
+    assert [row.label for row in lpds.compare(runs).rows] == ["frozen", "base+chain", "lpds"]

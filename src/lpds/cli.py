@@ -115,9 +115,16 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one; an option whose default depends says so itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def _command(commands: Any, name: str, help_text: str, handler: Handler) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=help_text, description=help_text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        name, help=help_text, description=help_text, formatter_class=_Formatter
     )
     parser.set_defaults(handler=handler)
     return parser

@@ -20,7 +20,7 @@ def do_list(arguments: argparse.Namespace) -> int:
     print("tasks:")
     for name in TASKS:
         task = resolve("task", TASKS, name)
-        print(f"  {name:<14}{task.env:<18}{'decoder shipped' if task.decoder in names() else 'decoder not shipped'}")
+        print(f"  {name:<17}{task.env:<18}{'decoder shipped' if task.decoder in names() else 'decoder not shipped'}")
     print(f"methods:\n  {' '.join(METHODS)}")
     print("decoders:")
     for name in names():
@@ -28,7 +28,9 @@ def do_list(arguments: argparse.Namespace) -> int:
         facts = json.loads(card.read_text()) if card.is_file() else {}
         interval = facts.get("return")
         level = f"return {interval[0]:.0f} [{interval[1]:.0f}, {interval[2]:.0f}]" if interval else ""
-        print(f"  {name:<14}{facts.get('decoder', {}).get('kind', ''):<11}{level}")
+        if facts.get("success"):
+            level += ", success {:.0%} [{:.0%}, {:.0%}]".format(*facts["success"])
+        print(f"  {name:<17}{facts.get('decoder', {}).get('kind', ''):<11}{level}")
     print(f"  {'  '.join(f'{scheme}:PATH' for scheme in DECODER_SCHEMES)}")
     return 0
 

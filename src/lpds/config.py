@@ -64,7 +64,25 @@ class GoldenTicketSettings:
 
 
 @dataclass(frozen=True)
-class BestOfNSettings:
+class CriticSettings:
+    """Networks of a method that learns critics by TD."""
+
+    critics: int = 2
+    width: int = 256
+    depth: int = 3
+    activation: str = "relu"
+    """After each LayerNorm: relu, or tanh (DSRL's layout, an affine LayerNorm; slower on a CPU)."""
+    lr: float = 3e-4
+    tau: float = 0.005
+    """Polyak rate of the target networks."""
+
+    def __post_init__(self) -> None:
+        choose("activation", self.activation, ("relu", "tanh"))
+        positive(self, "critics", "width", "depth", "lr", "tau")
+
+
+@dataclass(frozen=True)
+class BestOfNSettings(CriticSettings):
     """Settings of best-of-n."""
 
     candidates: int = 8
@@ -73,23 +91,15 @@ class BestOfNSettings:
     """Chunks decoded at the next state for the TD target."""
     pessimism: str = "min"
     """How several critics become one value: min or mean."""
-    critics: int = 2
-    width: int = 256
-    depth: int = 3
-    activation: str = "relu"
-    """After each LayerNorm: relu or tanh."""
-    lr: float = 3e-4
-    tau: float = 0.005
-    """Polyak rate of the target critics."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choose("pessimism", self.pessimism, ("min", "mean"))
-        choose("activation", self.activation, ("relu", "tanh"))
-        positive(self, "candidates", "target_candidates", "critics", "width", "depth", "lr", "tau")
+        positive(self, "candidates", "target_candidates")
 
 
 @dataclass(frozen=True)
-class LPDSSettings:
+class LPDSSettings(CriticSettings):
     """Settings of LP-DS; equation numbers are those of ``docs/method.md``."""
 
     delta: float = 0.35
@@ -111,28 +121,19 @@ class LPDSSettings:
     """Whose Delta chooses the next action in the target (eq. 2): slow (a Polyak copy) or current."""
     pessimism: str = "min"
     """How several critics become one value: min or mean."""
-    critics: int = 2
-    width: int = 256
-    depth: int = 3
-    activation: str = "relu"
-    """After each LayerNorm: relu, or tanh (DSRL's layout; slower on a CPU)."""
-    lr: float = 3e-4
     actor_lr: float = 3e-4
-    tau: float = 0.005
-    """Polyak rate of the target networks."""
     kept_noises: int = 4
     """M decoded base noises stored with every state; 0 draws and decodes fresh ones at every update."""
     distill_noises: int = 2
     """Noises per state that one distillation update (eq. 3) sees."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         delta_to_sum(self.delta, self.delta_unit, 1)
         choose("dual", self.dual, ("adaptive", "fixed", "off"))
         choose("target_shift", self.target_shift, ("slow", "current"))
-        choose("activation", self.activation, ("relu", "tanh"))
         choose("pessimism", self.pessimism, ("min", "mean"))
-        positive(self, "noise_bound", "state_cap", "dual_step", "critics", "width", "depth", "lr", "actor_lr", "tau")
-        positive(self, "distill_noises")
+        positive(self, "noise_bound", "state_cap", "dual_step", "actor_lr", "distill_noises")
         if not self.kept_noises >= 0 or (self.kept_noises and self.distill_noises > self.kept_noises):
             raise LpdsError(
                 f"distill_noises {self.distill_noises} cannot be drawn from kept_noises {self.kept_noises} "
@@ -151,7 +152,7 @@ class LPDSASettings(LPDSSettings):
 
 
 @dataclass(frozen=True)
-class DSRLSACSettings:
+class DSRLSACSettings(CriticSettings):
     """Settings of DSRL-SAC, soft actor-critic over scaled latents."""
 
     run_defaults: ClassVar[Mapping[str, Any]] = {"updates_per_decision": 2.5, "warmup_fits": 0, "reward_scale": 1.0}
@@ -167,18 +168,12 @@ class DSRLSACSettings:
     """Evaluate and save tanh of the mean in place of a sample; what collects always samples."""
     input_scaling: bool = False
     """Scale observations and chunks by the warm-up's mean and deviation; the released code feeds them raw."""
-    critics: int = 2
-    width: int = 256
-    depth: int = 3
     activation: str = "tanh"
-    """After each LayerNorm: tanh (the released layout, an affine LayerNorm), or relu."""
-    lr: float = 3e-4
-    tau: float = 0.005
-    """Polyak rate of the target critics."""
+    """The released layout; relu is cheaper."""
 
     def __post_init__(self) -> None:
-        choose("activation", self.activation, ("relu", "tanh"))
-        positive(self, "box", "update_every", "critics", "width", "depth", "lr", "tau")
+        super().__post_init__()
+        positive(self, "box", "update_every")
         if self.box > 100.0 or not 0.0 <= self.temperature < math.inf or not math.isfinite(self.target_entropy):
             raise LpdsError(
                 f"box {self.box} must be at most 100, temperature {self.temperature} finite and not negative, "

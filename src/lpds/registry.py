@@ -9,27 +9,27 @@ from lpds.errors import unknown_name
 
 METHODS: dict[str, str] = {
     "base": "lpds.methods.base:BaseMethod",
-    "dppo": "lpds.methods.dppo:DPPO",
-    "dql": "lpds.methods.dql:DQL",
-    "idql": "lpds.methods.idql:IDQL",
     "golden-ticket": "lpds.methods.golden_ticket:GoldenTicket",
     "best-of-n": "lpds.methods.best_of_n:BestOfN",
-    "dsrl-na": "lpds.methods.dsrl:DSRLNA",
-    "dsrl-sac": "lpds.methods.dsrl:DSRLSAC",
     "lpds": "lpds.methods.lpds:LPDS",
     "lpds-a": "lpds.methods.lpds_a:LPDSA",
+    "dsrl-na": "lpds.methods.dsrl:DSRLNA",
+    "dsrl-sac": "lpds.methods.dsrl:DSRLSAC",
+    "dppo": "lpds.methods.dppo:DPPO",
+    "idql": "lpds.methods.idql:IDQL",
+    "dql": "lpds.methods.dql:DQL",
 }
 METHOD_SETTINGS: dict[str, str] = {
     "base": "lpds.config:BaseSettings",
-    "dppo": "lpds.methods.dppo:DPPOSettings",
-    "dql": "lpds.methods.dql:DQLSettings",
-    "idql": "lpds.methods.idql:IDQLSettings",
     "golden-ticket": "lpds.config:GoldenTicketSettings",
     "best-of-n": "lpds.config:BestOfNSettings",
-    "dsrl-na": "lpds.config:DSRLNASettings",
-    "dsrl-sac": "lpds.config:DSRLSACSettings",
     "lpds": "lpds.config:LPDSSettings",
     "lpds-a": "lpds.config:LPDSASettings",
+    "dsrl-na": "lpds.config:DSRLNASettings",
+    "dsrl-sac": "lpds.config:DSRLSACSettings",
+    "dppo": "lpds.methods.dppo:DPPOSettings",
+    "idql": "lpds.methods.idql:IDQLSettings",
+    "dql": "lpds.methods.dql:DQLSettings",
 }
 DECODER_SCHEMES: dict[str, str] = {
     "dppo": "lpds.decoders.dppo:load_dppo",

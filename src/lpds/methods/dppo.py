@@ -29,9 +29,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lpds.config import choose, positive
+from lpds.config import positive
 from lpds.errors import LpdsError
-from lpds.methods.chain import ChainPolicy, DecoderChain, copies
+from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, copies
 from lpds.methods.critics import ValueMLP
 from lpds.methods.learner import Learner
 from lpds.methods.state import adam
@@ -39,7 +39,7 @@ from lpds.types import Batch, Decoder, Experience, Metrics
 
 
 @dataclass(frozen=True)
-class DPPOSettings:
+class DPPOSettings(ChainSettings):
     """Settings of DPPO."""
 
     # the warm-up only calibrates, and on-policy learning needs no long memory
@@ -73,23 +73,11 @@ class DPPOSettings:
     """How far the value may move in an iteration before its loss is clipped; inf for never."""
     target_kl: float = 1.0
     """KL estimate that ends an iteration's updates."""
-    sampling_std: float = 0.1
-    """Smallest deviation of a denoising step while learning."""
-    sampler: str = "ddpm"
-    """The chain that acts; ddpm is the only one that has densities."""
-    width: int = 256
-    """Of the value network."""
-    depth: int = 3
-    """Layers of the value network before its output: one, and residual blocks of two."""
-    lr: float = 1e-3
-    """Of the value network."""
-    actor_lr: float = 1e-4
 
     def __post_init__(self) -> None:
-        choose("sampler", self.sampler, ("ddpm",))
+        super().__post_init__()
         positive(self, "finetuned_steps", "iteration_rounds", "min_iterations", "epochs", "minibatches", "clip", "clip_base")
-        positive(self, "clip_rate", "denoising_discount", "value_clip", "target_kl", "sampling_std", "width", "depth")
-        positive(self, "lr", "actor_lr")
+        positive(self, "clip_rate", "denoising_discount", "value_clip", "target_kl")
         if not 0.0 <= self.gae_lambda <= 1.0:
             raise LpdsError(f"gae_lambda must be in [0, 1], not {self.gae_lambda}")
         if not 0.0 <= self.advantage_low < self.advantage_high <= 1.0:

@@ -22,9 +22,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lpds.config import choose, positive
+from lpds.config import positive
 from lpds.errors import LpdsError
-from lpds.methods.chain import ChainPolicy, DecoderChain, DenoisingChain, copies
+from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, DenoisingChain, copies
 from lpds.methods.critics import TwinQ, descend, twin_loss
 from lpds.methods.learner import Learner
 from lpds.methods.state import adam
@@ -33,7 +33,7 @@ from lpds.types import Batch, Decoder, Metrics, Shape
 
 
 @dataclass(frozen=True)
-class DQLSettings:
+class DQLSettings(ChainSettings):
     """Settings of DQL."""
 
     # 16 samples of the replay for every decision, in batches of 1000
@@ -42,21 +42,10 @@ class DQLSettings:
     """Weight of the Q term."""
     tau: float = 0.005
     """Polyak rate of the target critics."""
-    sampling_std: float = 0.1
-    """Smallest deviation of a denoising step while learning."""
-    sampler: str = "ddpm"
-    """The chain that acts and learns."""
-    width: int = 256
-    """Of the critics."""
-    depth: int = 3
-    """Hidden layers of the critics."""
-    lr: float = 1e-3
-    """Of the critics."""
-    actor_lr: float = 1e-4
 
     def __post_init__(self) -> None:
-        choose("sampler", self.sampler, ("ddpm",))
-        positive(self, "tau", "sampling_std", "width", "depth", "lr", "actor_lr")
+        super().__post_init__()
+        positive(self, "tau")
         if not self.eta >= 0.0:
             raise LpdsError(f"eta must not be negative, not {self.eta}")
 

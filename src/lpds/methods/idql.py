@@ -23,9 +23,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lpds.config import choose, positive
+from lpds.config import positive
 from lpds.errors import LpdsError
-from lpds.methods.chain import ChainPolicy, DecoderChain, copies, part
+from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, copies, part
 from lpds.methods.critics import TwinQ, ValueMLP, descend, twin_loss
 from lpds.methods.learner import Learner
 from lpds.methods.state import adam
@@ -34,7 +34,7 @@ from lpds.types import Batch, Decision, Decoder, Metrics, Shape
 
 
 @dataclass(frozen=True)
-class IDQLSettings:
+class IDQLSettings(ChainSettings):
     """Settings of IDQL."""
 
     # 128 samples of the replay for every decision, in batches of 1000; a row of metrics decodes N chunks for its entropy
@@ -52,21 +52,10 @@ class IDQLSettings:
     """Weight of a chunk better than V when collecting; the others have one minus it."""
     tau: float = 0.001
     """Polyak rate of the target critics."""
-    sampling_std: float = 0.1
-    """Smallest deviation of a denoising step while collecting."""
-    sampler: str = "ddpm"
-    """The chain that gives the chunks."""
-    width: int = 256
-    """Of the value networks."""
-    depth: int = 3
-    """Hidden layers of the value networks."""
-    lr: float = 1e-3
-    """Of the value networks."""
-    actor_lr: float = 1e-4
 
     def __post_init__(self) -> None:
-        choose("sampler", self.sampler, ("ddpm",))
-        positive(self, "candidates", "tau", "sampling_std", "width", "depth", "lr", "actor_lr")
+        super().__post_init__()
+        positive(self, "candidates", "tau")
         for name in ("expectile", "explore_weight"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise LpdsError(f"{name} must be in (0, 1), not {getattr(self, name)}")

@@ -238,7 +238,14 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
         differing = [key for key in own if any(other.get(key) != own[key] for other in like)]
         # the few that explain it; the rest is in the table of settings
         shown = ", ".join(f"{key} {own[key]}" for key in differing[:3]) + (", ..." if len(differing) > 3 else "")
-        groups.append(Group(f"{run.method} ({shown})" if shown else run.method, tuple(members)))
+        # committed evidence and grids keep a run under TASK/METHOD+VARIANT/seedN, where the variant has a name
+        variants = {other.folder.resolve().parent.name for other in members}
+        named = variants.pop() if len(variants) == 1 else ""
+        if named.startswith(f"{run.method}+"):
+            label = named
+        else:
+            label = f"{run.method} ({shown})" if shown else run.method
+        groups.append(Group(label, tuple(members)))
     return groups
 
 
