@@ -261,3 +261,21 @@ def test_a_named_variant_is_told_by_its_name(tmp_path):
     ]
     runs += [write_run(tmp_path / "toy" / "lpds" / "seed0", "lpds", 0, [1.0, 2.0])]
     assert [row.label for row in lpds.compare(runs).rows] == ["frozen", "base+chain", "lpds"]
+
+
+def test_each_is_compared_with_the_frozen_policy_that_it_was_made_from(tmp_path):
+    rng = np.random.default_rng(5)
+    runs = []
+    for name, frozen, gain in (("lpds", 0.0, 10.0), ("lpds+flow", 100.0, 3.0)):
+        folder = write_run(
+            tmp_path / name / "seed0", "lpds", 0, (frozen + gain + rng.normal(0, 0.1, 20)).tolist(), frozen=frozen
+        )
+        config = json.loads((folder / "config.json").read_text())
+        config["decoder"]["fingerprint"] = name[-1] * 64
+        (folder / "config.json").write_text(json.dumps(config))
+        runs.append(folder)
+    report = lpds.compare(runs)
+    assert [row.label for row in report.rows] == ["frozen ssssss", "frozen wwwwww", "lpds", "lpds+flow"]
+    assert [round(row.difference[0]) for row in report.rows[2:]] == [10, 3]
+    assert report.references == {"toy": "each one's own frozen policy"}
+    assert round(lpds.compare(runs, "lpds").rows[3].difference[0]) == 93

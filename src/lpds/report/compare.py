@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ class CompareReport:
 def compare(runs: Sequence[str | Path], reference: str | None = None) -> CompareReport:
     """Compare run folders by their last evaluations.
 
-    Runs that differ in nothing but the seed are one method. The frozen policy of every run is a method, too, and the
+    Runs that differ in nothing but the seed are one method. The frozen policy of every run is a method, too, and its
     reference unless another is named.
 
     Args:
@@ -144,6 +144,8 @@ class _Side:
     label: str
     method: str
     runs: tuple[RunData, ...]
+    decoder: str
+    """Which frozen policy it started from."""
     keys: list[tuple[int, int]]
     columns: dict[str, Array]
 
@@ -152,8 +154,9 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
     sides = [*_frozen_sides(groups), *(_side(group) for group in groups)]
     if not sides:
         return [], ""
-    # a run of ``base`` is the frozen policy under another name
-    chosen = sides[0]
+    # each against the frozen policy that it was made from, unless one is named for all
+    own = {side.decoder: side for side in sides[::-1] if side.method == "frozen"}
+    chosen = None
     if reference is not None:
         match = [side for side in sides if reference in (side.label, side.method)]
         if not match:
@@ -164,7 +167,8 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
     budgets = {value for label, value in steps.items() if value and not label.startswith("frozen")}
     if budgets and max(budgets) > 1.05 * min(budgets):
         notes.append(f"{task}: budgets differ, {min(budgets):,} to {max(budgets):,} steps; areas stop at {end:,}")
-    return [_row(task, side, chosen, steps[side.label], end) for side in sides], chosen.label
+    rows = [_row(task, side, chosen or own[side.decoder], steps[side.label], end) for side in sides]
+    return rows, chosen.label if chosen else "frozen" if len(own) == 1 else "each one's own frozen policy"
 
 
 def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
@@ -199,19 +203,23 @@ def _frozen_sides(groups: list[Group]) -> list[_Side]:
     sides: dict[str, _Side] = {}
     for group in groups:
         for run in group.runs:
-            decoder = run.config.get("decoder", {})
-            name = str(decoder.get("fingerprint") or decoder.get("name"))
+            name = _decoder(run)
             keys, columns = _episodes([run], frozen=True)
             if name not in sides or len(keys) > len(sides[name].keys):
-                sides[name] = _Side("frozen", "frozen", (), keys, columns)
+                sides[name] = _Side("frozen", "frozen", (), name, keys, columns)
     if len(sides) == 1:
         return list(sides.values())
-    return [_Side(f"frozen {name[:6]}", "frozen", (), side.keys, side.columns) for name, side in sides.items()]
+    return [replace(side, label=f"frozen {name[:6]}") for name, side in sides.items()]
+
+
+def _decoder(run: RunData) -> str:
+    decoder = run.config.get("decoder", {})
+    return str(decoder.get("fingerprint") or decoder.get("name"))
 
 
 def _side(group: Group) -> _Side:
     keys, columns = _episodes(list(group.runs), frozen=False)
-    return _Side(group.label, group.runs[0].method, group.runs, keys, columns)
+    return _Side(group.label, group.runs[0].method, group.runs, _decoder(group.runs[0]), keys, columns)
 
 
 def _episodes(runs: list[RunData], *, frozen: bool) -> tuple[list[tuple[int, int]], dict[str, Array]]:

@@ -19,16 +19,11 @@ import numpy.typing as npt
 from lpds.config import delta_to_sum
 from lpds.errors import LpdsError
 from lpds.log import read_json_lines
-from lpds.random import normal
 from lpds.stats import Interval, bootstrap_mean, paired_difference, wilson
 
 Array = npt.NDArray[np.float64]
 Row = dict[str, Any]
 
-STATES = 2_000
-"""States of the replay at which Delta is taken for the quantiles of ``||Delta(s)||^2``."""
-MODE_STATES, MODE_NOISES = 4, 300
-"""Of the page that shows the modes."""
 NOT_COMPARED = ("seed", "device", "threads")
 """Run settings in which runs of one group may differ."""
 
@@ -230,7 +225,7 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
     for run in runs:
         keyed.setdefault(run.group_key(), []).append(run)
     firsts = [members[0] for members in keyed.values()]
-    groups = []
+    groups: list[Group] = []
     for members in keyed.values():
         run = members[0]
         like = [_flat(other) for other in firsts if (other.task, other.method) == (run.task, run.method)]
@@ -241,7 +236,8 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
         # committed evidence and grids keep a run under TASK/METHOD+VARIANT/seedN, where the variant has a name
         variants = {other.folder.resolve().parent.name for other in members}
         named = variants.pop() if len(variants) == 1 else ""
-        if named.startswith(f"{run.method}+"):
+        taken = {group.label for group in groups}
+        if (named == run.method or named.startswith(f"{run.method}+")) and named not in taken:
             label = named
         else:
             label = f"{run.method} ({shown})" if shown else run.method
@@ -264,85 +260,6 @@ def evaluation_points(run: RunData, what: str) -> list[tuple[int, Array]]:
         points.setdefault(int(row["step"]), []).append(row)
     found = [(step, _numbers(points[step], what)) for step in sorted(points)]
     return [(step, values) for step, values in found if not np.isnan(values).all()]
-
-
-def shift_sizes(run: RunData) -> Array | str:
-    """``||Delta(s)||^2`` [N] at the latest states of the replay, or in words why there is none.
-
-    The only place that opens a policy: a wrapped decoder is not at hand here, and committed results keep no replay.
-    """
-    try:
-        facts = json.loads((run.folder / "checkpoint" / "checkpoint.json").read_text())
-    except (OSError, ValueError):
-        return "the run folder keeps no replay"
-    from safetensors import SafetensorError, safe_open
-
-    from lpds.policy import load_policy
-
-    try:
-        states: list[Any] = []
-        for segment in reversed(facts["replay"]):
-            with safe_open(run.folder / "checkpoint" / segment["file"], framework="np") as stream:
-                states.insert(0, stream.get_tensor("obs"))
-            if sum(map(len, states)) >= STATES:
-                break
-        if not states:
-            return "the replay is empty"
-        policy = load_policy(run.folder)
-        shift = policy.shift(np.concatenate(states)[-STATES:])
-    except (LpdsError, SafetensorError, OSError, KeyError) as error:
-        return str(error).replace(str(run.folder), run.folder.name)
-    sizes = np.square(shift, dtype=np.float64).sum(axis=(1, 2))
-    return sizes if sizes.any() else f"the method {run.method!r} does not shift the noise"
-
-
-@dataclass(frozen=True)
-class ActionSamples:
-    """First actions of the chunk at a few states, under the same noises, in two coordinates."""
-
-    frozen: list[Array]
-    """[N, 2] for every state."""
-    steered: list[Array]
-    coordinates: str
-    """What the two coordinates are, in words."""
-
-
-def action_samples(run: RunData) -> ActionSamples | str:
-    """Decode MODE_NOISES noises at MODE_STATES of the run's kept states, or say in words why that cannot be.
-
-    With more than two action dimensions the coordinates are the two leading principal components of the frozen policy's
-    samples at each state; with one, the action against itself would say nothing, so the second coordinate is the noise's
-    first component.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    from lpds.policy import load_policy
-
-    try:
-        obs = load_file(run.folder / "states.safetensors")["obs"]
-        policy = load_policy(run.folder)
-    except (LpdsError, SafetensorError, OSError, KeyError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        return "the run folder keeps no states" if missing else str(error).replace(str(run.folder), run.folder.name)
-    chosen = obs[np.linspace(0, len(obs) - 1, min(MODE_STATES, len(obs))).round().astype(int)]
-    eps = normal("probe", 13, shape=(MODE_NOISES, *policy.decoder.spec.latent_shape))
-    frozen, steered = [], []
-    actions = policy.decoder.spec.action_shape[1]
-    for state in chosen:
-        rows = np.repeat(state[None], MODE_NOISES, 0)
-        before, after = (policy.act(rows, eps, scale=scale)[:, 0].astype(np.float64) for scale in (0.0, 1.0))
-        if actions == 1:
-            side = eps.reshape(MODE_NOISES, -1)[:, :1]
-            before, after = (np.concatenate([x, side], 1) for x in (before, after))
-        elif actions > 2:
-            centre = before.mean(0)
-            axes = np.linalg.svd(before - centre, full_matrices=False)[2][:2]
-            before, after = ((x - centre) @ axes.T for x in (before, after))
-        frozen.append(before)
-        steered.append(after)
-    names = {1: "the action, and the noise's first component", 2: "the two action dimensions"}
-    return ActionSamples(frozen, steered, names.get(actions, "two leading principal components of the frozen actions"))
 
 
 def _read_run(folder: Path) -> RunData:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import chi
 
-from lpds.report.read import Array, Group, RunData, action_samples, column_interval, evaluation_points, shift_sizes
+from lpds.report.acting import action_samples, shift_sizes
+from lpds.report.read import Array, Group, RunData, column_interval, evaluation_points
 from lpds.stats import Interval, bootstrap_mean
 
 DOTS = 400

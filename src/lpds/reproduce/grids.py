@@ -101,14 +101,15 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         "The residual on the noise against the residual on the action",
         "gym",
         ("lpds", "lpds-a"),
-        ("LP-DS-A reaches an early plateau below LP-DS.",),
+        ("LP-DS-A: an early plateau (on Pen).",),
         figures=("learning", "entropy"),
     ),
     "flow": Reproduction(
         "A flow decoder in place of diffusion",
         "hopper",
         ("lpds", "lpds+flow:decoder=hopper-flow"),
-        ("The method does not depend on the kind of decoder: any map from noise to actions that is deterministic will do.",),
+        (),
+        ("What the paper shows of flow decoders is not known to us.",),
     ),
 }
 
@@ -180,7 +181,8 @@ def _page(
     lines = [f"# {what.title}", "", f"`lpds reproduce {name} --seeds {seeds} --steps {steps}`", ""]
     if finished < len(cells):
         lines += [f"**{finished} of {len(cells)} runs are finished; what is missing is not in the table.**", ""]
-    lines += ["The paper says:", "", *(f"- {sentence}" for sentence in what.paper), ""]
+    if what.paper:
+        lines += ["The paper says:", "", *(f"- {sentence}" for sentence in what.paper), ""]
     lines += ["Measured here (95 % intervals; difference and probability against the frozen policy):", ""]
     lines += ["```", str(report), "```", ""]
     if what.caveats:
