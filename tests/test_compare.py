@@ -207,7 +207,7 @@ def test_a_grid_runs_once_goes_on_after_a_kill_and_tells_what_failed(tmp_path):
     lines: list[str] = []
     finished = run_grid([cells[0], broken], tmp_path, jobs=2, evidence=tmp_path / "kept", say=lines.append)
     assert finished == [tmp_path / cells[0].path]
-    assert any("FAILED with code 2" in line for line in lines)
+    assert any("FAILED with code 2 (lpds: delta must be a positive number" in line for line in lines)
     assert "delta must be a positive number" in (tmp_path / f"{broken.path}.log").read_text()
     assert not (tmp_path / "kept" / cells[0].path / "checkpoint").exists()
     assert lpds.load_policy(tmp_path / "kept" / cells[0].path).method == "lpds"

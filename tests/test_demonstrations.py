@@ -90,3 +90,12 @@ def test_a_method_that_needs_more_than_chunks_and_a_missing_file_leave_no_folder
         with pytest.raises(LpdsError, match=words):
             lpds.steer("toy", method, decoder=toy_decoder(), out=tmp_path / "run", demos=str(tmp_path / demos), quiet=True)
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("field", ["obs", "actions", "rewards", "final_obs"])
+def test_a_number_that_is_none_is_refused_wherever_it_stands(tmp_path, field, refused):
+    data = made_up()
+    getattr(data, field)[1] = np.nan
+    data.save(tmp_path / "d.npz")
+    with refused("holds NaN or infinity"):
+        open_data(str(tmp_path / "d.npz"))

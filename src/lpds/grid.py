@@ -123,7 +123,7 @@ def run_grid(
                 running.remove(entry)
                 cell, process, began = entry
                 minutes, path = (time.monotonic() - began) / 60, cell.path
-                word = "finished" if _done(cell, out) else f"FAILED with code {process.returncode}: see {out / path}.log"
+                word = "finished" if _done(cell, out) else f"FAILED with code {process.returncode} ({_last_words(out / path)})"
                 say(f"{path}: {word} after {minutes:.1f} min; {len(waiting) + len(running)} to go")
     finally:
         for _, process, _ in running:  # an interrupt: each saves its state, as after Ctrl-C
@@ -154,6 +154,11 @@ def _done(cell: Cell, out: Path) -> bool:
         return False
     steps = json.loads((folder / "config.json").read_text())["run"]["steps"]
     return int(steps) >= int(cell.settings.get("steps", 0))
+
+
+def _last_words(folder: Path) -> str:
+    lines = Path(f"{folder}.log").read_text(errors="replace").strip().splitlines()
+    return f"{lines[-1] if lines else 'it said nothing'}; see {folder}.log"
 
 
 def _start(cell: Cell, out: Path) -> subprocess.Popen[bytes]:

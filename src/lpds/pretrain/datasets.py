@@ -96,6 +96,6 @@ def _checked(data: Demonstrations, name: str) -> Demonstrations:
             f"dataset {name}: {len(data.obs)} observations, {len(data.actions)} actions and episodes of "
             f"{int(data.episode_lengths.sum())} steps do not agree"
         )
-    if not (np.isfinite(data.obs).all() and np.isfinite(data.actions).all()):
+    if not all(np.isfinite(part).all() for part in (data.obs, data.actions, data.rewards, data.final_obs)):
         raise LpdsError(f"dataset {name} holds NaN or infinity")
     return data
