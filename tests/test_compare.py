@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,20 @@ def test_probability_of_improvement_is_mann_whitneys_u_over_the_product_with_tie
     assert estimate == pytest.approx(u / (23 * 17), rel=1e-12)
     assert low < estimate < high
     assert probability_of_improvement([1, 1], [1, 1])[0] == 0.5
+
+
+def test_intervals_against_rliable():
+    """Figures of benchmarks/rliable_reference.py; intervals agree up to the chance of resampling."""
+    wanted = json.loads((Path(__file__).parent / "golden" / "rliable.json").read_text())
+    runs = {name: np.array(wanted[name]) for name in "xy"}
+    found = {name: two_level_bootstrap([[run] for run in runs[name]], iqm, resamples=20_000) for name in "xy"}
+    for name, (value, low, high) in found.items():
+        width = wanted["iqm"][name][2] - wanted["iqm"][name][1]
+        assert value == pytest.approx(wanted["iqm"][name][0], rel=1e-12)
+        assert (low, high) == pytest.approx(wanted["iqm"][name][1:], abs=0.04 * width)
+    better = probability_of_improvement(runs["x"], runs["y"], resamples=20_000)
+    assert better[0] == pytest.approx(wanted["probability_y_above_x"][0], rel=1e-12)
+    assert better[1:] == pytest.approx(wanted["probability_y_above_x"][1:], abs=0.03)
 
 
 def test_two_level_interval_has_the_width_of_the_seeds_spread_where_episodes_do_not_matter():
