@@ -1,0 +1,90 @@
+"""One change at a time: the learning curves of short runs that differ from a base run in a setting or two.
+
+    lpds steer hopper --seed 10 --eval-seed 1000 --steps 60000 --out runs/screen/hopper/base
+    lpds steer hopper --seed 10 --eval-seed 1000 --steps 60000 --out runs/screen/hopper/tau02 --tau 0.02
+    python benchmarks/screen.py runs/screen/hopper results/screen/hopper
+
+Takes the folder of such runs, of which one is called base, copies their settings and evaluations into the second folder,
+and writes the table README.md there. Seed and evaluation seed are none of those that ``results/`` reports, so nothing is
+tuned on what is reported. One seed tells large effects from none, and no more: what helps is confirmed on three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from lpds.files import write_atomically
+from lpds.log import read_json_lines
+from lpds.stats import area_under_curve, bootstrap_mean
+
+KEPT = ("config.json", "eval.jsonl")
+
+
+def settings(run: Path) -> dict[str, object]:
+    """Settings of a run that a user can change, by name."""
+    config = json.loads((run / "config.json").read_text())
+    found = {**config["run"], **config["settings"], "method": config["method"]}
+    return {key: value for key, value in found.items() if key not in ("steps",)}
+
+
+def curve(run: Path) -> dict[int, float]:
+    """Mean return of the steered policy at every evaluation on the curve; the frozen one at step 0."""
+    points: dict[int, list[float]] = {}
+    for row in read_json_lines(run / "eval.jsonl"):
+        if row["kind"] == "curve":
+            points.setdefault(row["step"], []).append(row["return"])
+    return {step: float(np.mean(values)) for step, values in sorted(points.items())}
+
+
+def last(run: Path, scale: float) -> list[float]:
+    """Returns of the last evaluation."""
+    return [row["return"] for row in read_json_lines(run / "eval.jsonl") if row["kind"] == "final" and row["scale"] == scale]
+
+
+def main() -> None:
+    """Copy and tabulate."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, help="folder of run folders; one is called base")
+    parser.add_argument("out", type=Path, help="where the table and what it was made from go")
+    arguments = parser.parse_args()
+    finished = {run.parent.name: run.parent for run in sorted(arguments.runs.glob("*/summary.json"))}
+    base = settings(finished["base"])
+    # the order of the table: base first, then by area
+    areas = {name: area_under_curve(*map(list, zip(*curve(run).items(), strict=True))) for name, run in finished.items()}
+    order = sorted(finished, key=lambda name: (name != "base", -areas[name]))
+    steps = list(curve(finished["base"]))
+    task = json.loads((finished["base"] / "config.json").read_text())["task"]
+    header = ["changed", *(f"{step // 1000}k" for step in steps), "area", "end, 95 % interval of its episodes"]
+    lines = [
+        f"# {task}: one change at a time",
+        "",
+        f"`python benchmarks/screen.py RUNS results/screen/{task}`, runs by `lpds steer {task} --seed {base['seed']} "
+        f"--eval-seed {base['eval_seed']} --steps {steps[-1] // 1000 * 1000}` and what the first column says. Mean return of "
+        "the evaluations (20 episodes a point); area: mean height of the curve. ONE seed: a few hundred are chance.",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+    ]
+    for name in order:
+        run = finished[name]
+        changed = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in settings(run).items() if base.get(k) != v)
+        mean, low, high = bootstrap_mean(last(run, 1.0))
+        points = curve(run)
+        cells = [f"`{changed}`" if changed else "nothing"]
+        cells += [f"{value:.0f}" for value in points.values()]
+        lines.append("| " + " | ".join([*cells, f"{areas[name]:.0f}", f"{mean:.0f} [{low:.0f}, {high:.0f}]"]) + " |")
+        target = arguments.out / name
+        target.mkdir(parents=True, exist_ok=True)
+        for file in KEPT:
+            shutil.copy(run / file, target / file)
+    text = "\n".join(lines) + "\n"
+    write_atomically(arguments.out / "README.md", lambda stream: stream.write(text.encode()))
+
+
+if __name__ == "__main__":
+    main()
