@@ -76,7 +76,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
     pretrain = _command(commands, "pretrain", "train a decoder by behaviour cloning", run.do_pretrain)
     pretrain.add_argument("name", help="a zoo recipe, or a name of your own")
-    pretrain.add_argument("--data", required=True, help="own npz, DPPO npz, RoboMimic .hdf5, or minari:DATASET-ID")
+    pretrain.add_argument(
+        "--data", required=True, help="own npz, DPPO npz, RoboMimic .hdf5, LeRobotDataset folder, or minari:DATASET-ID"
+    )
     pretrain.add_argument("--normalization", type=Path, help="npz of ranges, for DPPO data (stored scaled)")
     pretrain.add_argument("--out", type=Path, required=True)
     pretrain.add_argument("--task", help="task to evaluate on for the card (default: the recipe's)")
