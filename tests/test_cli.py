@@ -41,6 +41,7 @@ def test_help_answers_in_under_a_second_and_imports_no_torch():
         (["demos", "hopper", "--out", "x.npz"], "pass --experts FOLDER"),
         (["pretrain", "mine", "--data", "nowhere.npz", "--out", "x"], "dataset nowhere.npz does not exist"),
         (["report", "nowhere"], "nowhere"),
+        (["video", "nowhere"], "no policy in nowhere"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(words, says, capsys, tmp_path, monkeypatch):

@@ -51,6 +51,7 @@ def offenders(folder, forbidden, **options):
         ("report", "methods runner collect replay envs checkpoint api"),
         ("decoders", "methods envs runner replay collect api policy report log checkpoint"),
         ("envs", "methods decoders runner replay collect api policy evaluation report log checkpoint"),
+        ("video", "methods runner collect replay checkpoint session cli commands report zoo"),
         ("replay", "methods envs runner collect api log files decoders"),
         ("collect", "methods runner replay api log files decoders checkpoint"),
         ("checkpoint", "methods envs runner collect api log decoders"),

@@ -76,7 +76,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
     pretrain = _command(commands, "pretrain", "train a decoder by behaviour cloning", run.do_pretrain)
     pretrain.add_argument("name", help="a zoo recipe, or a name of your own")
-    pretrain.add_argument("--data", required=True, help="own npz, DPPO npz, RoboMimic .hdf5, or minari:DATASET-ID")
+    pretrain.add_argument(
+        "--data", required=True, help="own npz, DPPO npz, RoboMimic .hdf5, LeRobotDataset folder, or minari:DATASET-ID"
+    )
     pretrain.add_argument("--normalization", type=Path, help="npz of ranges, for DPPO data (stored scaled)")
     pretrain.add_argument("--out", type=Path, required=True)
     pretrain.add_argument("--task", help="task to evaluate on for the card (default: the recipe's)")
@@ -93,6 +95,16 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs="+", type=Path)
     compare.add_argument("--reference", help="method that the others are compared with (default: the frozen policy)")
     compare.add_argument("--json", action="store_true", help="print one JSON object")
+
+    video = _command(commands, "video", "film the frozen policy and the steered one side by side", run.do_video)
+    video.add_argument("run", type=Path, help="a run folder")
+    video.add_argument("task", nargs="?", help="whose environment (default: the run's own)")
+    video.add_argument("--out", type=Path, help="FILE.mp4 or FILE.gif (default: video.mp4 in the run folder)")
+    video.add_argument("--episodes", type=int, default=1, help="one after another")
+    video.add_argument("--seed", type=int, default=0, help="of the episodes and the noise, as in lpds eval")
+    video.add_argument("--scale", type=float, default=1.0, help="s of w = eps + s Delta(s) in the right half")
+    video.add_argument("--fps", type=float, help="frames per second (default: real time, at most 60, or 25 in a GIF)")
+    video.add_argument("--size", type=int, default=320, help="height of the pictures in pixels")
 
     bench = _command(commands, "bench", "measure the learner's speed, or run a grid of tasks, methods and seeds", run.do_bench)
     bench.add_argument("what", help="learner; or a suite: gym, toy, a task, or several with commas")

@@ -184,6 +184,19 @@ def do_report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def do_video(arguments: argparse.Namespace) -> int:
+    """Film frozen and steered side by side."""
+    from lpds.video import write_video
+
+    options = {name: getattr(arguments, name) for name in ("out", "episodes", "seed", "scale", "fps", "size")}
+    with _bar("episodes played and filmed") as advance:
+        film = write_video(arguments.run, arguments.task, **options, progress=advance)
+    for name, report in (("frozen", film.frozen), ("steered", film.steered)):
+        print(f"{name:<8} return {', '.join(f'{value:.1f}' for value in report.returns)}")
+    print(f"{film.path}: {film.frames} frames, {film.fps:g} a second")
+    return 0
+
+
 def do_bench(arguments: argparse.Namespace) -> int:
     """Measure speed, or run a grid and compare."""
     import json

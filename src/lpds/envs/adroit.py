@@ -20,27 +20,27 @@ SUCCESS_KEY = "success"
 """Where a step's ``info`` says it."""
 
 
-def make_pen() -> gymnasium.Env[Any, Any]:
+def make_pen(render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
     """Turn a pen to a wanted orientation; 45 observations, 24 actions."""
-    return _make("Pen", 100)
+    return _make("Pen", 100, render_mode)
 
 
-def make_hammer() -> gymnasium.Env[Any, Any]:
+def make_hammer(render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
     """Drive a nail into a board; 46 observations, 26 actions."""
-    return _make("Hammer", 200)
+    return _make("Hammer", 200, render_mode)
 
 
-def make_door() -> gymnasium.Env[Any, Any]:
+def make_door(render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
     """Undo a latch and open a door; 39 observations, 28 actions."""
-    return _make("Door", 200)
+    return _make("Door", 200, render_mode)
 
 
-def make_relocate() -> gymnasium.Env[Any, Any]:
+def make_relocate(render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
     """Carry a ball to a place in the air; 39 observations, 30 actions."""
-    return _make("Relocate", 200)
+    return _make("Relocate", 200, render_mode)
 
 
-def _make(task: str, horizon: int) -> gymnasium.Env[Any, Any]:
+def _make(task: str, horizon: int, render_mode: str | None) -> gymnasium.Env[Any, Any]:
     try:
         with redirect_stderr(io.StringIO()):  # it prints a notice about its versions whenever it is imported
             import gymnasium_robotics
@@ -49,4 +49,4 @@ def _make(task: str, horizon: int) -> gymnasium.Env[Any, Any]:
     name = f"AdroitHand{task}-v1"
     if name not in gymnasium.registry:
         gymnasium.register_envs(gymnasium_robotics)
-    return gymnasium.make(name, max_episode_steps=horizon)
+    return gymnasium.make(name, max_episode_steps=horizon, render_mode=render_mode)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +18,13 @@ from lpds.types import LatentSpec
 EnvLike = str | Callable[[], Any]
 
 
-def environment_factory(env: EnvLike) -> tuple[EnvFactory, str]:
+def environment_factory(env: EnvLike, render_mode: str | None = None) -> tuple[EnvFactory, str]:
     """Find how to make one single environment.
 
     Args:
         env: a name of the registry, a Gymnasium id, or a zero-argument factory.
+        render_mode: Gymnasium's, for an environment made by name; a factory is left as it is, and so is a name of the
+            registry whose environment cannot draw.
 
     Returns:
         The factory and a name for messages.
@@ -31,10 +35,12 @@ def environment_factory(env: EnvLike) -> tuple[EnvFactory, str]:
     if callable(env):
         return _flattening(env), getattr(env, "__name__", type(env).__name__)
     if env in ENVIRONMENTS:
-        return _flattening(resolve("environment", ENVIRONMENTS, env)), env
+        make = resolve("environment", ENVIRONMENTS, env)
+        draws = render_mode is not None and "render_mode" in inspect.signature(make).parameters
+        return _flattening(functools.partial(make, render_mode=render_mode) if draws else make), env
     if ":" not in env and env not in gymnasium.registry:
         raise unknown_name("environment", env, [*ENVIRONMENTS, *gymnasium.registry])
-    return _flattening(lambda: gymnasium.make(env)), env
+    return _flattening(lambda: gymnasium.make(env, render_mode=render_mode)), env
 
 
 def _flattening(factory: EnvFactory) -> EnvFactory:

@@ -35,14 +35,17 @@ WIND = 0.2
 class FourMode(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
     """Position [2] in, velocity [2] in [-1, 1] out; -1 a step until a goal is reached, which ends the episode."""
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own contract
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - Gymnasium's own contract
 
-    def __init__(self, start_spread: float = 0.02) -> None:
+    def __init__(self, start_spread: float = 0.02, render_mode: str | None = None) -> None:
         """Build the plane.
 
         Args:
             start_spread: standard deviation of the start around the centre.
+            render_mode: ``"rgb_array"`` to draw the goals and the way since the reset, or nothing.
         """
+        self.render_mode = render_mode
+        self._way: list[npt.NDArray[np.float64]] = []
         self.observation_space = gymnasium.spaces.Box(-2.0, 2.0, (2,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self._spread = start_spread
@@ -54,19 +57,43 @@ class FourMode(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         """Start near the centre."""
         super().reset(seed=seed)
         self._position = self._spread * self.np_random.standard_normal(2)
+        self._way = [self._position]
         return self._position.astype(np.float32), {}
 
     def step(self, action: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Move; -1, and 0 with success on reaching a goal."""
         self._position = np.clip(self._position + STEP * np.asarray(action, np.float64), -2.0, 2.0)
+        if self.render_mode is not None:
+            self._way.append(self._position)
         reached = bool((np.linalg.norm(GOALS - self._position, axis=1) < GOAL_RADIUS).any())
         reward = 0.0 if reached else -1.0
         return self._position.astype(np.float32), reward, reached, False, {"success": reached}
 
+    def render(self) -> npt.NDArray[np.uint8] | None:
+        """The plane from above: the goals, the core, the way walked, and the point."""
+        return None if self.render_mode is None else _draw(np.asarray(self._way))
 
-def make_four_mode() -> gymnasium.Env[Any, Any]:
+
+def make_four_mode(render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
     """The toy with its time limit."""
-    return gymnasium.wrappers.TimeLimit(FourMode(), TIME_LIMIT)
+    return gymnasium.wrappers.TimeLimit(FourMode(render_mode=render_mode), TIME_LIMIT)
+
+
+def _draw(way: npt.NDArray[np.float64], pixels: int = 320, reach: float = 1.3) -> npt.NDArray[np.uint8]:
+    """Draw a way [K, 2] seen from above, as [pixels, pixels, 3]."""
+    image = np.full((pixels, pixels, 3), 250, np.uint8)
+    axis = np.linspace(-reach, reach, pixels)
+    plane = np.stack(np.meshgrid(axis, -axis), axis=-1)
+    image[np.abs(np.linalg.norm(plane, axis=-1) - CORE) < reach / pixels] = (200, 200, 205)
+    for goal in GOALS:
+        image[np.linalg.norm(plane - goal, axis=-1) < GOAL_RADIUS] = (168, 216, 178)
+    dense = np.linspace(way[:-1], way[1:], 12).reshape(-1, 2)
+    for point, radius, colour in [*((point, 0.008, (52, 101, 184)) for point in dense), (way[-1], 0.035, (190, 40, 40))]:
+        at = np.clip((point * (1, -1) / reach + 1.0) / 2.0 * (pixels - 1), 0, pixels - 1)
+        size = max(1, round(radius / reach * pixels / 2.0))
+        x, y = np.round(at).astype(int)
+        image[max(0, y - size) : y + size + 1, max(0, x - size) : x + size + 1] = colour
+    return image
 
 
 def mode_of(position: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

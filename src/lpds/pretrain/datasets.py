@@ -1,4 +1,4 @@
-"""Demonstrations from files: the project's own npz, DPPO's npz, RoboMimic's HDF5, and Minari."""
+"""Demonstrations from files: the project's own npz, DPPO's npz, RoboMimic's HDF5, LeRobot's folders, and Minari."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from lpds.decoders.dppo import load_normaliser
 from lpds.errors import LpdsError
 from lpds.pretrain.experts import Demonstrations
+from lpds.pretrain.lerobot_dataset import open_lerobot
 from lpds.pretrain.robomimic import open_robomimic
 
 
@@ -18,7 +19,7 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
 
     Args:
         reference: path of an own npz (``obs, actions, episode_lengths``), of a DPPO npz (``states, actions, traj_lengths``)
-            or of a RoboMimic ``.hdf5``; or ``minari:DATASET-ID``.
+            or of a RoboMimic ``.hdf5``; a LeRobotDataset's folder; or ``minari:DATASET-ID``.
         normalization: ranges by which DPPO scaled its arrays to [-1, 1]; they are scaled back to environment units.
 
     Raises:
@@ -27,6 +28,8 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
     if reference.startswith("minari:"):
         return _from_minari(reference.removeprefix("minari:"))
     path = Path(reference)
+    if path.is_dir():
+        return _checked(open_lerobot(path), str(path))
     if not path.is_file():
         raise LpdsError(f"dataset {path} does not exist")
     if path.suffix in (".hdf5", ".h5"):

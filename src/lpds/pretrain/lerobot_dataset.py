@@ -1,0 +1,216 @@
+"""LeRobot's dataset folders without their images: ``meta/info.json`` and parquet, codebase versions 2.0, 2.1 and 3.0.
+
+2.x keeps an episode a file (``data/chunk-000/episode_000000.parquet``) and lists them in ``meta/episodes.jsonl``; 3.0 keeps
+many episodes a file (``data/chunk-000/file-000.parquet``) and lists them in ``meta/episodes/chunk-000/file-000.parquet``.
+Both give the paths as templates in ``info.json``, and a feature of shape [1] is a plain column in either.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lpds.errors import LpdsError
+from lpds.pretrain.experts import Demonstrations
+
+FIRST = ("observation.state", "observation.environment_state")
+"""Put end to end in this order where they are there, then every further vector under ``observation.`` by name."""
+UNREAD = ("image", "video", "string")
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Episode:
+    """Where one episode is."""
+
+    number: int
+    length: int
+    file: str
+
+
+def open_lerobot(folder: Path, keys: Sequence[str] | None = None) -> Demonstrations:
+    """Read the vectors of a LeRobotDataset.
+
+    Neither version stores the observation after the last action: ``final_obs`` repeats the last one there is. An episode
+    counts as terminated where its last frame says both ``next.done`` and ``next.success``; ``next.done`` alone ends
+    recordings of any kind, time limits among them.
+
+    Args:
+        folder: the dataset's, which holds ``meta/info.json``.
+        keys: observations to put end to end; by default all vectors, in the order of :data:`FIRST`.
+
+    Returns:
+        The demonstrations, in the order of their numbers; without ``next.reward`` that field stays empty.
+
+    Raises:
+        LpdsError: pyarrow is missing, or the folder is broken or has no vectors to learn from.
+    """
+    info = _read_info(folder)
+    features: dict[str, Any] = info["features"]
+    observations = _observations(folder, features, keys)
+    if "action" not in features:
+        raise LpdsError(f"dataset {folder} has no action column; it has {', '.join(sorted(features))}")
+    if len(features["action"]["shape"]) != 1:
+        raise LpdsError(f"dataset {folder}: action has shape {features['action']['shape']}, expected one axis")
+    further = [name for name in ("next.reward", "next.done", "next.success") if name in features]
+    episodes = _episodes(folder, info)
+    wanted = {name: int(features[name]["shape"][0]) for name in (*observations, "action")} | dict.fromkeys(further, 1)
+    parts: dict[str, list[Array]] = {name: [] for name in wanted}
+    table = _Table(folder / episodes[0].file, list(wanted))
+    for episode in episodes:
+        if table.path != folder / episode.file:
+            table = _Table(folder / episode.file, list(wanted))
+        rows = table.rows(episode)
+        for name, width in wanted.items():
+            parts[name].append(table.column(name, width)[rows])
+    rewards = [part[:, 0].astype(np.float32) for part in parts.get("next.reward", [])]
+    obs = [np.concatenate(both, axis=1) for both in zip(*(parts[name] for name in observations), strict=True)]
+    done, success = parts.get("next.done"), parts.get("next.success")
+    ended = [bool(a[-1, 0]) and bool(b[-1, 0]) for a, b in zip(done, success, strict=True)] if done and success else []
+    return Demonstrations(
+        obs=np.concatenate(obs).astype(np.float32),
+        actions=np.concatenate(parts["action"]).astype(np.float32),
+        episode_lengths=np.asarray([episode.length for episode in episodes], np.int64),
+        episode_returns=np.asarray([one.sum() for one in rewards] or [np.nan] * len(episodes), np.float64),
+        episode_source=np.zeros(len(episodes), np.int64),
+        rewards=np.concatenate(rewards) if rewards else np.empty(0, np.float32),
+        final_obs=np.stack([one[-1] for one in obs]).astype(np.float32) if rewards else np.empty((0, 0), np.float32),
+        terminated=np.asarray(ended or [False] * len(episodes), np.bool_),
+    )
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    path = folder / "meta" / "info.json"
+    if not path.is_file():
+        raise LpdsError(f"{folder} is no LeRobot dataset (meta/info.json is missing)")
+    try:
+        info = json.loads(path.read_text())
+        version, features = info["codebase_version"], info["features"]
+        features = {name: {**facts, "shape": [int(size) for size in facts["shape"]]} for name, facts in features.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LpdsError(f"{path} cannot be read: {type(error).__name__} {' '.join(str(error).split())}") from None
+    if version not in VERSIONS:
+        raise LpdsError(f"dataset {folder} is of LeRobot's codebase version {version!r} (choices: {', '.join(VERSIONS)})")
+    return {**info, "features": features}
+
+
+def _observations(folder: Path, features: dict[str, Any], keys: Sequence[str] | None) -> list[str]:
+    """Names of the vectors to observe, in their order."""
+    images = [name for name, facts in features.items() if facts.get("dtype") in ("image", "video")]
+    vectors = [
+        name
+        for name, facts in features.items()
+        if name.startswith("observation.") and facts.get("dtype") not in UNREAD and len(facts["shape"]) == 1
+    ]
+    if not vectors:
+        also = f"; of its images ({', '.join(images)}) none is read" if images else f"; it has {', '.join(sorted(features))}"
+        raise LpdsError(f"dataset {folder} has no observation.state nor any other vector under observation.{also}")
+    if keys is None:
+        return [*(name for name in FIRST if name in vectors), *sorted(set(vectors) - set(FIRST))]
+    missing = [name for name in keys if name not in vectors]
+    if missing or not keys:
+        raise LpdsError(f"dataset {folder} has no vector {missing}; it has {', '.join(sorted(vectors))}")
+    return list(keys)
+
+
+def _episodes(folder: Path, info: dict[str, Any]) -> list[_Episode]:
+    """Every episode that the folder lists, by number."""
+    path = folder / "meta" / ("episodes" if info["codebase_version"] == "v3.0" else "episodes.jsonl")
+    try:
+        if info["codebase_version"] == "v3.0":
+            columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+            rows: list[dict[str, Any]] = []
+            for file in sorted(path.glob("*/*.parquet")):
+                rows += _read_parquet(file, columns).select(columns).to_pylist()
+            found = [
+                _Episode(
+                    int(row["episode_index"]),
+                    int(row["length"]),
+                    info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]),
+                )
+                for row in rows
+            ]
+        else:
+            rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+            found = []
+            for row in rows:
+                number = int(row["episode_index"])
+                file_name = info["data_path"].format(episode_chunk=number // int(info["chunks_size"]), episode_index=number)
+                found.append(_Episode(number, int(row["length"]), file_name))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LpdsError(f"{path} cannot be read: {type(error).__name__} {' '.join(str(error).split())}") from None
+    empty = [episode.number for episode in found if episode.length < 1]
+    if not found or empty:
+        raise LpdsError(f"dataset {folder}: " + (f"episode {empty[0]} has no frames" if empty else f"{path} lists no episodes"))
+    return sorted(found, key=lambda episode: episode.number)
+
+
+def _read_parquet(path: Path, columns: list[str]) -> Any:
+    """The table of a file, with at least those of the columns that it has."""
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise LpdsError("LeRobot datasets need pyarrow: pip install 'lpds[lerobot-data]'") from None
+    try:
+        with ParquetFile(path) as file:
+            return file.read(columns=columns)
+    except FileNotFoundError:
+        raise LpdsError(f"dataset file {path} does not exist") from None
+    except (OSError, ArrowException) as error:
+        raise LpdsError(f"dataset file {path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+class _Table:
+    """One data file, its columns turned into arrays once."""
+
+    def __init__(self, path: Path, names: list[str]) -> None:
+        self.path = path
+        self._table = _read_parquet(path, [*names, "episode_index", "frame_index"])
+        self._arrays: dict[str, Array] = {}
+
+    def rows(self, episode: _Episode) -> npt.NDArray[np.int64]:
+        """Where an episode's frames are, in their order."""
+        mine = np.flatnonzero(self.column("episode_index", 1)[:, 0] == episode.number)
+        if len(mine) != episode.length:
+            raise LpdsError(
+                f"dataset file {self.path} has {len(mine)} frames of episode {episode.number}, its list says {episode.length}"
+            )
+        return mine[np.argsort(self.column("frame_index", 1)[mine, 0], kind="stable")]
+
+    def column(self, name: str, width: int) -> Array:
+        """A column as [N, width]."""
+        if name not in self._arrays:
+            self._arrays[name] = self._read(name, width)
+        return self._arrays[name]
+
+    def _read(self, name: str, width: int) -> Array:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if name not in self._table.column_names:
+            raise LpdsError(f"dataset file {self.path} has no column {name}; it has {', '.join(self._table.column_names)}")
+        column = self._table[name].combine_chunks()
+        values = column
+        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
+            sizes = set(pc.unique(pc.list_value_length(column)).to_pylist()) - {None}
+            if sizes != {width}:
+                seen = ", ".join(sorted(map(str, sizes)))
+                raise LpdsError(f"dataset file {self.path}: {name} has rows of {seen} numbers, meta/info.json says {width}")
+            values = column.flatten()
+        elif width != 1:
+            raise LpdsError(f"dataset file {self.path}: {name} has one number a row, meta/info.json says {width}")
+        if column.null_count or values.null_count:
+            raise LpdsError(f"dataset file {self.path}: {name} has empty cells")
+        array: Array = values.to_numpy(zero_copy_only=False)
+        if array.dtype.kind not in "biuf":
+            raise LpdsError(f"dataset file {self.path}: {name} holds {column.type}, expected numbers")
+        return array.reshape(-1, width)
