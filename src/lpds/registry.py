@@ -34,6 +34,7 @@ METHOD_SETTINGS: dict[str, str] = {
 DECODER_SCHEMES: dict[str, str] = {
     "dppo": "lpds.decoders.dppo:load_dppo",
     "folder": "lpds.zoo:open_folder",
+    "lerobot": "lpds.decoders.lerobot:load_lerobot",
 }
 ENVIRONMENTS: dict[str, str] = {
     "four-mode": "lpds.envs.four_mode:make_four_mode",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lpds.errors import LpdsError
-from lpds.types import LatentSpec
+from lpds.types import LatentSpec, Shape
 
 
 class BaseDecoder(ABC):
@@ -46,7 +46,7 @@ class BaseDecoder(ABC):
         """Decode a batch.
 
         Args:
-            obs: float32 [B, O], raw observations.
+            obs: float32 [B, O], raw observations, or a dict of tensors [B, ...].
             w: float32 [B, H, L], the latent noise.
 
         Returns:
@@ -82,17 +82,34 @@ class BaseDecoder(ABC):
     @abstractmethod
     def _fingerprint(self) -> str: ...
 
-    def _check_inputs(self, obs: Tensor, w: Tensor) -> None:
+    def _check_inputs(self, obs: Any, w: Tensor) -> None:
         shape = self.spec.obs_shape
-        if not isinstance(shape, Mapping) and tuple(obs.shape[1:]) != tuple(shape):
+        if isinstance(shape, Mapping):
+            rows = self._check_entries(obs, shape)
+        elif tuple(obs.shape[1:]) != tuple(shape):
             raise LpdsError(
                 f"decoder {self.name!r} takes observations [B, {', '.join(map(str, shape))}], not {list(obs.shape)}"
             )
+        else:
+            rows = {int(obs.shape[0])}
         if tuple(w.shape[1:]) != self.spec.latent_shape or w.dim() != 3:
             h, latent = self.spec.latent_shape
             raise LpdsError(f"decoder {self.name!r} takes latents [B, {h}, {latent}], not {list(w.shape)}")
-        if not isinstance(shape, Mapping) and obs.shape[0] != w.shape[0]:
-            raise LpdsError(f"{obs.shape[0]} observations but {w.shape[0]} latents: the batch sizes must be equal")
+        if rows != {w.shape[0]}:
+            counts = " and ".join(map(str, sorted(rows)))
+            raise LpdsError(f"{counts} observations but {w.shape[0]} latents: the batch sizes must be equal")
+
+    def _check_entries(self, obs: Any, shapes: Mapping[str, Shape]) -> set[int]:
+        """Compare a dict observation with its shapes; the batch sizes met."""
+        if not isinstance(obs, Mapping):
+            raise LpdsError(f"decoder {self.name!r} takes a dict of {', '.join(shapes)}, not a {type(obs).__name__}")
+        for key, shape in shapes.items():
+            if key not in obs:
+                raise LpdsError(f"decoder {self.name!r} lacks the observation {key!r} (given: {', '.join(map(str, obs))})")
+            if tuple(obs[key].shape[1:]) != tuple(shape):
+                wanted = ", ".join(map(str, shape))
+                raise LpdsError(f"decoder {self.name!r} takes {key!r} as [B, {wanted}], not {list(obs[key].shape)}")
+        return {int(obs[key].shape[0]) for key in shapes}
 
 
 @dataclass(frozen=True)

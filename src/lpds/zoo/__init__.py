@@ -22,10 +22,10 @@ def load_decoder(reference: str, **options: Any) -> BaseDecoder:
     """Open a frozen policy.
 
     Args:
-        reference: a zoo name (``"hopper"``); ``"dppo:PATH"``, a public DPPO checkpoint; ``"folder:PATH"`` or the path of
-            a folder that ``lpds pretrain`` made.
+        reference: a zoo name (``"hopper"``); ``"dppo:PATH"``, a public DPPO checkpoint; ``"lerobot:PATH"``, a
+            policy that LeRobot saved; ``"folder:PATH"`` or the path of a folder that ``lpds pretrain`` made.
         options: of the kind: ``ddim_steps`` (zoo diffusion), ``steps`` and ``solver`` (zoo flow), or those of
-            :func:`lpds.decoders.dppo.load_dppo`.
+            :func:`lpds.decoders.dppo.load_dppo` or :func:`lpds.decoders.lerobot.load_lerobot`.
 
     Returns:
         The decoder. It remembers its reference and options, so that a run can find it again.

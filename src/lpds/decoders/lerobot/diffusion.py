@@ -1,0 +1,67 @@
+"""LeRobot's DiffusionPolicy under DDIM with eta 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpds.decoders.lerobot.policy import LeRobotDecoder
+from lpds.errors import LpdsError
+
+
+class DiffusionPolicyDecoder(LeRobotDecoder):
+    """A one-dimensional U-Net conditioned on the last n observations; the noise is the whole chunk [horizon, A]."""
+
+    unused = ("steps", "task", "tokenizer")
+
+    def _configure(self) -> None:
+        config, chosen = self._config, self._options.ddim_steps
+        if config.noise_scheduler_type != "DDIM" and chosen is None:
+            raise LpdsError(
+                f"{self._folder} samples with {config.noise_scheduler_type}, which draws fresh noise at every step, so that "
+                "the initial noise does not decide the action; pass ddim_steps=10 (say) to use DDIM with eta 0 on the same network"
+            )
+        if chosen is not None:
+            if not 1 <= chosen <= config.num_train_timesteps:
+                raise LpdsError(f"ddim_steps must be in 1 .. {config.num_train_timesteps} (training's), not {chosen}")
+            config.noise_scheduler_type, config.num_inference_steps = "DDIM", chosen
+        config.compile_model = False
+        config.pretrained_backbone_weights = None  # they are among the saved weights; this would download them
+
+    def _layout(self) -> tuple[tuple[int, int], int, int]:
+        config, start = self._config, self._history() - 1
+        return (int(config.horizon), int(config.action_feature.shape[0])), start, int(config.horizon) - start
+
+    def _history(self) -> int:
+        return int(self._config.n_obs_steps)
+
+    def _clips(self) -> bool:
+        return bool(self._config.clip_sample) and self._config.clip_sample_range <= 1.0
+
+    def _encode(self, batch: dict[str, Any]) -> Tensor:
+        config = self._config
+        frames = {key: batch[key] if self._history() > 1 else batch[key].unsqueeze(1) for key in config.input_features}
+        if config.image_features:
+            frames["observation.images"] = torch.stack([frames[key] for key in config.image_features], dim=-4)
+        condition: Tensor = self._policy.diffusion._prepare_global_conditioning(frames)
+        return condition
+
+    def _sample(self, context: Tensor, w: Tensor) -> Tensor:
+        # The scheduler's step has eta 0 and no clipped model output by default, as in LeRobot's own sampling.
+        chunk: Tensor = self._policy.diffusion.conditional_sample(len(w), global_cond=context, noise=w)
+        return chunk
+
+    def _rows(self, context: Tensor) -> int:
+        return len(context)
+
+    def _repeat(self, context: Tensor, count: int) -> Tensor:
+        return context.repeat_interleave(count, 0)
+
+    def _sampler(self) -> dict[str, Any]:
+        config = self._config
+        names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
+        clip = float(config.clip_sample_range) if config.clip_sample else None
+        steps = int(self._policy.diffusion.num_inference_steps)
+        return {"kind": "ddim", "eta": 0.0, "steps": steps, "clip": clip, **{name: getattr(config, name) for name in names}}

@@ -1,0 +1,178 @@
+"""What every LeRobot decoder shares: features to specification, processing, the executed slice, the fingerprint."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpds.decoders.base import BaseDecoder, hash_tensors
+from lpds.decoders.lerobot.folder import build_policy, read_config
+from lpds.decoders.lerobot.statistics import Processors
+from lpds.errors import LpdsError
+from lpds.types import LatentSpec, Shape
+
+VECTORS = ("observation.state", "observation.environment_state")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What :func:`lpds.decoders.lerobot.load_lerobot` was given beside the folder."""
+
+    ddim_steps: int | None = None
+    steps: int | None = None
+    execute: int | None = None
+    task: str | None = None
+    tokenizer: str | Path | None = None
+    flat: bool = False
+    device: str = "cpu"
+
+
+class LeRobotDecoder(BaseDecoder):
+    """A LeRobot policy as a function of an observation and its initial noise, called around its observation queues.
+
+    A family implements :meth:`_configure`, :meth:`_layout`, :meth:`_encode` and :meth:`_sample`.
+    """
+
+    unused: tuple[str, ...] = ()
+    """Options that mean nothing to a family."""
+
+    def __init__(self, folder: Path, options: Options) -> None:
+        self._options = options
+        for option in self.unused:
+            if getattr(options, option) is not None:
+                raise LpdsError(f"{option} is not an option of the policy in {folder}")
+        config = read_config(folder, options.device)
+        self._folder, self._config = folder, config
+        self._configure()
+        self._processors = Processors(
+            folder, config, options.device, text=options.task is not None, tokenizer=options.tokenizer
+        )
+        self._policy = build_policy(folder, config)
+        shapes = {self._processors.renamed.get(key, key): shape for key, shape in self._observed().items()}
+        obs_shape: Shape | Mapping[str, Shape] = shapes
+        self._vectors = [key for key in VECTORS if key in shapes] + sorted(set(shapes) - set(VECTORS))
+        if options.flat:
+            wide = sorted(key for key, shape in shapes.items() if len(shape) > 1 + (self._history() > 1))
+            if wide or any(".language." in key for key in shapes):
+                raise LpdsError(f"flat=True takes vectors only; {folder} also needs {wide or 'an instruction (pass task=)'}")
+            obs_shape = (sum(math.prod(shape) for shape in shapes.values()),)
+        self._shapes = shapes
+        latent, start, most = self._layout()
+        self._start, actions = start, int(config.action_feature.shape[0])
+        count = int(config.n_action_steps) if options.execute is None else options.execute
+        if not 1 <= count <= most:
+            raise LpdsError(f"execute must be in 1 .. {most} (what the policy decodes), not {count}")
+        # columns beyond the arm's are padding: the network reads them, no action is read from them
+        free = None if latent[1] == actions else tuple(column < actions for column in range(latent[1]))
+        name = folder.parent.name if folder.name == "pretrained_model" else folder.name
+        super().__init__(LatentSpec(obs_shape, latent, (count, actions), free), name, f"lerobot:{folder}")
+
+    def prepare(self, obs: Any) -> Any:
+        """What does not depend on the noise: observations normalised and encoded, with the prefix's key-value cache."""
+        batch: dict[str, Any] = self._unflatten(obs) if self._options.flat else {key: obs[key] for key in self._shapes}
+        batch = {key: value.to(self._options.device) for key, value in batch.items()}
+        for key, value in batch.items():
+            if ".language." in key:
+                batch[key] = value.bool() if key.endswith("mask") else value.long()
+        if self._options.task is not None:
+            batch["task"] = [self._options.task] * len(next(iter(batch.values())))
+        with torch.no_grad():
+            return self._encode(self._processors.observation(batch))
+
+    def decode(self, context: Any, w: Tensor) -> Tensor:
+        """Decode [B * M, H, L] noises, M for each of the B states of a context in their order, to [B * M, T, A]."""
+        rows = self._rows(context)
+        if rows != len(w):
+            if rows == 0 or len(w) % rows:
+                raise LpdsError(f"{len(w)} latents for {rows} states: not a whole number each")
+            context = self._repeat(context, len(w) // rows)
+        with torch.no_grad():
+            chunk = self._sample(context, w.to(self._options.device, torch.float32))
+            steps, actions = self.spec.action_shape
+            chunk = chunk[:, self._start : self._start + steps, :actions].float()
+            return self._processors.action(chunk).to(w.device, torch.float32)
+
+    def action_range(self) -> tuple[Tensor, Tensor]:
+        """The recorded range where the sampler clips to it; unbounded otherwise."""
+        bounds = self._processors.action_bounds() if self._clips() else None
+        return super().action_range() if bounds is None else bounds
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the passport."""
+        from lerobot import __version__
+
+        return {
+            "kind": "lerobot",
+            "policy": self._config.type,
+            "lerobot": __version__,
+            "sampler": self._sampler(),
+            "task": self._options.task,
+            "parameters": sum(value.numel() for value in self._policy.parameters()),
+        }
+
+    @abstractmethod
+    def _configure(self) -> None:
+        """Set the sampler in the configuration before the policy is built, and refuse what is stochastic."""
+
+    @abstractmethod
+    def _layout(self) -> tuple[tuple[int, int], int, int]:
+        """The latent's shape, the chunk's first executed step, and how many can be executed."""
+
+    @abstractmethod
+    def _encode(self, batch: dict[str, Any]) -> Any:
+        """From LeRobot's batch to what all noises of a state share."""
+
+    @abstractmethod
+    def _sample(self, context: Any, w: Tensor) -> Tensor:
+        """From noises [B, H, L] to normalised chunks [B, H, >= A]."""
+
+    @abstractmethod
+    def _rows(self, context: Any) -> int:
+        """B of a context."""
+
+    @abstractmethod
+    def _repeat(self, context: Any, count: int) -> Any:
+        """A context with every state ``count`` times in a row."""
+
+    @abstractmethod
+    def _sampler(self) -> dict[str, Any]:
+        """Facts that decide what a noise becomes."""
+
+    def _clips(self) -> bool:
+        return False
+
+    def _history(self) -> int:
+        return 1
+
+    def _observed(self) -> dict[str, Shape]:
+        """Shapes of what the policy reads, with the history axis where it has one."""
+        history = (self._history(),) if self._history() > 1 else ()
+        return {key: (*history, *map(int, feature.shape)) for key, feature in self._config.input_features.items()}
+
+    def _unflatten(self, obs: Tensor) -> dict[str, Tensor]:
+        """A vector [B, n * (D1 + D2 + ...)], oldest observation first, as named vectors."""
+        frames = obs.unflatten(1, (self._history(), -1)) if self._history() > 1 else obs
+        parts = frames.split([self._shapes[key][-1] for key in self._vectors], dim=-1)
+        return dict(zip(self._vectors, parts, strict=True))
+
+    def _fingerprint(self) -> str:
+        spec = self.spec
+        facts = {
+            "policy": self._config.type,
+            "sampler": self._sampler(),
+            "processors": self._processors.facts(),
+            "task": self._options.task,
+            "obs": self._shapes,
+            "flat": self._options.flat,
+            "latent": spec.latent_shape,
+            "action": spec.action_shape,
+            "start": self._start,
+        }
+        return hash_tensors({**self._policy.state_dict(), **self._processors.tensors()}, facts)

@@ -1,0 +1,369 @@
+"""LeRobot policies as decoders: LeRobot's own actions, the checks it does not do, what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import lerobot_policies as tiny
+from lpds import LpdsError, load_decoder
+from lpds.doctor import check
+
+HERE = importlib.util.find_spec("lerobot") is not None
+needs_lerobot = pytest.mark.skipif(not HERE, reason="lerobot is not installed (docs/lerobot.md)")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+
+
+# --- without lerobot ------------------------------------------------------------------------------------------------
+
+
+def write_config(folder, **facts):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_a_missing_package_is_one_line_with_the_way_to_install_it(tmp_path, monkeypatch):
+    folder = write_config(tmp_path / "p", type="diffusion")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LpdsError, match=r"need the package lerobot: pip install .*docs/lerobot\.md") as caught:
+        load_decoder(f"lerobot:{folder}")
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_folders(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(LpdsError, match="does not exist"):
+        load_decoder(f"lerobot:{tmp_path}/nothing")
+    with pytest.raises(LpdsError, match="does not exist"):
+        load_decoder("lerobot:someone/something")
+    with pytest.raises(LpdsError, match=r"config\.json is missing"):
+        load_decoder(f"lerobot:{tmp_path}")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(LpdsError, match="not the configuration of a LeRobot policy"):
+        load_decoder(f"lerobot:{tmp_path}")
+
+
+def test_another_type_of_policy_is_named_with_the_choices(tmp_path):
+    with pytest.raises(LpdsError, match=r"type 'act'.*choices: .*diffusion"):
+        load_decoder(f"lerobot:{write_config(tmp_path / 'p', type='act')}")
+    with pytest.raises(LpdsError, match="adapter"):
+        load_decoder(f"lerobot:{write_config(tmp_path / 'q', type='diffusion', use_peft=True)}")
+
+
+def test_an_unknown_option_is_named(tmp_path):
+    with pytest.raises(LpdsError, match="ddim_step"):
+        load_decoder(f"lerobot:{tmp_path}", ddim_step=3)
+
+
+# --- DiffusionPolicy ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def state_policy(tmp_path_factory):
+    if not HERE:
+        pytest.skip("lerobot is not installed (docs/lerobot.md)")
+    return tiny.diffusion(tmp_path_factory.mktemp("lerobot") / "state")
+
+
+@pytest.fixture(scope="module")
+def image_policy(tmp_path_factory):
+    if not HERE:
+        pytest.skip("lerobot is not installed (docs/lerobot.md)")
+    return tiny.diffusion(tmp_path_factory.mktemp("lerobot") / "image", image=True)
+
+
+def noise(decoder, rows=6, seed=2):
+    return torch.randn(rows, *decoder.spec.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pipelines(folder, policy):
+    from lerobot.policies.factory import make_pre_post_processors
+
+    return make_pre_post_processors(policy.config, pretrained_path=str(folder))
+
+
+def lerobots_own(policy, folder, obs, w):
+    """Actions [B, T, A] by LeRobot's documented way: preprocessor, one select_action a step, postprocessor."""
+    before, after = pipelines(folder, policy)
+    history = policy.config.n_obs_steps
+    policy.reset()
+    actions = []
+    for step in range(history - 1 + policy.config.n_action_steps):
+        frame = {key: value[:, min(step, history - 1)] for key, value in obs.items()}
+        if step == history - 1:
+            policy._queues["action"].clear()  # decide here, with the history that was just filled
+        batch = before(frame)
+        action = policy.select_action({key: batch[key] for key in obs}, noise=w.clone())
+        actions.append(after(action))
+    return torch.stack(actions[history - 1 :], 1)
+
+
+@pytest.mark.parametrize("which", ["state_policy", "image_policy"])
+def test_actions_are_lerobots_own(which, request):
+    policy, folder = request.getfixturevalue(which)
+    decoder = load_decoder(f"lerobot:{folder}")
+    obs, w = tiny.observation(policy), noise(decoder)
+    action = decoder(obs, w)
+    assert action.dtype == torch.float32
+    assert not action.requires_grad
+    torch.testing.assert_close(action, lerobots_own(policy, folder, obs, w), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(action, decoder(obs, -w))
+
+
+def test_specification(state_policy, image_policy):
+    decoder = load_decoder(f"lerobot:{state_policy[1]}")
+    assert decoder.spec.obs_shape == {tiny.STATE: (2, 4), tiny.ENVIRONMENT: (2, 5)}
+    assert decoder.spec.latent_shape == (8, 3)
+    assert decoder.spec.action_shape == (4, 3)
+    assert decoder.spec.free is None
+    assert load_decoder(f"lerobot:{image_policy[1]}").spec.obs_shape[tiny.CAMERA] == (2, 3, 32, 32)
+    assert load_decoder(f"lerobot:{state_policy[1]}", execute=7).spec.action_shape == (7, 3)
+    with pytest.raises(LpdsError, match=r"1 \.\. 7"):
+        load_decoder(f"lerobot:{state_policy[1]}", execute=8)
+
+
+def test_actions_are_in_environment_units_and_in_the_recorded_range(state_policy):
+    decoder = load_decoder(f"lerobot:{state_policy[1]}")
+    low, high = decoder.action_range()
+    stats = tiny.statistics({**state_policy[0].config.input_features, **state_policy[0].config.output_features})["action"]
+    assert torch.equal(low, stats["min"])
+    assert torch.equal(high, stats["max"])
+    action = decoder(tiny.observation(state_policy[0]), noise(decoder))
+    assert bool(((action >= low - 1e-5) & (action <= high + 1e-5)).all())
+
+
+@pytest.mark.parametrize("which", ["state_policy", "image_policy"])
+def test_deterministic_without_memory_and_row_by_row(which, request):
+    policy, folder = request.getfixturevalue(which)
+    decoder = load_decoder(f"lerobot:{folder}")
+    obs, w = tiny.observation(policy), noise(decoder)
+    first = decoder(obs, w)
+    state = torch.get_rng_state()
+    decoder(tiny.observation(policy, rows=3, seed=9), noise(decoder, rows=3))
+    assert torch.equal(decoder(obs, w), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    alone = torch.cat([decoder({key: value[i : i + 1] for key, value in obs.items()}, w[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(alone, first, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["state_policy", "image_policy"])
+def test_several_noises_of_a_state_share_what_was_prepared(which, request):
+    policy, folder = request.getfixturevalue(which)
+    decoder = load_decoder(f"lerobot:{folder}")
+    obs, w = tiny.observation(policy, rows=2), noise(decoder)
+    again = {key: value.repeat_interleave(3, 0) for key, value in obs.items()}
+    context = decoder.prepare(obs)
+    torch.testing.assert_close(decoder.decode(context, w), decoder(again, w), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(decoder.decode(context, w[:2]), decoder(obs, w[:2]), rtol=1e-5, atol=1e-5)
+    with pytest.raises(LpdsError, match="5 latents for 2 states"):
+        decoder.decode(context, w[:5])
+
+
+def test_flat_vectors_are_the_frames_one_after_another(state_policy):
+    policy, folder = state_policy
+    decoder, flat = load_decoder(f"lerobot:{folder}"), load_decoder(f"lerobot:{folder}", flat=True)
+    obs, w = tiny.observation(policy), noise(decoder)
+    vector = torch.cat([obs[tiny.STATE], obs[tiny.ENVIRONMENT]], dim=-1).flatten(1)
+    assert flat.spec.obs_shape == (18,)
+    assert torch.equal(flat(vector, w), decoder(obs, w))
+    assert flat.fingerprint != decoder.fingerprint
+
+
+def test_one_observation_needs_no_history_axis(tmp_path):
+    if not HERE:
+        pytest.skip("lerobot is not installed (docs/lerobot.md)")
+    policy, folder = tiny.diffusion(tmp_path / "one", n_obs_steps=1)
+    decoder = load_decoder(f"lerobot:{folder}")
+    assert decoder.spec.obs_shape == {tiny.STATE: (4,), tiny.ENVIRONMENT: (5,)}
+    assert decoder(tiny.observation(policy), noise(decoder)).shape == (6, 4, 3)
+
+
+def test_a_training_run_s_folder_opens(state_policy, tmp_path):
+    shutil.copytree(state_policy[1], tmp_path / "000100" / "pretrained_model")
+    decoder = load_decoder(f"lerobot:{tmp_path / '000100'}")
+    assert decoder.name == "000100"
+    assert load_decoder(decoder.reference).fingerprint == decoder.fingerprint
+
+
+@needs_lerobot
+def test_ddpm_is_refused_with_the_remedy(tmp_path):
+    policy, folder = tiny.diffusion(tmp_path / "p", noise_scheduler_type="DDPM", num_inference_steps=None)
+    with pytest.raises(LpdsError, match=r"DDPM.*initial noise does not decide.*ddim_steps="):
+        load_decoder(f"lerobot:{folder}")
+    decoder = load_decoder(f"lerobot:{folder}", ddim_steps=10)
+    assert decoder.describe()["sampler"]["steps"] == 10
+    obs, w = tiny.observation(policy), noise(decoder)
+    assert torch.equal(decoder(obs, w), decoder(obs, w))
+    assert load_decoder(f"lerobot:{folder}", ddim_steps=5).fingerprint != decoder.fingerprint
+    with pytest.raises(LpdsError, match=r"1 \.\. 100"):
+        load_decoder(f"lerobot:{folder}", ddim_steps=101)
+
+
+def test_ddim_is_the_textbook_s(state_policy):
+    """One step from the first time: x0 clipped, then the noise is put back without a correction for the clip."""
+    policy, folder = state_policy
+    decoder = load_decoder(f"lerobot:{folder}", ddim_steps=1, execute=7)
+    obs, w = tiny.observation(policy), noise(decoder)
+    condition, unet = decoder.prepare(obs), decoder._policy.diffusion.unet
+    with torch.no_grad():
+        predicted = unet(w, torch.zeros(6, dtype=torch.long), global_cond=condition)
+    bar = decoder._policy.diffusion.noise_scheduler.alphas_cumprod[0]
+    chunk = ((w - (1 - bar).sqrt() * predicted) / bar.sqrt()).clamp(-1, 1)
+    low, high = decoder.action_range()
+    torch.testing.assert_close(decoder(obs, w), ((chunk + 1) / 2 * (high - low) + low)[:, 1:8], rtol=1e-4, atol=1e-5)
+
+
+def test_options_of_other_policies_are_refused(state_policy):
+    for option in ({"steps": 3}, {"task": "lift"}, {"tokenizer": "x"}):
+        with pytest.raises(LpdsError, match=f"{next(iter(option))} is not an option"):
+            load_decoder(f"lerobot:{state_policy[1]}", **option)
+
+
+def test_observations_are_checked(state_policy):
+    policy, folder = state_policy
+    decoder = load_decoder(f"lerobot:{folder}")
+    obs, w = tiny.observation(policy), noise(decoder)
+    with pytest.raises(LpdsError, match=r"environment_state.*given: observation\.state"):
+        decoder({tiny.STATE: obs[tiny.STATE]}, w)
+    with pytest.raises(LpdsError, match=r"\[B, 2, 4\], not \[6, 4\]"):
+        decoder({**obs, tiny.STATE: obs[tiny.STATE][:, 0]}, w)
+    with pytest.raises(LpdsError, match="batch sizes"):
+        decoder(obs, w[:3])
+    with pytest.raises(LpdsError, match="takes a dict"):
+        decoder(obs[tiny.STATE], w)
+
+
+def test_the_doctor_takes_it(state_policy):
+    report = check(load_decoder(f"lerobot:{state_policy[1]}"))
+    assert report.ok, str(report)
+
+
+# --- weights and statistics -----------------------------------------------------------------------------------------
+
+
+def edited(folder, target, edit, pattern="model.safetensors"):
+    """A copy of a policy folder in which ``edit`` changed one file's tensors."""
+    shutil.copytree(folder, target)
+    (path,) = target.glob(pattern)
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+    return target
+
+
+BEFORE, AFTER = "policy_preprocessor_step_*", "policy_postprocessor_step_*"
+
+
+def test_the_fingerprint_knows_weights_sampler_and_statistics(state_policy, tmp_path):
+    folder = state_policy[1]
+
+    def bump(tensors, key):
+        tensors[key] = tensors[key] + 0.01
+
+    weight = next(key for key in load_file(folder / "model.safetensors") if key.endswith("weight"))
+    found = [load_decoder(f"lerobot:{folder}"), load_decoder(f"lerobot:{folder}", ddim_steps=4)]
+    found.append(load_decoder(f"lerobot:{edited(folder, tmp_path / 'w', lambda t: bump(t, weight))}"))
+    for index, (pattern, key) in enumerate([(BEFORE, "observation.state.min"), (AFTER, "action.max")]):
+        copy = edited(folder, tmp_path / f"s{index}", lambda t, key=key: bump(t, key), pattern)
+        found.append(load_decoder(f"lerobot:{copy}"))
+    assert len({decoder.fingerprint for decoder in found}) == len(found)
+    shutil.copytree(folder, tmp_path / "same")
+    assert load_decoder(f"lerobot:{tmp_path / 'same'}").fingerprint == found[0].fingerprint
+
+
+def rename(old, new):
+    def edit(tensors):
+        for key in [key for key in tensors if key.startswith(old + ".")]:
+            tensors[new + key.removeprefix(old)] = tensors.pop(key)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("pattern", "old", "new"),
+    [(AFTER, "action", "actions"), (BEFORE, "observation.state", "state"), (AFTER, "action.max", "action.highest")],
+)
+def test_statistics_under_other_keys_are_an_error_that_names_them(state_policy, tmp_path, pattern, old, new):
+    folder = state_policy[1]
+
+    def edit(tensors):
+        if old in tensors:
+            tensors[new] = tensors.pop(old)
+        rename(old, new)(tensors)
+
+    copy = edited(folder, tmp_path / "p", edit, pattern)
+    with pytest.raises(LpdsError, match=r"no statistic .*keyed \[") as caught:
+        load_decoder(f"lerobot:{copy}")
+    assert old.removesuffix(".max") in str(caught.value)
+    if old == "action":
+        assert "'actions'" in str(caught.value)
+
+
+@needs_lerobot
+def test_absent_statistics_are_an_error(tmp_path):
+    _, folder = tiny.diffusion(tmp_path / "p", stats={})
+    with pytest.raises(LpdsError, match=r"no statistic 'min' of 'observation\.state'.*keyed \[\]"):
+        load_decoder(f"lerobot:{folder}")
+
+
+def test_statistics_of_another_shape_or_not_finite(state_policy, tmp_path):
+    def longer(tensors):
+        tensors["action.max"] = torch.ones(7)
+
+    def broken(tensors):
+        tensors["action.max"] = torch.tensor([1.0, torch.nan, 1.0])
+
+    with pytest.raises(LpdsError, match=r"'action' is \[7\], the feature \[3\]"):
+        load_decoder(f"lerobot:{edited(state_policy[1], tmp_path / 'a', longer, AFTER)}")
+    with pytest.raises(LpdsError, match="NaN"):
+        load_decoder(f"lerobot:{edited(state_policy[1], tmp_path / 'b', broken, AFTER)}")
+
+
+def test_missing_processors_and_another_normalisation(state_policy, tmp_path):
+    shutil.copytree(state_policy[1], tmp_path / "a")
+    (tmp_path / "a" / "policy_postprocessor.json").unlink()
+    with pytest.raises(LpdsError, match=r"no policy_postprocessor\.json"):
+        load_decoder(f"lerobot:{tmp_path / 'a'}")
+    for name, edit, words in (
+        ("b", lambda step: step["config"]["norm_map"].update(ACTION="IDENTITY"), "normalised by IDENTITY"),
+        (
+            "c",
+            lambda step: step["config"]["features"].update(action=None) or step["config"]["features"].pop("action"),
+            "no step",
+        ),
+    ):
+        shutil.copytree(state_policy[1], tmp_path / name)
+        path = tmp_path / name / "policy_postprocessor.json"
+        content = json.loads(path.read_text())
+        edit(next(step for step in content["steps"] if "unnormalizer" in step["registry_name"]))
+        path.write_text(json.dumps(content))
+        with pytest.raises(LpdsError, match=words):
+            load_decoder(f"lerobot:{tmp_path / name}")
+
+
+def test_weights_that_are_missing_unknown_or_broken(state_policy, tmp_path):
+    folder = state_policy[1]
+    key = "diffusion.unet.final_conv.1.weight"
+
+    def nan(tensors):
+        tensors[key] = tensors[key] * torch.nan
+
+    with pytest.raises(LpdsError, match=r"1 missing.*final_conv"):
+        load_decoder(f"lerobot:{edited(folder, tmp_path / 'a', lambda t: t.pop(key))}")
+    with pytest.raises(LpdsError, match=r"1 unknown.*strange"):
+        load_decoder(f"lerobot:{edited(folder, tmp_path / 'b', lambda t: t.update(strange=torch.ones(1)))}")
+    with pytest.raises(LpdsError, match="NaN"):
+        load_decoder(f"lerobot:{edited(folder, tmp_path / 'c', nan)}")
+    with pytest.raises(LpdsError, match="another policy"):
+        load_decoder(f"lerobot:{edited(folder, tmp_path / 'd', lambda t: t.update({key: torch.ones(2, 2)}))}")
+    shutil.copytree(folder, tmp_path / "e")
+    (tmp_path / "e" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(LpdsError, match="cannot be read"):
+        load_decoder(f"lerobot:{tmp_path / 'e'}")
