@@ -80,3 +80,97 @@ def observation(policy, rows=6, seed=1, history=None):
         else torch.randn(*lead, *entry.shape, generator=generator)
         for key, entry in policy.config.input_features.items()
     }
+
+
+WIDTHS = {"width": 64, "depth": 2, "mlp_dim": 128, "num_heads": 2, "num_kv_heads": 1, "head_dim": 32}
+
+
+def shrink(patch, kind, vision=32, **sizes):
+    """Make pi0, pi05 or SmolVLA tiny: their sizes are written into their constructors, so these are replaced."""
+    module = importlib.import_module(f"lerobot.policies.{kind}.modeling_{kind}")
+    if kind == "smolvla":
+        return _shrink_smolvla(patch)
+    patch.setattr(module, "get_gemma_config", lambda variant: module.GemmaConfig(**WIDTHS | sizes))
+    names = ("PaliGemmaForConditionalGeneration", "GemmaForCausalLM")
+    if not hasattr(module, names[1]):
+        names = ("PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM")
+    whole, expert = (getattr(module, name) for name in names)
+
+    def make_whole(config):
+        seen = config.vision_config
+        seen.hidden_size, seen.num_hidden_layers, seen.num_attention_heads, seen.intermediate_size = vision, 2, 2, 2 * vision
+        seen.projection_dim = config.projection_dim = config.text_config.hidden_size
+        config.text_config.vocab_size = config.vocab_size = config._vocab_size = 256
+        config.image_token_index = config.image_token_id = 255
+        return whole(config)
+
+    def make_expert(config):
+        config.vocab_size, config.pad_token_id = 16, 0
+        return expert(config)
+
+    patch.setattr(module, names[0], make_whole)
+    patch.setattr(module, names[1], make_expert)
+    return None
+
+
+def _shrink_smolvla(patch):
+    from transformers import SmolVLMConfig
+
+    module = importlib.import_module("lerobot.policies.smolvla.smolvlm_with_expert")
+    text = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "vocab_size": 128}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0}
+    seen = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    seen |= {"image_size": 64, "patch_size": 16}
+    tokenizer = type("Tokenizer", (), {"fake_image_token_id": 1, "global_image_token_id": 2})()
+    made = {
+        "AutoConfig": SmolVLMConfig(text_config=text, vision_config=seen, scale_factor=2, image_token_id=5, pad_token_id=0),
+        "AutoProcessor": type("Processor", (), {"tokenizer": tokenizer})(),
+    }
+    for name, value in made.items():
+        opener = staticmethod(lambda *_, value=value, **__: value)
+        patch.setattr(module, name, type(name, (), {"from_pretrained": opener}))
+
+
+def words_tokenizer(folder):
+    """A tokenizer of single words, as a folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<unk>", "lift", "drop", "the", "cube", "Task:", "State:", "Action:", *map(str, range(200))]
+    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    return folder
+
+
+def flow(folder, patch, kind, tokenizer, size=56, **changes):
+    """A tiny pi0, pi05 or SmolVLA with a 7-dimensional arm and one camera; it has to be opened under the same patch."""
+    names = {"pi0": "PI0", "pi05": "PI05", "smolvla": "SmolVLA"}
+    settings = {"chunk_size": 10, "n_action_steps": 6, "device": "cpu", "tokenizer_max_length": 60}
+    if kind == "smolvla":
+        size = 64
+        settings |= {"load_vlm_weights": False, "num_vlm_layers": 4, "resize_imgs_with_padding": (64, 64), "num_steps": 4}
+        settings |= {"pad_language_to": "max_length"}
+    else:
+        settings |= {"num_inference_steps": 4, "image_resolution": (size, size), "dtype": "float32"}
+    config_module = importlib.import_module(f"lerobot.policies.{kind}.configuration_{kind}")
+    module = importlib.import_module(f"lerobot.policies.{kind}.modeling_{kind}")
+    torch.manual_seed(0)
+    config = getattr(config_module, f"{names[kind]}Config")(
+        input_features={STATE: feature("STATE", 8), CAMERA: feature("VISUAL", 3, size, size)},
+        output_features={"action": feature("ACTION", 7)},
+        **settings | changes,
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        policy = getattr(module, f"{names[kind]}Policy")(config).eval()
+    make = importlib.import_module("lerobot.processor.tokenizer_processor")
+    with patch.context() as inner:  # the saved name is the published one, which cannot be fetched here
+        inner.setattr(make, "AutoTokenizer", type("Auto", (), {"from_pretrained": staticmethod(lambda name: object())}))
+        save(folder, policy, kind)
+    return policy, folder
+
+
+def tokens(rows, length=60, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(length).expand(rows, -1) < 9
+    return {TOKENS: torch.randint(3, 100, (rows, length), generator=generator) * mask, MASK: mask}

@@ -7,11 +7,11 @@ import json
 import shutil
 import sys
 
+import lerobot_policies as tiny
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import lerobot_policies as tiny
 from lpds import LpdsError, load_decoder
 from lpds.doctor import check
 

@@ -21,7 +21,7 @@ class DiffusionPolicyDecoder(LeRobotDecoder):
         if config.noise_scheduler_type != "DDIM" and chosen is None:
             raise LpdsError(
                 f"{self._folder} samples with {config.noise_scheduler_type}, which draws fresh noise at every step, so that "
-                "the initial noise does not decide the action; pass ddim_steps=10 (say) to use DDIM with eta 0 on the same network"
+                "the initial noise does not decide the action; pass ddim_steps=10, say, for DDIM with eta 0 on the same weights"
             )
         if chosen is not None:
             if not 1 <= chosen <= config.num_train_timesteps:

@@ -36,6 +36,9 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "diffusion": Family("diffusion", "DiffusionPolicy", "lpds.decoders.lerobot.diffusion:DiffusionPolicyDecoder"),
+    "pi0": Family("pi0", "PI0Policy", "lpds.decoders.lerobot.flow:Pi0Decoder"),
+    "pi05": Family("pi05", "PI05Policy", "lpds.decoders.lerobot.flow:Pi05Decoder"),
+    "smolvla": Family("smolvla", "SmolVLAPolicy", "lpds.decoders.lerobot.flow:SmolVLADecoder"),
 }
 
 

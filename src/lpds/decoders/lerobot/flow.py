@@ -1,0 +1,127 @@
+"""LeRobot's pi0, pi05 and SmolVLA: a flow integrated by Euler steps against a vision-language prefix that no noise changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpds.decoders.lerobot.policy import LeRobotDecoder
+from lpds.errors import LpdsError
+from lpds.types import Shape
+
+TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
+
+
+class Pi0Decoder(LeRobotDecoder):
+    """pi0; the noise is [chunk_size, max_action_dim], of which only the arm's own columns are free."""
+
+    unused = ("ddim_steps",)
+    steps_name = "num_inference_steps"
+
+    def _configure(self) -> None:
+        config, steps = self._config, self._options.steps
+        if steps is not None:
+            if steps < 1:
+                raise LpdsError(f"steps must be at least 1, not {steps}")
+            setattr(config, self.steps_name, steps)
+        real_time = getattr(config, "rtc_config", None)
+        if real_time is not None and real_time.enabled:
+            raise LpdsError(
+                f"{self._folder} uses real-time chunking: a chunk depends on the one before; save it with rtc_config null"
+            )
+        config.compile_model = False
+        config.gradient_checkpointing = False
+
+    def _layout(self) -> tuple[tuple[int, int], int, int]:
+        return (int(self._config.chunk_size), int(self._config.max_action_dim)), 0, int(self._config.chunk_size)
+
+    def _observed(self) -> dict[str, Shape]:
+        shapes = {key: shape for key, shape in super()._observed().items() if ".empty_camera_" not in key}
+        if self._options.task is None:
+            length = (int(self._config.tokenizer_max_length),)
+            shapes |= {TOKENS: length, MASK: length}
+        return shapes
+
+    def _encode(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Let LeRobot compute the prefix and keep what it hands to every denoising step.
+
+        Its own inference runs with a denoising step that only takes notes, so that whatever a version does to images,
+        masks and caches is done here too.
+        """
+        model, kept = self._policy.model, {}
+
+        def note(*, x_t: Tensor, timestep: Tensor, **context: Any) -> Tensor:
+            kept.update(context)
+            return torch.zeros_like(x_t)
+
+        batch = {key: value for key, value in batch.items() if key.startswith("observation.")}
+        first = next(value for key, value in batch.items() if ".images." in key)
+        noise = torch.zeros(len(first), *self.spec.latent_shape, device=first.device)
+        model.denoise_step = note
+        try:
+            self._policy.predict_action_chunk(batch, noise=noise)
+        finally:
+            del model.denoise_step
+        return kept
+
+    def _sample(self, context: dict[str, Any], w: Tensor) -> Tensor:
+        steps = getattr(self._config, self.steps_name)
+        x, dt = w, -1.0 / steps
+        for step in range(steps):
+            time = torch.tensor(1.0 + step * dt, dtype=torch.float32, device=w.device).expand(len(w))
+            x = x + dt * self._policy.model.denoise_step(**context, x_t=x, timestep=time)
+        return x
+
+    def _rows(self, context: dict[str, Any]) -> int:
+        return len(context["prefix_pad_masks"])
+
+    def _repeat(self, context: dict[str, Any], count: int) -> dict[str, Any]:
+        return {key: _repeated(value, count) for key, value in context.items()}
+
+    def _sampler(self) -> dict[str, Any]:
+        return {"kind": "euler", "steps": int(getattr(self._config, self.steps_name))}
+
+
+class Pi05Decoder(Pi0Decoder):
+    """pi05: as pi0, but the state enters through the instruction's tokens."""
+
+    def _observed(self) -> dict[str, Shape]:
+        shapes = super()._observed()
+        if self._options.task is None:
+            shapes.pop("observation.state", None)
+        return shapes
+
+
+class SmolVLADecoder(Pi0Decoder):
+    """SmolVLA."""
+
+    steps_name = "num_steps"
+
+    def _configure(self) -> None:
+        super()._configure()
+        if self._config.adapt_to_pi_aloha:
+            raise LpdsError(
+                f"{self._folder} converts its actions for an ALOHA arm (adapt_to_pi_aloha), which is not supported here"
+            )
+        if not self._config.use_cache:
+            raise LpdsError(f"{self._folder} was saved with use_cache false; without the cache its prefix is lost")
+        self._config.load_vlm_weights = False  # they are among the saved weights; this would download them
+
+
+def _repeated(value: Any, count: int) -> Any:
+    """Every row ``count`` times in a row, in tensors, tables of them, and transformers' caches."""
+    if isinstance(value, Tensor):
+        return value.repeat_interleave(count, 0)
+    if isinstance(value, Mapping):
+        return {key: _repeated(entry, count) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_repeated(entry, count) for entry in value)
+    if hasattr(value, "batch_repeat_interleave"):
+        cache = copy.deepcopy(value)
+        cache.batch_repeat_interleave(count)
+        return cache
+    return value

@@ -1,0 +1,169 @@
+"""LeRobot's pi0, pi05 and SmolVLA as decoders: LeRobot's own actions, padding masked, one prefix for many noises."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import lerobot_policies as tiny
+import pytest
+import torch
+
+from lpds import LpdsError, load_decoder
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("lerobot") is None or importlib.util.find_spec("transformers") is None,
+        reason="lerobot or transformers is not installed (docs/lerobot.md)",
+    ),
+]
+KINDS = ("pi0", "pi05", "smolvla")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return tiny.words_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def made(request, tmp_path_factory, tokenizer):
+    """Kind, policy and folder; its constructors stay small for the tests of the module."""
+    from lpds.decoders.lerobot.folder import import_lerobot
+
+    import_lerobot(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.shrink(patch, request.param)
+        folder = tmp_path_factory.mktemp("lerobot") / request.param
+        yield (request.param, *tiny.flow(folder, patch, request.param, tokenizer))
+
+
+def inputs(decoder, policy, rows=4):
+    """Observation and noise of a decoder without a task."""
+    obs = {**tiny.observation(policy, rows), **tiny.tokens(rows)}
+    obs = {key: obs[key] for key in decoder.spec.obs_shape}
+    return obs, torch.randn(rows, *decoder.spec.latent_shape, generator=torch.Generator().manual_seed(5))
+
+
+def scaled(folder, policy, chunk):
+    stats = tiny.statistics({**policy.config.input_features, **policy.config.output_features})["action"]
+    if str(policy.config.normalization_mapping["ACTION"].value) == "QUANTILES":
+        return (chunk + 1) / 2 * (stats["q99"] - stats["q01"]) + stats["q01"]
+    return chunk * stats["std"] + stats["mean"]
+
+
+def normalised(policy, obs):
+    stats = tiny.statistics({**policy.config.input_features, **policy.config.output_features})
+    out = dict(obs)
+    if tiny.STATE in obs and str(policy.config.normalization_mapping["STATE"].value) == "MEAN_STD":
+        out[tiny.STATE] = (obs[tiny.STATE] - stats[tiny.STATE]["mean"]) / (stats[tiny.STATE]["std"] + 1e-8)
+    return out
+
+
+def test_actions_are_lerobots_own(made):
+    _, policy, folder = made
+    decoder = load_decoder(f"lerobot:{folder}")
+    obs, w = inputs(decoder, policy)
+    with torch.no_grad():
+        chunk = policy.predict_action_chunk(normalised(policy, obs), noise=w.clone())
+    action = decoder(obs, w)
+    torch.testing.assert_close(action, scaled(folder, policy, chunk)[:, :6], rtol=1e-4, atol=1e-5)
+    assert action.dtype == torch.float32
+    assert not action.requires_grad
+    assert not torch.allclose(action, decoder(obs, -w), atol=1e-4)
+
+
+def test_an_instruction_goes_through_lerobots_own_tokenizer_step(made, tokenizer):
+    from lerobot.policies.factory import make_pre_post_processors
+
+    kind, policy, folder = made
+    decoder = load_decoder(f"lerobot:{folder}", task="lift the cube", tokenizer=tokenizer)
+    assert set(decoder.spec.obs_shape) == {tiny.STATE, tiny.CAMERA}
+    obs, w = inputs(decoder, policy)
+    before, after = make_pre_post_processors(
+        policy.config,
+        pretrained_path=str(folder),
+        preprocessor_overrides={"tokenizer_processor": {"tokenizer_name": str(tokenizer)}},
+    )
+    batch = before({**obs, "task": ["lift the cube"] * 4})
+    assert int(batch[tiny.MASK].sum()) > 0
+    with torch.no_grad():
+        chunk = policy.predict_action_chunk({key: batch[key] for key in (*obs, tiny.TOKENS, tiny.MASK)}, noise=w.clone())
+    torch.testing.assert_close(decoder(obs, w), after(chunk)[:, :6], rtol=1e-4, atol=1e-5)
+    other = load_decoder(f"lerobot:{folder}", task="drop the cube", tokenizer=tokenizer)
+    assert not torch.equal(other(obs, w), decoder(obs, w))
+    assert len({other.fingerprint, decoder.fingerprint, load_decoder(f"lerobot:{folder}").fingerprint}) == 3
+    if kind == "pi05":  # there the state is part of the instruction
+        assert not torch.equal(decoder({**obs, tiny.STATE: obs[tiny.STATE] + 0.5}, w), decoder(obs, w))
+
+
+def test_columns_that_only_pad_are_masked(made):
+    decoder = load_decoder(f"lerobot:{made[2]}")
+    assert decoder.spec.latent_shape == (10, 32)
+    assert decoder.spec.action_shape == (6, 7)
+    assert decoder.spec.free == (True,) * 7 + (False,) * 25
+    assert decoder.spec.free_size == 70
+    assert float(decoder.spec.free_mask().sum()) == 70
+
+
+def test_one_prefix_serves_several_noises_and_is_not_used_up(made):
+    _, policy, folder = made
+    decoder = load_decoder(f"lerobot:{folder}")
+    obs, w = inputs(decoder, policy, rows=6)
+    two = {key: value[:2] for key, value in obs.items()}
+    again = {key: value.repeat_interleave(3, 0) for key, value in two.items()}
+    context = decoder.prepare(two)
+    first = decoder.decode(context, w)
+    assert torch.equal(decoder.decode(context, w), first)
+    torch.testing.assert_close(first, decoder(again, w), rtol=1e-4, atol=1e-5)
+    single = torch.stack([decoder.decode(context, w[i::3]) for i in range(3)], 1).flatten(0, 1)
+    torch.testing.assert_close(single, first, rtol=1e-4, atol=1e-5)
+
+
+def test_the_prefix_is_computed_once(made, monkeypatch):
+    _, policy, folder = made
+    decoder = load_decoder(f"lerobot:{folder}")
+    obs, w = inputs(decoder, policy, rows=6)
+    counted = []
+    model = decoder._policy.model
+    original = model.embed_prefix
+    monkeypatch.setattr(model, "embed_prefix", lambda *a, **k: counted.append(1) or original(*a, **k))
+    context = decoder.prepare({key: value[:2] for key, value in obs.items()})
+    for _ in range(3):
+        decoder.decode(context, w)
+    assert len(counted) == 1
+
+
+def test_deterministic_and_row_by_row(made):
+    _, policy, folder = made
+    decoder = load_decoder(f"lerobot:{folder}")
+    obs, w = inputs(decoder, policy)
+    first = decoder(obs, w)
+    assert torch.equal(decoder(obs, w), first)
+    alone = torch.cat([decoder({key: value[i : i + 1] for key, value in obs.items()}, w[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(alone, first, rtol=1e-3, atol=1e-4)
+
+
+def test_options(made):
+    _, policy, folder = made
+    decoder = load_decoder(f"lerobot:{folder}")
+    assert decoder.describe()["sampler"] == {"kind": "euler", "steps": 4}
+    more = load_decoder(f"lerobot:{folder}", steps=8, execute=10)
+    assert more.spec.action_shape == (10, 7)
+    assert more.fingerprint != decoder.fingerprint
+    obs, w = inputs(decoder, policy)
+    assert not torch.equal(more(obs, w)[:, :6], decoder(obs, w))
+    for words, option in (
+        ("ddim_steps is not an option", {"ddim_steps": 3}),
+        ("at least 1", {"steps": 0}),
+        (r"1 \.\. 10", {"execute": 11}),
+        ("vectors only", {"flat": True}),
+    ):
+        with pytest.raises(LpdsError, match=words):
+            load_decoder(f"lerobot:{folder}", **option)
+
+
+def test_a_tokenizer_that_is_not_there_is_one_line(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(LpdsError, match=r"policy_preprocessor\.json cannot be opened") as caught:
+        load_decoder(f"lerobot:{made[2]}", task="lift", tokenizer=tmp_path)
+    assert "\n" not in str(caught.value)
