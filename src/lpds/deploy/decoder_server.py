@@ -252,11 +252,13 @@ def _check_token(token: str | None, host: str) -> None:
 
 
 def _bind(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 2**16:
+        raise LpdsError(f"cannot listen on {host} port {port}: ports are 0 to {2**16 - 1}")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         # a name may stand for several addresses; the first is what a client will try first
         family, _, _, _, place = found[0]
         return socket.create_server(place[:2], family=family)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise LpdsError(f"cannot listen on {host} port {port}: {one_line(reason).lower()}") from None
