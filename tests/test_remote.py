@@ -494,7 +494,7 @@ def test_a_run_that_loses_its_server_is_saved_and_resumed_to_the_bit(tmp_path, m
     """At every kind of moment: collecting, fitting the critics, updating, a row of metrics, evaluations."""
     monkeypatch.setattr("lpds.session._write_report", lambda folder, display: None)  # pictures are slow
     mortal = Mortal()
-    small = TINY | {"steps": 310, "kept_noises": 0, "distill_noises": 2, "eval_every": 250, "final_episodes": 2}
+    small = TINY | {"steps": 310, "kept_noises": 0, "distill_noises": 2, "eval_every": 10_000, "final_episodes": 2}
     with mortal.alive():
         decoder = lpds.load_decoder(mortal.reference, retries=1)
         mortal.seen.clear()
@@ -506,7 +506,7 @@ def test_a_run_that_loses_its_server_is_saved_and_resumed_to_the_bit(tmp_path, m
         assert a[part] == b[part], part  # where the decoder is changes nothing
 
     assert whole.finished
-    # lanes collect, 16 rows are a TD update, 32 its distillation (the first few fit critics), 20 an evaluation, 155 a metric
+    # lanes collect, 16 rows are a TD update, 32 its distillation (the first few fit critics), 20 an evaluation, the rest a metric
     by_rows = {}
     for number, (rows, _) in enumerate(mortal.seen):
         by_rows.setdefault(rows, []).append(number)
