@@ -155,7 +155,7 @@ class RemoteDecoder(BaseDecoder):
             )
         self._address = _checked(address)
         self._retries, self._rows = retries, rows_at_once
-        self._link = Link(address, token or os.environ.get(TOKEN_VARIABLE) or None, timeout)
+        self._link = Link(address, _token(token), timeout)
         self._lock = threading.Lock()
         self._closer = weakref.finalize(self, self._link.close)
         try:
@@ -278,6 +278,13 @@ def _checked(address: str) -> str:
     if parts.scheme not in ("ws", "wss") or not parts.hostname or port == 0:
         raise LpdsError(f"{form}, not {address!r}")
     return address
+
+
+def _token(given: str | None) -> str | None:
+    token = (given or os.environ.get(TOKEN_VARIABLE, "")).strip()
+    if not all("!" <= letter <= "~" for letter in token):  # it goes into a header
+        raise LpdsError(f"the token (token=, or {TOKEN_VARIABLE}) must be ASCII letters, digits and signs, without spaces")
+    return token or None
 
 
 def _reason(error: Exception) -> str:
