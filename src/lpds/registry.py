@@ -34,7 +34,10 @@ METHOD_SETTINGS: dict[str, str] = {
 DECODER_SCHEMES: dict[str, str] = {
     "dppo": "lpds.decoders.dppo:load_dppo",
     "folder": "lpds.zoo:open_folder",
+    "remote": "lpds.decoders.remote:load_remote",
 }
+DECODER_FORMS: tuple[str, ...] = ("dppo:PATH", "folder:PATH", "remote:ws://HOST:PORT")
+"""How references of the schemes are written."""
 ENVIRONMENTS: dict[str, str] = {
     "four-mode": "lpds.envs.four_mode:make_four_mode",
     "adroit-pen": "lpds.envs.adroit:make_pen",
