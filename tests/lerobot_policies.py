@@ -61,6 +61,8 @@ def diffusion(folder, *, image=False, stats=None, **changes):
         "noise_scheduler_type": "DDIM",
         "num_inference_steps": 5,
         "spatial_softmax_num_keypoints": 8,
+        "pretrained_backbone_weights": None,
+        "use_group_norm": True,
         "crop_shape": (28, 28) if image else None,
         "device": "cpu",
     }

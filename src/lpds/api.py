@@ -63,7 +63,7 @@ def steer(
 
     Raises:
         LpdsError: an input that does not fit, or a run folder that exists.
-        EnvironmentFault: an environment failed; the run is saved.
+        RunFault: an environment failed, or a remote decoder was lost; the run is saved.
     """
     chosen = resolve_task(task, decoder, env)
     named = resolve_preset(preset, method)

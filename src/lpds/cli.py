@@ -65,7 +65,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="one JSON line an episode")
 
     check = _command(commands, "check", "the decoder doctor: can this policy be steered?", run.do_check)
-    check.add_argument("decoder", help="zoo name, dppo:PATH, folder:PATH")
+    check.add_argument("decoder", help="zoo name, dppo:PATH, folder:PATH, remote:ws://HOST:PORT")
     check.add_argument("--env", help="a Gymnasium id (default: that of the task of the same name)")
     _decoder_options(check)
 
@@ -117,6 +117,19 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true", help="print one JSON object")
     bench.add_argument("--rounds", type=int, default=7, help="interleaved rounds; the median is printed")
 
+    serve = _command(
+        commands, "serve-decoder", "let a decoder be steered from another process or machine", run.do_serve_decoder
+    )
+    serve.add_argument("decoder", help="zoo name, dppo:PATH, folder:PATH")
+    serve.add_argument("--port", type=int, default=8765, help="0 takes a free one; what it is, is printed")
+    serve.add_argument("--host", default="127.0.0.1", help="any other than loopback needs a token")
+    serve.add_argument("--token-file", type=Path, help="file with the token that clients must show (default: $LPDS_TOKEN)")
+    serve.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="where to decode")
+    serve.add_argument("--threads", type=int, default=1, help="of the tensor library")
+    serve.add_argument("--max-mb", type=int, default=64, help="largest request")
+    serve.add_argument("--max-batch", type=int, default=4096, help="most rows of a request")
+    _decoder_options(serve)
+
     reproduce = _command(commands, "reproduce", "the paper's figures", run.do_reproduce)
     reproduce.add_argument("figure", help="toy, gym, fig2, ablation, delta, residual or flow")
     reproduce.add_argument("--out", type=Path, default=None, help="default: results/reproduce-FIGURE")
@@ -159,7 +172,7 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     seen, _ = peek.parse_known_args([word for word in words if word not in ("-h", "--help")])
     parser.add_argument("task", nargs="?", help=f"a preset: {', '.join(TASKS)}; may be left out with --decoder and --env")
     parser.add_argument("--method", default="lpds", help=f"one of {', '.join(METHODS)}")
-    parser.add_argument("--decoder", help="zoo name, dppo:PATH or folder:PATH in place of the task's")
+    parser.add_argument("--decoder", help="zoo name, dppo:PATH, folder:PATH or remote:ws://HOST:PORT in place of the task's")
     parser.add_argument("--env", help="a Gymnasium id in place of the task's")
     parser.add_argument("--preset", help="named settings of the method: paper (lpds), released (dsrl-na, dsrl-sac)")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/TASK-METHOD-seedN)")
@@ -207,6 +220,15 @@ def _decoder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ddim-steps", type=int, help="DDIM steps")
     group.add_argument("--denoising-steps", type=int, help="steps of the training schedule (dppo:)")
     group.add_argument("--decoder-activation", choices=["relu", "mish"], help="of a dppo: network")
+    group.add_argument("--execute", type=int, help="steps of the decoded chunk to execute (dppo:, lerobot:)")
+    group.add_argument(
+        "--flat", action="store_true", default=None, help="one vector in place of a dict (lerobot: without images)"
+    )
+    group.add_argument("--instruction", help="what the robot is told (lerobot: pi0, pi05, SmolVLA)")
+    group.add_argument("--tokenizer", help="folder of the instruction's tokenizer (lerobot:)")
+    group.add_argument("--timeout", type=float, help="seconds to wait for an answer (remote:)")
+    group.add_argument("--retries", type=int, help="attempts to reach a lost server again (remote:)")
+    group.add_argument("--rows-at-once", type=int, help="cut larger batches into several requests (remote:)")
 
 
 def _clone_options(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ def do_list(arguments: argparse.Namespace) -> int:
     """Print tasks, methods and decoders."""
     import json
 
-    from lpds.registry import DECODER_SCHEMES, METHODS, TASKS, resolve
+    from lpds.registry import DECODER_FORMS, METHODS, TASKS, resolve
     from lpds.zoo import FOLDER, names
 
     print("tasks:")
@@ -31,7 +31,7 @@ def do_list(arguments: argparse.Namespace) -> int:
         if facts.get("success"):
             level += ", success {:.0%} [{:.0%}, {:.0%}]".format(*facts["success"])
         print(f"  {name:<17}{facts.get('decoder', {}).get('kind', ''):<11}{level}")
-    print(f"  {'  '.join(f'{scheme}:PATH' for scheme in DECODER_SCHEMES)}")
+    print(f"  {'  '.join(DECODER_FORMS)}")
     return 0
 
 
@@ -231,6 +231,49 @@ def _as_interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def do_serve_decoder(arguments: argparse.Namespace) -> int:
+    """Serve a decoder until Ctrl-C."""
+    from lpds.deploy.decoder_server import DecoderServer
+
+    token = _token(arguments.token_file)
+    decoder = _load(arguments.decoder, arguments)
+    server = DecoderServer(
+        decoder,
+        host=arguments.host,
+        port=arguments.port,
+        token=token,
+        device=arguments.device,
+        threads=arguments.threads,
+        max_bytes=arguments.max_mb * 2**20,
+        max_batch=arguments.max_batch,
+        say=_say,
+    )
+    signal.signal(signal.SIGTERM, lambda signum, frame: server.stop())
+    guard = ", token needed" if token else ""
+    print(f"serving {decoder.name} ({decoder.fingerprint[:12]}) on {server.address}{guard}; Ctrl-C ends it", flush=True)
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.close()
+    _say("stopped")
+    return 0
+
+
+def _token(path: Path | None) -> str | None:
+    import os
+
+    from lpds.errors import LpdsError
+
+    if path is None:
+        return os.environ.get("LPDS_TOKEN") or None
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LpdsError(f"token file {path} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+
+
 def do_compare(arguments: argparse.Namespace) -> int:
     """Compare runs."""
     import json
@@ -296,5 +339,12 @@ def _load(reference: str, arguments: argparse.Namespace) -> Any:
         "ddim_steps": arguments.ddim_steps,
         "denoising_steps": arguments.denoising_steps,
         "activation": arguments.decoder_activation,
+        "execute": arguments.execute,
+        "flat": arguments.flat,
+        "task": arguments.instruction,
+        "tokenizer": arguments.tokenizer,
+        "timeout": arguments.timeout,
+        "retries": arguments.retries,
+        "rows_at_once": arguments.rows_at_once,
     }
     return load_decoder(reference, **{key: value for key, value in options.items() if value is not None})

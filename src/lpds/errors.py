@@ -10,8 +10,16 @@ class LpdsError(Exception):
     """A mistake in the input: the message names the offender and the choices. The CLI prints it without a traceback."""
 
 
-class EnvironmentFault(LpdsError):
-    """An environment raised or returned a number that is not finite. The run saves what it has and stops."""
+class RunFault(LpdsError):
+    """What a run cannot go on after and is not to blame for: it saves what it has and stops."""
+
+
+class EnvironmentFault(RunFault):
+    """An environment raised or returned a number that is not finite."""
+
+
+class DecoderFault(RunFault):
+    """A decoder that lives elsewhere was lost, or refused."""
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> LpdsError:

@@ -35,7 +35,10 @@ DECODER_SCHEMES: dict[str, str] = {
     "dppo": "lpds.decoders.dppo:load_dppo",
     "folder": "lpds.zoo:open_folder",
     "lerobot": "lpds.decoders.lerobot:load_lerobot",
+    "remote": "lpds.decoders.remote:load_remote",
 }
+DECODER_FORMS: tuple[str, ...] = ("dppo:PATH", "folder:PATH", "lerobot:PATH", "remote:ws://HOST:PORT")
+"""How references of the schemes are written."""
 ENVIRONMENTS: dict[str, str] = {
     "four-mode": "lpds.envs.four_mode:make_four_mode",
     "adroit-pen": "lpds.envs.adroit:make_pen",

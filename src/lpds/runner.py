@@ -17,7 +17,7 @@ from lpds.collect import Collector, EpisodeRecord
 from lpds.config import RunSettings
 from lpds.diagnose import SHOWN, action_entropy, probe_states
 from lpds.envs.build import EnvLike, make_env, make_eval_env
-from lpds.errors import EnvironmentFault
+from lpds.errors import RunFault
 from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.log import METRIC_KEYS, Display, JsonLines, TensorBoard
 from lpds.policy import save_policy, save_states
@@ -81,6 +81,7 @@ class Runner:
         self._owed, self._warm, self._rounds = 0.0, False, 0
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
         self._success_ema = math.nan
+        self._behind = False  # a fault came between a round and what is learned from it
         self._sums: dict[str, Tensor] = {}
         self._probe = torch.empty(0, decoder.spec.obs_size, device=device)  # states of the entropy, from the warm-up
         self._next = {"log": 0, "eval": 0, "checkpoint": c.checkpoint_every}
@@ -99,10 +100,13 @@ class Runner:
             Whether the end was reached; False after a request to stop, with everything saved.
 
         Raises:
-            EnvironmentFault: an environment failed; the state before that round is saved.
+            RunFault: an environment failed, or a remote decoder; the state before that round, or before what it would
+                have learned from the round, is saved.
         """
         c = self.c
         try:
+            if self._behind:
+                self._learn()
             while self.step < c.steps:
                 self._due()
                 if self.stop_requested:
@@ -117,12 +121,24 @@ class Runner:
                 if self.step >= c.warmup_steps and self.method.learns:
                     self._learn()
             self._due(last=True)
-        except EnvironmentFault as fault:
+        except RunFault as fault:
             self.save()
-            raise EnvironmentFault(f"{fault}; the run is saved at step {self.step}") from fault
+            raise type(fault)(f"{fault}; the run is saved at step {self.step}: lpds resume {self.out}") from fault
         return True
 
     def _learn(self) -> None:
+        """Learn from a round; a decoder that is lost on the way leaves everything as if that had not begun."""
+        before = self._learner_state() if getattr(self.decoder, "can_be_lost", False) else None
+        try:
+            self._learn_from_round()
+        except RunFault:
+            if before is not None:
+                self._set_learner_state(*before)
+                self._behind = True
+            raise
+        self._behind = False
+
+    def _learn_from_round(self) -> None:
         c = self.c
         if not self._warm:
             self._warm = True
@@ -253,6 +269,7 @@ class Runner:
             "owed": self._owed,
             "warm": self._warm,
             "rounds": self._rounds,
+            "behind": self._behind,
             "recent": [[total, None if math.isnan(success) else success] for total, success in self._recent],
             "success_ema": None if math.isnan(self._success_ema) else self._success_ema,
             "next": self._next,
@@ -263,6 +280,20 @@ class Runner:
         # the checkpoint last: with it in place there is nothing left to write at this step
         save_policy(self.out / "policy", self.method_name, self.method, self.decoder)
         self.store.save(tensors, facts, self.replay)
+
+    def _learner_state(self) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Tensor, tuple[Any, ...]]:
+        """Copies of all that :meth:`_learn` changes."""
+        sums = {key: value.clone() for key, value in self._sums.items()}
+        counters = (self._warm, self._owed, self._rounds, self.updates)
+        return self.method.tensors(), self._generator.get_state(), sums, self._probe, counters
+
+    def _set_learner_state(
+        self, method: dict[str, Tensor], generator: Tensor, sums: dict[str, Tensor], probe: Tensor, counters: tuple[Any, ...]
+    ) -> None:
+        self.method.load_tensors(method)
+        self._generator.set_state(generator)
+        self._sums, self._probe = sums, probe
+        self._warm, self._owed, self._rounds, self.updates = counters
 
     def restore(self) -> None:
         """Go back to the last checkpoint, to the bit."""
@@ -277,7 +308,7 @@ class Runner:
         self._probe = tensors["probe"].to(self._device)
         self.store.load_replay(facts, self.replay)
         self.step, self.updates, self._owed, self._warm = (facts[key] for key in ("step", "updates", "owed", "warm"))
-        self._rounds = facts.get("rounds", 0)
+        self._rounds, self._behind = facts.get("rounds", 0), facts.get("behind", False)
         nan = math.nan
         self._recent.extend((total, nan if success is None else success) for total, success in facts["recent"])
         self._success_ema = nan if facts["success_ema"] is None else facts["success_ema"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from lpds.config import RunSettings
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, RunFault
 from lpds.evaluation import EvalReport
 from lpds.files import write_json
 from lpds.log import Display
@@ -136,7 +136,11 @@ def drive(runner: Runner, display: Display) -> Run:
         if not finished:
             return Run(folder, False, None, None)
         c = runner.c
-        reports = [runner.evaluate(c.final_episodes, c.eval_seed, scale, "final") for scale in (0.0, 1.0)]
+        try:
+            reports = [runner.evaluate(c.final_episodes, c.eval_seed, scale, "final") for scale in (0.0, 1.0)]
+        except RunFault as fault:
+            where = f"the run is saved at step {runner.step}, only its last evaluation is missing: lpds resume {folder}"
+            raise type(fault)(f"{fault}; {where}") from fault
         run = Run(folder, True, reports[0], reports[1])
         mean, low, high = run.difference or (0.0, 0.0, 0.0)
         summary = {"format_version": FORMAT_VERSION, "difference": [mean, low, high], "verdict": run.verdict()}

@@ -23,6 +23,11 @@ class BaseDecoder(ABC):
     :meth:`_fingerprint`. Nothing here is trained and no gradient passes through.
     """
 
+    secrets: tuple[str, ...] = ()
+    """Options of its loader that no run folder may hold."""
+    can_be_lost = False
+    """Whether a decode may raise :class:`DecoderFault`, so that a run must be able to take back a half-done update."""
+
     def __init__(self, spec: LatentSpec, name: str, reference: str | None = None) -> None:
         self._spec = spec
         self.name = name

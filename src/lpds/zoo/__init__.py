@@ -8,7 +8,7 @@ from typing import Any
 from lpds.decoders.base import BaseDecoder
 from lpds.decoders.store import WEIGHTS, open_decoder
 from lpds.errors import LpdsError, unknown_name
-from lpds.registry import DECODER_SCHEMES, TASKS, resolve
+from lpds.registry import DECODER_FORMS, DECODER_SCHEMES, TASKS, resolve
 
 FOLDER = Path(__file__).parent
 
@@ -22,10 +22,12 @@ def load_decoder(reference: str, **options: Any) -> BaseDecoder:
     """Open a frozen policy.
 
     Args:
-        reference: a zoo name (``"hopper"``); ``"dppo:PATH"``, a public DPPO checkpoint; ``"lerobot:PATH"``, a
-            policy that LeRobot saved; ``"folder:PATH"`` or the path of a folder that ``lpds pretrain`` made.
+        reference: a zoo name (``"hopper"``); ``"dppo:PATH"``, a public DPPO checkpoint; ``"lerobot:PATH"``, a policy that
+            LeRobot saved; ``"folder:PATH"`` or the path of a folder that ``lpds pretrain`` made;
+            ``"remote:ws://HOST:PORT"``, what ``lpds serve-decoder`` serves.
         options: of the kind: ``ddim_steps`` (zoo diffusion), ``steps`` and ``solver`` (zoo flow), or those of
-            :func:`lpds.decoders.dppo.load_dppo` or :func:`lpds.decoders.lerobot.load_lerobot`.
+            :func:`lpds.decoders.dppo.load_dppo`, :func:`lpds.decoders.lerobot.load_lerobot` and
+            :func:`lpds.decoders.remote.load_remote`.
 
     Returns:
         The decoder. It remembers its reference and options, so that a run can find it again.
@@ -38,7 +40,9 @@ def load_decoder(reference: str, **options: Any) -> BaseDecoder:
     except TypeError as error:
         raise LpdsError(f"decoder {reference!r}: {str(error).split('() ')[-1]}") from None
     # a run must find the files again from wherever it is resumed
-    decoder.options = {key: str(Path(value).resolve()) if key == "normalization" else value for key, value in options.items()}
+    kept = {key: value for key, value in options.items() if key not in decoder.secrets}
+    files = {key for key, value in kept.items() if key == "normalization" or (key == "tokenizer" and Path(value).is_dir())}
+    decoder.options = {key: str(Path(value).resolve()) if key in files else value for key, value in kept.items()}
     return decoder
 
 
@@ -53,7 +57,7 @@ def _open(reference: str, options: dict[str, Any]) -> BaseDecoder:
         return open_folder(reference, **options)
     if reference in TASKS:
         raise LpdsError(f"the decoder of task {reference!r} is not shipped here (shipped: {', '.join(names())})")
-    raise unknown_name("decoder", reference, [*names(), *(f"{scheme}:PATH" for scheme in DECODER_SCHEMES)])
+    raise unknown_name("decoder", reference, [*names(), *DECODER_FORMS])
 
 
 def open_folder(path: str, **options: Any) -> BaseDecoder:

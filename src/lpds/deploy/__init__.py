@@ -1,0 +1,1 @@
+"""What runs beside a run or a robot: servers."""

@@ -1,0 +1,225 @@
+"""A served decoder: its bits, who may ask, the command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from scripted import TINY, toy_decoder
+from serving import TOKEN, inputs, opened, quick, served  # noqa: F401 - quick is a fixture
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+import lpds
+from lpds.deploy.decoder_server import DecoderServer, is_loopback
+from lpds.errors import DecoderFault, LpdsError
+from lpds.types import LatentSpec
+from lpds.wire import silent
+
+# -- the same decoder --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["toy", "toy-flow", "hopper"])
+def test_actions_are_the_local_ones_to_the_bit_whatever_the_batch(name):
+    local = lpds.load_decoder(name)
+    with served(local) as (server, remote):
+        assert remote.spec == local.spec
+        assert remote.fingerprint == local.fingerprint
+        assert remote.name == local.name
+        assert remote.reference == f"remote:{server.address}"
+        for mine, theirs in zip(local.action_range(), remote.action_range(), strict=True):
+            assert torch.equal(mine, theirs)
+        for rows in (0, 1, 3, 20, 256, 600):
+            obs, w = inputs(local, rows)
+            assert torch.equal(remote(obs, w), local(obs, w)), rows
+            assert torch.equal(remote.decode(remote.prepare(obs), w), local(obs, w)), rows
+        odd = torch.randn(4, 3, 2).transpose(1, 2)[:, : local.spec.latent_shape[0]]  # not contiguous
+        if odd.shape[1:] == local.spec.latent_shape:
+            assert torch.equal(remote(obs[:4], odd), local(obs[:4], odd))
+
+
+def test_a_batch_is_cut_only_if_asked():
+    sizes = []
+
+    def watch(obs, w):
+        sizes.append(len(w))
+        return w
+
+    decoder = lpds.wrap_decoder(watch, obs_shape=(2,), latent_shape=(1, 2), action_shape=(1, 2), name="watch")
+    with served(decoder) as (server, remote), opened(server.address, rows_at_once=4) as cut:
+        sizes.clear()
+        obs, w = inputs(decoder, 10)
+        assert torch.equal(remote(obs, w), w)
+        assert torch.equal(cut(obs, w), w)
+        assert sizes == [10, 4, 4, 2]
+        assert cut.options == {"rows_at_once": 4}
+
+
+def test_observations_of_many_parts_and_a_mask_travel_too():
+    def look(obs, w):
+        assert obs["image"].dtype == torch.uint8
+        return w + obs["state"][:, None, :2] + obs["image"].float().mean((1, 2, 3))[:, None, None]
+
+    shapes = {"image": (4, 4, 3), "state": (3,)}
+    decoder = lpds.wrap_decoder(
+        look, obs_shape=shapes, latent_shape=(2, 2), action_shape=(2, 2), name="look", free=(True, False)
+    )
+    decoder._cached_fingerprint = "f" * 64  # the probe's images are no bytes
+    obs = {"image": torch.randint(0, 256, (5, 4, 4, 3), dtype=torch.uint8), "state": torch.randn(5, 3)}
+    w = torch.randn(5, 2, 2)
+    with served(decoder) as (_, remote):
+        assert remote.spec == LatentSpec(shapes, (2, 2), (2, 2), (True, False))
+        assert torch.equal(remote(obs, w), decoder(obs, w))
+        for wrong in ({"state": obs["state"]}, {**obs, "state": obs["state"][:4]}, obs["state"]):
+            with pytest.raises(DecoderFault, match=r"refused \(shape|refused \(message"):
+                remote(wrong, w)
+
+
+def test_the_doctor_examines_a_remote_decoder_and_methods_that_train_weights_refuse_it(refused, tmp_path):
+    with served(lpds.load_decoder("toy")) as (server, remote):
+        assert lpds.check(remote, "four-mode", samples=32).ok
+        with refused("has none", "remote"):
+            lpds.steer("toy", "dppo", decoder=f"remote:{server.address}", out=tmp_path / "run", **TINY)
+
+
+# -- who may ask -----------------------------------------------------------------------------------------------------------
+
+
+def test_other_machines_need_a_token(refused):
+    decoder = toy_decoder()
+    assert [is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost")] == [True] * 4
+    for host in ("0.0.0.0", "::", "", "192.168.1.4", "example.org", "localhost.example.org"):
+        assert not is_loopback(host)
+        with refused("can be reached from other machines", "--token-file"):
+            DecoderServer(decoder, host=host)
+    for token in ("", "short", "with space in the middle", "naïve-naïve-naïve-naïve", "line\nline-line-line-line"):
+        with refused("a token must be"):
+            DecoderServer(decoder, token=token)
+
+
+def test_a_token_opens_and_nothing_else_does(refused, monkeypatch, tmp_path, caplog):
+    said = []
+    caplog.set_level("DEBUG")
+    obs, w = inputs(toy_decoder(), 2)
+    with DecoderServer(toy_decoder(), host="0.0.0.0", token=TOKEN, say=said.append) as server:
+        address = server.address.replace("0.0.0.0", "127.0.0.1")
+        with refused("a token is needed", "LPDS_TOKEN"):
+            lpds.load_decoder(f"remote:{address}")
+        for wrong in (TOKEN[:-1], TOKEN + "x", "x", "ÿ" * 3):
+            header = {"Authorization": f"Bearer {wrong}"}
+            with pytest.raises(InvalidStatus, match="401"), connect(address, additional_headers=header, logger=silent()):
+                pass
+        with refused("must be ASCII letters"):
+            lpds.load_decoder(f"remote:{address}", token=f"{TOKEN}\r\nX-Other: 1")
+        with refused("the token was refused"):
+            lpds.load_decoder(f"remote:{address}", token="wrong-horse-battery")
+        with opened(address, token=TOKEN, retries=1) as remote:
+            assert torch.equal(remote(obs, w), toy_decoder()(obs, w))
+            assert remote.options == {"retries": 1}  # what a run writes down
+            assert TOKEN not in json.dumps([remote.reference, remote.options, remote.describe()])
+        monkeypatch.setenv("LPDS_TOKEN", TOKEN)
+        with opened(address) as remote:
+            assert len(remote(obs, w)) == 2
+        for scheme, status in (("Api-Key", None), ("Basic", 401)):  # the first is openpi's
+            header = {"Authorization": f"{scheme} {TOKEN}"}
+            with contextlib.ExitStack() as stack:
+                if status:
+                    stack.enter_context(pytest.raises(InvalidStatus))
+                stack.enter_context(connect(address, additional_headers=header, logger=silent())).recv()
+    assert any("refused: wrong token" in line for line in said)
+    assert TOKEN not in "".join(said)
+    assert TOKEN not in caplog.text
+
+
+def test_a_page_in_a_browser_is_refused():
+    turned_away = pytest.raises(InvalidStatus, match="403")
+    with DecoderServer(toy_decoder()) as server, turned_away, connect(server.address, origin="https://example.org"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("localhost:80", "is ws://HOST:PORT"),
+        ("http://localhost:80", "is ws://HOST:PORT"),
+        ("ws://", "is ws://HOST:PORT"),
+        ("ws://host:port", "is ws://HOST:PORT"),
+        ("ws://me:secret@host:1", "a token belongs in LPDS_TOKEN"),
+        ("ws://host:1/?token=secret", "a token belongs in LPDS_TOKEN"),
+        ("ws://127.0.0.1:9", "no decoder at ws://127.0.0.1:9: "),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_one_line(address, says, refused):
+    with refused(says) as _:
+        lpds.load_decoder(f"remote:{address}")
+    with pytest.raises(LpdsError) as caught:
+        lpds.load_decoder(f"remote:{address}")
+    assert "secret" not in str(caught.value)
+
+
+def test_options_that_mean_nothing_are_refused(refused):
+    for options in ({"timeout": 0.0}, {"timeout": float("inf")}, {"retries": -1}, {"rows_at_once": -1}):
+        with refused("must be positive and finite"):
+            lpds.load_decoder("remote:ws://127.0.0.1:9", **options)
+    with refused("unexpected keyword argument 'tocken'"):
+        lpds.load_decoder("remote:ws://127.0.0.1:9", tocken="x")
+    with DecoderServer(toy_decoder()) as server:
+        port = int(server.address.rsplit(":", 1)[1])
+        with refused(f"cannot listen on 127.0.0.1 port {port}: address already in use"):
+            DecoderServer(toy_decoder(), port=port)
+    with refused("cannot listen on 127.0.0.1 port 99999"):
+        DecoderServer(toy_decoder(), port=99999)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def serve(*words, env=None):
+    command = [sys.executable, "-W", "error", "-m", "lpds", "serve-decoder", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_serve_decoder_in_another_process_until_ctrl_c(tmp_path):
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    local = lpds.load_decoder("hopper", ddim_steps=3)
+    with serve("hopper", "--ddim-steps", "3", "--port", "0", "--token-file", str(tmp_path / "token")) as process:
+        line = process.stdout.readline()
+        assert line.startswith(f"serving hopper ({local.fingerprint[:12]}) on ws://127.0.0.1:")
+        assert "token needed" in line
+        address = line.split(" on ")[1].split(",")[0]
+        with opened(address, token=TOKEN) as remote:
+            assert remote.fingerprint == local.fingerprint
+            obs, w = inputs(local, 20)
+            assert torch.equal(remote(obs, w), local(obs, w))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        out, error = process.stdout.read(), process.stderr.read()
+    assert out == ""
+    assert error.splitlines()[-1] == "stopped"
+    assert "Traceback" not in error
+    assert TOKEN not in line + error
+
+
+def test_the_command_refuses_in_one_line(capsys, monkeypatch, tmp_path):
+    from lpds.cli import main
+
+    for words, says in (
+        (["hopper", "--host", "0.0.0.0"], "--token-file"),
+        (["hopper", "--token-file", str(tmp_path / "no")], "cannot be read: No such file"),
+        (["hoper"], "did you mean 'hopper'"),
+        (["remote:ws://127.0.0.1:9"], "no decoder at ws://127.0.0.1:9"),
+    ):
+        assert main(["serve-decoder", *words]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert says in error
+    monkeypatch.setitem(sys.modules, "websockets.sync.client", None)
+    assert main(["check", "remote:ws://127.0.0.1:9"]) == 2
+    assert capsys.readouterr().err == "lpds: remote decoders need websockets and msgpack: pip install 'lpds[remote]'\n"
