@@ -7,12 +7,14 @@ import json
 import shutil
 import sys
 
+import gymnasium
 import lerobot_policies as tiny
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lpds import LpdsError, load_decoder
+from lpds import LpdsError, load_decoder, load_policy, steer
 from lpds.doctor import check
 
 HERE = importlib.util.find_spec("lerobot") is not None
@@ -367,3 +369,50 @@ def test_weights_that_are_missing_unknown_or_broken(state_policy, tmp_path):
     (tmp_path / "e" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(LpdsError, match="cannot be read"):
         load_decoder(f"lerobot:{tmp_path / 'e'}")
+
+
+# --- steering -------------------------------------------------------------------------------------------------------
+
+
+class Reach(gymnasium.Env):
+    """A point of three coordinates that is to come near the origin; nine numbers are seen."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (9,), np.float32)
+    action_space = gymnasium.spaces.Box(-5.0, 5.0, (3,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = self.np_random.normal(size=3)
+        self.count = 0
+        return self._seen(), {}
+
+    def step(self, action):
+        self.place = self.place + 0.1 * np.asarray(action)
+        self.count += 1
+        return self._seen(), -float(np.square(self.place).sum()), False, self.count == 20, {}
+
+    def _seen(self):
+        return np.tile(self.place, 3).astype(np.float32)
+
+
+def stacked():
+    """The last two observations as one vector, the first repeated at the start: what ``flat=True`` takes."""
+    return gymnasium.wrappers.FlattenObservation(gymnasium.wrappers.FrameStackObservation(Reach(), 2))
+
+
+def test_a_flat_policy_is_steered_and_found_again(state_policy, tmp_path):
+    decoder = load_decoder(f"lerobot:{state_policy[1]}", flat=True)
+    out = tmp_path / "run"
+    small = {"width": 16, "depth": 1, "batch_size": 8, "warmup_fits": 5, "warmup_steps": 160, "updates_per_decision": 0.5}
+    steer(decoder=decoder, env=stacked, steps=320, out=str(out), eval_episodes=2, final_episodes=2, **small)
+    policy = load_policy(str(out))
+    assert policy.decoder.fingerprint == decoder.fingerprint
+    obs, eps = np.zeros((2, 18), np.float32), np.zeros((2, 8, 3), np.float32)
+    frozen = decoder(torch.from_numpy(obs), torch.from_numpy(eps)).numpy()
+    assert np.array_equal(policy.act(obs, eps, scale=0.0), frozen)
+
+
+def test_dict_observations_are_not_steered_yet_and_that_is_one_line(state_policy, tmp_path):
+    decoder = load_decoder(f"lerobot:{state_policy[1]}")
+    with pytest.raises(LpdsError, match=r"takes observations .*observation\.state.* but .*gives \(18,\)"):
+        steer(decoder=decoder, env=stacked, steps=480, out=str(tmp_path / "run"))
