@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import io
 
 import numpy as np
 import torch
 
+from lpds.decoders.lerobot.folder import import_lerobot
+
+if importlib.util.find_spec("lerobot") is not None:
+    import_lerobot("diffusion")  # before anything else imports lerobot, which may overlook transformers
 STATE, ENVIRONMENT, CAMERA = "observation.state", "observation.environment_state", "observation.images.cam"
 TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
 

@@ -19,6 +19,7 @@ from lpds.decoders.base import refuse_non_finite
 from lpds.errors import LpdsError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+PARTS = ("configuration", "modeling", "processor")
 INSTALL = 'pip install "lerobot[diffusion,pi,smolvla]" (Python 3.12), or the recipe for Python 3.11 in docs/lerobot.md'
 
 
@@ -32,10 +33,12 @@ class Family:
     """Its class."""
     decoder: str
     """``"module:attribute"``."""
+    text: bool = True
+    """Whether it reads an instruction, and needs transformers for it."""
 
 
 FAMILIES: dict[str, Family] = {
-    "diffusion": Family("diffusion", "DiffusionPolicy", "lpds.decoders.lerobot.diffusion:DiffusionPolicyDecoder"),
+    "diffusion": Family("diffusion", "DiffusionPolicy", "lpds.decoders.lerobot.diffusion:DiffusionPolicyDecoder", text=False),
     "pi0": Family("pi0", "PI0Policy", "lpds.decoders.lerobot.flow:Pi0Decoder"),
     "pi05": Family("pi05", "PI05Policy", "lpds.decoders.lerobot.flow:Pi05Decoder"),
     "smolvla": Family("smolvla", "SmolVLAPolicy", "lpds.decoders.lerobot.flow:SmolVLADecoder"),
@@ -95,10 +98,13 @@ def import_lerobot(kind: str) -> None:
         if importlib.util.find_spec("transformers") is not None:
             probe._transformers_available = True
         module = FAMILIES[kind].folder
-        for part in ("configuration", "modeling", "processor"):
-            importlib.import_module(f"lerobot.policies.{module}.{part}_{module}")
+        parts = [importlib.import_module(f"lerobot.policies.{module}.{part}_{module}") for part in PARTS]
+        if FAMILIES[kind].text:
+            parts.append(importlib.import_module("lerobot.processor.tokenizer_processor"))
     except ImportError as error:
         raise LpdsError(f"lerobot's {kind} policy cannot be imported ({one_line(error)}): {INSTALL}") from None
+    if probe._transformers_available and not all(getattr(part, "_transformers_available", True) for part in parts):
+        raise LpdsError("lerobot was imported before this and overlooked transformers; load the decoder first")
 
 
 def read_config(folder: Path, device: str) -> Any:

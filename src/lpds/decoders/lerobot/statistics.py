@@ -6,6 +6,7 @@ LeRobot passes a feature through as it is where its statistics are missing or ke
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,6 @@ def _open(folder: Path, file: str, device: str, *, text: bool, tokenizer: str | 
 
 
 def _step_names(path: Path) -> list[str]:
-    import json
-
     try:
         steps = json.loads(path.read_text())["steps"]
         return [step.get("registry_name", step.get("class", "")) for step in steps]
