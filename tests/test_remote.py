@@ -78,6 +78,8 @@ def test_observations_of_many_parts_and_a_mask_travel_too():
         assert torch.equal(remote(obs, w), decoder(obs, w))
         for wrong in ({"state": obs["state"]}, {**obs, "state": obs["state"][:4]}, obs["state"]):
             with pytest.raises(DecoderFault, match=r"refused \(shape|refused \(message"):
+                remote.decode(remote.prepare(wrong), w)  # past the client's own check
+            with pytest.raises(LpdsError, match="look|batch sizes"):
                 remote(wrong, w)
 
 
