@@ -79,7 +79,7 @@ def test_observations_of_many_parts_and_a_mask_travel_too():
         for wrong in ({"state": obs["state"]}, {**obs, "state": obs["state"][:4]}, obs["state"]):
             with pytest.raises(DecoderFault, match=r"refused \(shape|refused \(message"):
                 remote.decode(remote.prepare(wrong), w)  # past the client's own check
-            with pytest.raises(LpdsError, match="look|batch sizes"):
+            with pytest.raises(LpdsError, match=r"look|batch sizes"):
                 remote(wrong, w)
 
 
