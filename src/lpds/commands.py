@@ -140,10 +140,11 @@ def do_demos(arguments: argparse.Namespace) -> int:
     """Roll out the data of a recipe."""
     import numpy as np
 
-    from lpds.pretrain.recipes import make_data
+    from lpds.pretrain.recipes import SCRIPTED, make_data
 
-    with _bar("transitions") as advance:
-        data = make_data(arguments.name, arguments.experts, advance)
+    with _bar("episodes" if arguments.name in SCRIPTED else "transitions") as advance:
+        options = {"episodes": arguments.episodes, "seed": arguments.seed, "say": print}
+        data = make_data(arguments.name, arguments.experts, advance, **options)
     data.save(arguments.out)
     returns = data.episode_returns
     level = "" if np.isnan(returns).all() else f", return {returns.mean():.0f} +- {returns.std():.0f}"
