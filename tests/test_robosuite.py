@@ -12,10 +12,11 @@ from gymnasium.utils.env_checker import check_env
 import lpds
 from lpds.cli import main
 from lpds.envs.build import environment_factory
+from lpds.envs.robosuite import rendering_backend
 from lpds.pretrain.datasets import open_data
 from lpds.pretrain.recipes import SCRIPTED
 from lpds.pretrain.scripted.waypoints import reachable, rotation, wrapped, yaw
-from lpds.registry import TASKS, resolve
+from lpds.registry import ENVIRONMENTS, TASKS, resolve
 
 # observations, actions, horizon
 SIZES = {"lift": (19, 7, 300), "can": (23, 7, 300), "square": (23, 7, 400), "transport": (59, 14, 800)}
@@ -39,8 +40,6 @@ def make():
 
 
 def resolve_make(task):
-    from lpds.registry import ENVIRONMENTS
-
     return resolve("environment", ENVIRONMENTS, f"robomimic-{task}")
 
 
@@ -159,15 +158,16 @@ def test_success_is_the_tasks_own_and_ends_the_episode_only_where_asked(make):
 def test_a_frame_or_one_line_that_says_what_is_missing(refused):
     env = resolve_make("lift")(render_mode="rgb_array")
     env.reset(seed=0)
-    try:
+    with rendering_backend() as backend:
+        there = backend in ("egl", "osmesa")
+    if there:
         frame = env.render()
-    except lpds.LpdsError as error:
-        assert "libegl1" in str(error)
-        assert "\n" not in str(error)
-    else:
         assert frame.shape == (256, 256, 3)
         assert frame.dtype == np.uint8
         assert frame.std() > 10
+    else:
+        with refused("libegl1"):
+            env.render()
     env.close()
     with refused("render_mode", "human"):
         resolve_make("lift")(render_mode="human")

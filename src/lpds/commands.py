@@ -20,7 +20,7 @@ def do_list(arguments: argparse.Namespace) -> int:
     print("tasks:")
     for name in TASKS:
         task = resolve("task", TASKS, name)
-        print(f"  {name:<17}{task.env:<18}{'decoder shipped' if task.decoder in names() else 'decoder not shipped'}")
+        print(f"  {name:<21}{task.env:<21}{'decoder shipped' if task.decoder in names() else 'decoder not shipped'}")
     print(f"methods:\n  {' '.join(METHODS)}")
     print("decoders:")
     for name in names():

@@ -117,8 +117,8 @@ class Script:
 
 
 def draw_manner(rng: np.random.Generator, tremor: float) -> Manner:
-    """Draw how an episode is moved: speed 0.6 to 1, tremor up to a largest one."""
-    return Manner(speed=float(rng.uniform(0.6, 1.0)), tremor=float(rng.uniform(0.0, tremor)))
+    """Draw how an episode is moved: speed 0.7 to 1, tremor up to a largest one."""
+    return Manner(speed=float(rng.uniform(0.7, 1.0)), tremor=float(rng.uniform(0.0, tremor)))
 
 
 def rotation(quaternion: Array) -> Array:
