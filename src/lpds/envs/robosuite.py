@@ -84,7 +84,10 @@ def make_transport(**options: Any) -> RobosuiteEnv:
 
 
 class RobosuiteEnv(gymnasium.Env[FloatArray, FloatArray]):
-    """One robosuite task as a Gymnasium environment; ``info["success"]`` says at every step what the task itself says."""
+    """One robosuite task as a Gymnasium environment; ``info["success"]`` says at every step what the task itself says.
+
+    ``suite`` is robosuite's own environment, and ``parts`` what it observed last, by its own names.
+    """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 - as Gymnasium declares it
 
@@ -112,11 +115,11 @@ class RobosuiteEnv(gymnasium.Env[FloatArray, FloatArray]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise LpdsError(f"render_mode must be None or 'rgb_array', not {render_mode!r}")
         suite = import_robosuite()
-        self.task, self.horizon, self.end_at_success = task, horizon or task.horizon, end_at_success
+        self.task, self.horizon, self.end_at_success = task, task.horizon if horizon is None else horizon, end_at_success
         self.render_mode, self._camera = render_mode, camera
         with _global_draws(MODEL_SEED), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.suite = suite.make(
+            self.suite: Any = suite.make(
                 task.name,
                 robots=["Panda"] * task.arms,
                 controller_configs=suite.load_controller_config(default_controller="OSC_POSE"),
@@ -128,17 +131,14 @@ class RobosuiteEnv(gymnasium.Env[FloatArray, FloatArray]):
                 hard_reset=False,
                 **task.options,
             )
-        """robosuite's own environment."""
         arms = (f"robot{arm}_{what}" for arm in range(task.arms) for what in ("eef_pos", "eef_quat", "gripper_qpos"))
         self._keys = (*arms, "object-state")
         for name, observable in self.suite._observables.items():
             if name not in self._keys and observable.modality != "object":
                 observable.set_enabled(False)  # computed 25 times a step for nothing
                 observable.set_active(False)
-        self.parts: dict[str, npt.NDArray[np.float64]] = {}
-        """What robosuite observed last, by its own names."""
         with _global_draws(MODEL_SEED):
-            self.parts = self.suite.reset()
+            self.parts: dict[str, npt.NDArray[np.float64]] = self.suite.reset()
         low, high = self.suite.action_spec
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, self._observation().shape, np.float32)
         self.action_space = gymnasium.spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
@@ -158,13 +158,8 @@ class RobosuiteEnv(gymnasium.Env[FloatArray, FloatArray]):
         self.parts, reward, _, _ = self.suite.step(np.asarray(action, np.float64))
         self._steps += 1
         success = self._success()
-        return (
-            self._observation(),
-            float(reward),
-            self.end_at_success and success,
-            self._steps >= self.horizon,
-            {"success": success},
-        )
+        over, cut = self.end_at_success and success, self._steps >= self.horizon
+        return self._observation(), float(reward), over, cut, {"success": success}
 
     def render(self) -> npt.NDArray[np.uint8] | None:
         """An RGB frame [H, W, 3], or None without ``render_mode="rgb_array"``.
