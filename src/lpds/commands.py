@@ -20,7 +20,7 @@ def do_list(arguments: argparse.Namespace) -> int:
     print("tasks:")
     for name in TASKS:
         task = resolve("task", TASKS, name)
-        print(f"  {name:<17}{task.env:<18}{'decoder shipped' if task.decoder in names() else 'decoder not shipped'}")
+        print(f"  {name:<21}{task.env:<21}{'decoder shipped' if task.decoder in names() else 'decoder not shipped'}")
     print(f"methods:\n  {' '.join(METHODS)}")
     print("decoders:")
     for name in names():
@@ -140,10 +140,11 @@ def do_demos(arguments: argparse.Namespace) -> int:
     """Roll out the data of a recipe."""
     import numpy as np
 
-    from lpds.pretrain.recipes import make_data
+    from lpds.pretrain.recipes import SCRIPTED, make_data
 
-    with _bar("transitions") as advance:
-        data = make_data(arguments.name, arguments.experts, advance)
+    with _bar("episodes" if arguments.name in SCRIPTED else "transitions") as advance:
+        options = {"episodes": arguments.episodes, "seed": arguments.seed, "say": print}
+        data = make_data(arguments.name, arguments.experts, advance, **options)
     data.save(arguments.out)
     returns = data.episode_returns
     level = "" if np.isnan(returns).all() else f", return {returns.mean():.0f} +- {returns.std():.0f}"

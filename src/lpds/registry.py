@@ -45,6 +45,10 @@ ENVIRONMENTS: dict[str, str] = {
     "adroit-hammer": "lpds.envs.adroit:make_hammer",
     "adroit-door": "lpds.envs.adroit:make_door",
     "adroit-relocate": "lpds.envs.adroit:make_relocate",
+    "robomimic-lift": "lpds.envs.robosuite:make_lift",
+    "robomimic-can": "lpds.envs.robosuite:make_can",
+    "robomimic-square": "lpds.envs.robosuite:make_square",
+    "robomimic-transport": "lpds.envs.robosuite:make_transport",
 }
 TASKS: dict[str, str] = {
     "toy": "lpds.tasks:TOY",
@@ -55,6 +59,10 @@ TASKS: dict[str, str] = {
     "adroit-hammer": "lpds.tasks:ADROIT_HAMMER",
     "adroit-door": "lpds.tasks:ADROIT_DOOR",
     "adroit-relocate": "lpds.tasks:ADROIT_RELOCATE",
+    "robomimic-lift": "lpds.tasks:ROBOMIMIC_LIFT",
+    "robomimic-can": "lpds.tasks:ROBOMIMIC_CAN",
+    "robomimic-square": "lpds.tasks:ROBOMIMIC_SQUARE",
+    "robomimic-transport": "lpds.tasks:ROBOMIMIC_TRANSPORT",
 }
 
 

@@ -32,6 +32,20 @@ ADROIT_HAMMER = Task("adroit-hammer", env="adroit-hammer", decoder="adroit-hamme
 ADROIT_DOOR = Task("adroit-door", env="adroit-door", decoder="adroit-door", run=_ADROIT)
 ADROIT_RELOCATE = Task("adroit-relocate", env="adroit-relocate", decoder="adroit-relocate", run=_ADROIT)
 
+# DSRL's: its warm-up, gamma 0.99 per chunk of 4 steps (Square 0.999), reward r - 1. Transport has chunks of 8 there, and a
+# warm-up longer than a run takes here.
+_ROBOMIMIC = {"reward_offset": -1.0, "warmup_steps": 24_000, "gamma": 0.99**0.25}
+_SQUARE = {"warmup_steps": 32_000, "gamma": 0.999**0.25}
+_TRANSPORT = {"warmup_steps": 32_000, "gamma": 0.99**0.125}
+ROBOMIMIC_LIFT = Task(
+    "robomimic-lift", env="robomimic-lift", decoder="robomimic-lift", run=_ROBOMIMIC, method={"lpds": {"delta": 0.10}}
+)
+ROBOMIMIC_CAN = Task("robomimic-can", env="robomimic-can", decoder="robomimic-can", run=_ROBOMIMIC)
+ROBOMIMIC_SQUARE = Task("robomimic-square", env="robomimic-square", decoder="robomimic-square", run=_ROBOMIMIC | _SQUARE)
+ROBOMIMIC_TRANSPORT = Task(
+    "robomimic-transport", env="robomimic-transport", decoder="robomimic-transport", run=_ROBOMIMIC | _TRANSPORT
+)
+
 # ``--preset NAME``, by method. "paper": the plain loop of LP-DS, chunk 8 where such a decoder is shipped. "released": what
 # DSRL's public code runs with on the gym tasks.
 _RELEASED_RUN = {"warmup_steps": 32_016, "discount": "dsrl", "gamma": 0.99**0.25, "updates_per_decision": 2.5}

@@ -16,7 +16,7 @@ from lpds.files import write_json
 from lpds.pretrain.clone import CloneSettings, clone
 from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Demonstrations
-from lpds.pretrain.recipes import DATA, ZOO
+from lpds.pretrain.recipes import DATA, SCRIPTED, ZOO
 
 FORMAT_VERSION = 1
 CARD_SEED = 1_000_000
@@ -89,6 +89,9 @@ def data_card(name: str, data: Demonstrations) -> dict[str, Any]:
         facts |= {"env": recipe.env, "seed": recipe.seed, "sources": [asdict(source) for source in recipe.sources]}
         sums = [float(returns[data.episode_source == index].mean()) for index in range(len(recipe.sources))]
         facts |= {"return_by_source": sums}
+    elif name in ZOO and ZOO[name].data in SCRIPTED:
+        script = SCRIPTED[ZOO[name].data]
+        facts |= {"env": script.env, "expert": script.expert, "episodes_by_mode": np.bincount(data.episode_source).tolist()}
     elif name in ZOO:
         facts |= {"recipe": "lpds.pretrain.recipes:toy_data", "seed": 0}
     return facts

@@ -1,6 +1,7 @@
 """How the zoo was made: for every shipped decoder its data and its training, with their seeds.
 
-``lpds demos NAME --experts FOLDER --out FILE`` makes the data, ``lpds pretrain NAME --data FILE --out FOLDER`` the decoder.
+``lpds demos NAME --experts FOLDER --out FILE`` makes the data (scripted experts need no folder), and
+``lpds pretrain NAME --data FILE --out FOLDER`` the decoder.
 """
 
 from __future__ import annotations
@@ -40,6 +41,20 @@ class DataRecipe:
     """File of human demonstrations to be added, in the folder of the experts or in ``demos`` beside it."""
 
 
+@dataclass(frozen=True)
+class ScriptedRecipe:
+    """One dataset: successful episodes of a scripted expert."""
+
+    env: str
+    expert: str
+    """Module of :mod:`lpds.pretrain.scripted`."""
+    episodes: int = 300
+    """As many as RoboMimic's multi-human sets."""
+    seed: int = 0
+    tremor: float = 0.15
+    """Of the actions; every episode draws its own up to this."""
+
+
 # About the level of D4RL's "medium" data, and mixed of two or three gaits each, since modes are what LP-DS protects.
 DATA: dict[str, DataRecipe] = {
     "hopper": DataRecipe(
@@ -60,6 +75,11 @@ DATA: dict[str, DataRecipe] = {
     ),
     # few and noisy episodes of an expert, so that the clone is worth improving
     "adroit-pen": DataRecipe("adroit-pen", (Source("adroit_pen", 1.0, noise=0.1),), transitions=5_000),
+}
+
+SCRIPTED: dict[str, ScriptedRecipe] = {
+    f"robomimic-{task}": ScriptedRecipe(f"robomimic-{task}", f"lpds.pretrain.scripted.{task}")
+    for task in ("lift", "can", "square")
 }
 
 ZOO: dict[str, Recipe] = {
@@ -85,22 +105,48 @@ def recipe(name: str) -> Recipe:
     return ZOO[name]
 
 
-def make_data(name: str, experts: Path | None, progress: Callable[[int, int], None] | None = None) -> Demonstrations:
+def make_data(
+    name: str,
+    experts: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    episodes: int | None = None,
+    seed: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Demonstrations:
     """Roll out the data of a recipe.
 
     Args:
         name: of a dataset (``hopper``) or of a decoder of the zoo (``hopper-flow``).
-        experts: folder of the expert actors; the toy needs none.
-        progress: called with (transitions, wanted).
+        experts: folder of the expert actors; the toy and scripted experts need none.
+        progress: called with (transitions, wanted), or (episodes, wanted) where the expert is scripted.
+        episodes: of a scripted expert, in place of the recipe's.
+        seed: of a scripted expert, in place of the recipe's.
+        say: called with lines of counts.
 
     Raises:
-        LpdsError: unknown name, or no experts given.
+        LpdsError: unknown name, no experts given, or episodes asked of data that are no scripted expert's.
     """
     name = ZOO[name].data if name in ZOO else name
+    if name in SCRIPTED:
+        from lpds.pretrain.scripted.collect import demonstrate
+
+        script = SCRIPTED[name]
+        return demonstrate(
+            script.env,
+            script.expert,
+            episodes=script.episodes if episodes is None else episodes,
+            seed=script.seed if seed is None else seed,
+            tremor=script.tremor,
+            progress=progress,
+            say=say,
+        )
+    if name != "toy" and name not in DATA:
+        raise unknown_name("dataset", name, ["toy", *DATA, *SCRIPTED])
+    if episodes is not None or seed is not None:
+        raise LpdsError(f"--episodes and --seed are for scripted experts ({', '.join(SCRIPTED)}); {name!r} has its recipe's")
     if name == "toy":
         return toy_data()
-    if name not in DATA:
-        raise unknown_name("dataset", name, ["toy", *DATA])
     if experts is None:
         raise LpdsError(f"the data of {name!r} are rolled out with expert actors: pass --experts FOLDER")
     data = DATA[name]

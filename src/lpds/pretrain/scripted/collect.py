@@ -1,0 +1,116 @@
+"""Demonstrations of scripted experts: successes are kept, failures are counted.
+
+RoboMimic's recordings stop soon after success, when it has held for ten steps (robosuite's
+``collect_human_demonstrations.py``); so do these. An episode that has no success by the environment's horizon is a failure.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lpds.envs.build import environment_factory
+from lpds.errors import LpdsError
+from lpds.pretrain.experts import Demonstrations, FloatArray
+from lpds.pretrain.scripted.waypoints import Script, draw_manner
+
+HELD = 10
+"""Successful steps in a row after which a recording stops."""
+ATTEMPTS = 5
+"""Attempts for every episode wanted, before giving up."""
+
+
+@dataclass
+class _Episode:
+    mode: int
+    obs: list[FloatArray] = field(default_factory=list)
+    actions: list[FloatArray] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    succeeded: bool = False
+
+
+def demonstrate(
+    env_id: str,
+    expert: str,
+    *,
+    episodes: int,
+    seed: int,
+    tremor: float,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Demonstrations:
+    """Let a scripted expert act until it has succeeded often enough.
+
+    Args:
+        env_id: a robosuite task of the environment registry.
+        expert: module with ``plan(parts, rng)`` and ``MODES``.
+        episodes: successes wanted.
+        seed: attempt i, its reset, plan and tremor, is a function of (seed, i).
+        tremor: the largest standard deviation of the noise on the actions, of which every episode draws its own.
+        progress: called with (episodes, wanted) after every attempt.
+        say: called with a line of counts at the end.
+
+    Returns:
+        The successful episodes; ``episode_source`` is the number of the mode in ``MODES``.
+
+    Raises:
+        LpdsError: no episodes are wanted, or it fails too often.
+    """
+    if episodes < 1:
+        raise LpdsError(f"episodes must be at least 1, not {episodes}")
+    script = importlib.import_module(expert)
+    env = environment_factory(env_id)[0]()
+    kept: list[_Episode] = []
+    tried = np.zeros(len(script.MODES), np.int64)
+    while len(kept) < episodes:
+        if tried.sum() >= ATTEMPTS * episodes:
+            raise LpdsError(f"the expert of {env_id} succeeded in {len(kept)} of {tried.sum()} attempts, {episodes} are wanted")
+        episode = _attempt(env, script, np.random.default_rng([seed, int(tried.sum())]), tremor)
+        tried[episode.mode] += 1
+        if episode.succeeded:
+            kept.append(episode)
+        if progress is not None:
+            progress(len(kept), episodes)
+    env.close()
+    data = _demonstrations(kept)
+    if say is not None:
+        won = np.bincount(data.episode_source, minlength=len(tried))
+        modes = "; ".join(f"{name} {a} of {b}" for name, a, b in zip(script.MODES, won, tried, strict=True))
+        say(f"{len(kept)} successes, {tried.sum() - len(kept)} failures ({modes})")
+    return data
+
+
+def _attempt(env: Any, script: Any, rng: np.random.Generator, tremor: float) -> _Episode:
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))
+    manner, parts = draw_manner(rng, tremor), env.unwrapped.parts
+    plan = script.plan(parts, rng)
+    expert = Script(plan, manner, rng)
+    episode, held, over = _Episode(plan.mode), 0, False
+    while not over and held < HELD:
+        action = expert.act(env.unwrapped.parts).astype(np.float32)
+        episode.obs.append(np.asarray(obs, np.float32))
+        episode.actions.append(action)
+        obs, reward, terminated, truncated, info = env.step(action)
+        episode.rewards.append(float(reward))
+        held, over = held + 1 if info["success"] else 0, terminated or truncated
+    episode.obs.append(np.asarray(obs, np.float32))
+    episode.succeeded = held >= HELD
+    return episode
+
+
+def _demonstrations(kept: list[_Episode]) -> Demonstrations:
+    return Demonstrations(
+        obs=np.concatenate([episode.obs[:-1] for episode in kept]),
+        actions=np.concatenate([episode.actions for episode in kept]),
+        episode_lengths=np.asarray([len(episode.actions) for episode in kept], np.int64),
+        episode_returns=np.asarray([sum(episode.rewards) for episode in kept], np.float64),
+        episode_source=np.asarray([episode.mode for episode in kept], np.int64),
+        rewards=np.concatenate([episode.rewards for episode in kept]).astype(np.float32),
+        final_obs=np.stack([episode.obs[-1] for episode in kept]),
+        # the recording stops, the episode would go on to its horizon
+        terminated=np.zeros(len(kept), np.bool_),
+    )

@@ -1,0 +1,233 @@
+"""RoboMimic's tasks in robosuite: spaces, seeds to the bit, success, horizons; and the scripted experts."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import lpds
+from lpds.cli import main
+from lpds.envs.build import environment_factory
+from lpds.envs.robosuite import rendering_backend
+from lpds.pretrain.datasets import open_data
+from lpds.pretrain.recipes import SCRIPTED
+from lpds.pretrain.scripted.waypoints import reachable, rotation, wrapped, yaw
+from lpds.registry import ENVIRONMENTS, TASKS, resolve
+
+# observations, actions, horizon
+SIZES = {"lift": (19, 7, 300), "can": (23, 7, 300), "square": (23, 7, 400), "transport": (59, 14, 800)}
+
+installed = pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="needs the extra robosuite")
+
+
+@pytest.fixture(scope="module")
+def make():
+    """``make(task)``: one environment for all the tests, since compiling one takes seconds."""
+    made = {}
+
+    def get(task):
+        if task not in made:
+            made[task] = resolve_make(task)()
+        return made[task]
+
+    yield get
+    for env in made.values():
+        env.close()
+
+
+def resolve_make(task):
+    return resolve("environment", ENVIRONMENTS, f"robomimic-{task}")
+
+
+def episode(env, seed, steps=3):
+    rng = np.random.default_rng(0)
+    rows = [env.reset(seed=seed)[0]]
+    for _ in range(steps):
+        rows.append(env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))[0])
+    return np.stack(rows)
+
+
+@installed
+@pytest.mark.parametrize("task", SIZES)
+def test_spaces_and_the_order_of_robomimics_keys(make, task):
+    env = make(task)
+    obs, actions, horizon = SIZES[task]
+    assert env.observation_space.shape == (obs,)
+    assert env.action_space.shape == (actions,)
+    assert (env.action_space.low.tolist(), env.action_space.high.tolist()) == ([-1.0] * actions, [1.0] * actions)
+    assert env.horizon == horizon
+    first, info = env.reset(seed=3)
+    assert first.dtype == np.float32
+    assert not info["success"]
+    arms = [f"robot{arm}_{what}" for arm in range(env.task.arms) for what in ("eef_pos", "eef_quat", "gripper_qpos")]
+    expected = np.concatenate([env.parts[key] for key in (*arms, "object-state")])
+    assert np.array_equal(first, expected.astype(np.float32))
+
+
+@installed
+@pytest.mark.filterwarnings("ignore")  # the checker's own advice on a simulator that is not ours
+def test_lift_keeps_gymnasiums_contract(make):
+    check_env(make("lift"), skip_render_check=True, skip_close_check=True)
+
+
+@installed
+@pytest.mark.parametrize("task", SIZES)
+def test_a_seed_gives_the_same_episode_to_the_bit_whatever_came_before(make, task):
+    env = make(task)
+    np.random.seed(1)
+    before = np.random.get_state()[1].copy()
+    first = episode(env, 5)
+    assert np.array_equal(np.random.get_state()[1], before)  # nobody else's draws are touched
+    other = episode(env, 6, steps=7)
+    np.random.seed(2)
+    assert np.array_equal(episode(env, 5), first)
+    assert not np.array_equal(other[0], first[0])
+
+
+@installed
+def test_a_fresh_environment_gives_the_same_episode(make):
+    fresh = resolve_make("lift")()
+    assert np.array_equal(episode(fresh, 5), episode(make("lift"), 5))
+    assert fresh.render() is None
+    fresh.close()
+
+
+@installed
+def test_without_a_seed_every_reset_differs(make):
+    env = make("lift")
+    assert not np.array_equal(env.reset()[0], env.reset()[0])
+
+
+@installed
+def test_observations_are_those_of_robosuite_with_nothing_turned_off(make):
+    """The robot's other sensors are off for speed; the rest must not notice."""
+    env = make("square")
+    lean = episode(env, 4)
+    unneeded = [name for name, one in env.suite._observables.items() if not one.is_enabled()]
+    for name in unneeded:
+        env.suite._observables[name].set_enabled(True)
+    assert np.array_equal(episode(env, 4), lean)
+    for name in unneeded:
+        env.suite._observables[name].set_enabled(False)
+
+
+@installed
+def test_chunks_over_two_lanes_stop_at_the_horizon():
+    env = lpds.make_env(lambda: resolve_make("lift")(horizon=6), 2, 4, 0)
+    obs, info = env.reset(seed=0)
+    assert obs.shape == (2, 19)
+    assert not np.array_equal(obs[0], obs[1])
+    still = np.zeros((2, 4, 7), np.float32)
+    *_, truncated, info = env.step(still)
+    assert info["k"].tolist() == [4, 4]
+    assert info["success"].tolist() == [0.0, 0.0]
+    assert not truncated.any()
+    *_, terminated, truncated, info = env.step(still)
+    assert info["k"].tolist() == [2, 2]
+    assert truncated.all()
+    assert not terminated.any()
+    env.close()
+
+
+@installed
+def test_success_is_the_tasks_own_and_ends_the_episode_only_where_asked(make):
+    env = make("lift")
+    env.reset(seed=0)
+    still = np.zeros(7, np.float32)
+    cube = env.suite.cube.joints[0]
+    try:
+        for ends in (False, True):
+            env.end_at_success = ends
+            pose = env.suite.sim.data.get_joint_qpos(cube).copy()
+            pose[2] += 0.2
+            env.suite.sim.data.set_joint_qpos(cube, pose)
+            _, reward, terminated, truncated, info = env.step(still)
+            assert (reward, terminated, truncated, info["success"]) == (1.0, ends, False, True)
+    finally:
+        env.end_at_success = False
+    for _ in range(12):  # it falls
+        _, reward, _, _, info = env.step(still)
+    assert (reward, info["success"]) == (0.0, False)
+
+
+@installed
+def test_a_frame_or_one_line_that_says_what_is_missing(refused):
+    env = resolve_make("lift")(render_mode="rgb_array")
+    env.reset(seed=0)
+    with rendering_backend() as backend:
+        there = backend in ("egl", "osmesa")
+    if there:
+        frame = env.render()
+        assert frame.shape == (256, 256, 3)
+        assert frame.dtype == np.uint8
+        assert frame.std() > 10
+    else:
+        with refused("libegl1"):
+            env.render()
+    env.close()
+    with refused("render_mode", "human"):
+        resolve_make("lift")(render_mode="human")
+
+
+def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch, refused):
+    for name in [name for name in sys.modules if name.split(".")[0] == "robosuite"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with refused("pip install 'lpds[robosuite]'", "1.4.1"):
+        environment_factory("robomimic-can")[0]()
+
+
+def test_another_version_is_refused(monkeypatch, refused):
+    for name in [name for name in sys.modules if name.split(".")[0] == "robosuite"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.5.2")
+    with refused("1.4.1", "1.5.2"):
+        environment_factory("robomimic-can")[0]()
+
+
+def test_presets_are_dsrls_and_the_papers():
+    tasks = {task: resolve("task", TASKS, f"robomimic-{task}") for task in SIZES}
+    assert {task.run["reward_offset"] for task in tasks.values()} == {-1.0}
+    assert [tasks[task].run["warmup_steps"] for task in ("lift", "can", "square")] == [24_000, 24_000, 32_000]
+    assert tasks["can"].run["gamma"] ** 4 == pytest.approx(0.99)
+    assert tasks["square"].run["gamma"] ** 4 == pytest.approx(0.999)
+    assert tasks["lift"].method["lpds"]["delta"] == 0.10
+
+
+def test_angles():
+    assert wrapped(3 * np.pi / 2) == pytest.approx(-np.pi / 2)
+    assert wrapped(0.3 + np.pi, np.pi) == pytest.approx(0.3)
+    half = np.array([0.0, 0.0, np.sin(0.35), np.cos(0.35)])
+    assert yaw(half) == pytest.approx(0.7)
+    assert rotation(half) @ rotation(half).T == pytest.approx(np.eye(3))
+    assert reachable([-2.0, 0.5, 2.0, -0.1]) == [3, 1, 2]
+    assert reachable([0.5, -0.1], heading=2.0) == [1]
+
+
+@installed
+@pytest.mark.parametrize("task", ["lift", "can", "square"])
+def test_the_scripted_expert_succeeds_and_the_recording_stops_soon_after(task, tmp_path, capsys):
+    out = tmp_path / "demos.npz"
+    assert main(["demos", f"robomimic-{task}", "--episodes", "1", "--seed", "0", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "1 successes, 0 failures" in printed
+    data = open_data(str(out))
+    (length,) = data.episode_lengths
+    assert data.obs.shape == (length, SIZES[task][0])
+    assert data.actions.shape == (length, 7)
+    assert np.abs(data.actions).max() <= 1.0
+    assert length < SIZES[task][2]
+    assert data.rewards[-10:].tolist() == [1.0] * 10
+    assert data.final_obs.shape == (1, SIZES[task][0])
+    assert not data.terminated.any()
+
+
+def test_episodes_and_seeds_are_for_scripted_experts_only(capsys, tmp_path):
+    assert set(SCRIPTED) == {"robomimic-lift", "robomimic-can", "robomimic-square"}
+    assert main(["demos", "toy", "--episodes", "3", "--out", str(tmp_path / "x.npz")]) != 0
+    assert "for scripted experts" in capsys.readouterr().err
