@@ -9,6 +9,7 @@ Each folder holds the runs seed0, seed1 ... of one method. A cell is the mean ov
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from lpds.log import read_json_lines
 
 
 def curve(run: Path) -> dict[int, float]:
-    """Mean return by step of evaluation, rounded to thousands; step 0 is the frozen policy."""
+    """Mean return by step of evaluation, rounded to whole evaluation intervals; step 0 is the frozen policy."""
+    every = json.loads((run / "config.json").read_text())["run"]["eval_every"]
     points: dict[int, list[float]] = {}
     for row in read_json_lines(run / "eval.jsonl"):
         if row["kind"] == "curve":
-            points.setdefault(round(row["step"] / 1000), []).append(row["return"])
+            points.setdefault(round(row["step"] / every) * every // 1000, []).append(row["return"])
     return {step: float(np.mean(values)) for step, values in points.items()}
 
 
@@ -30,7 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="+")
     arguments = parser.parse_args()
-    curves = {folder.name: [curve(run) for run in sorted(folder.glob("seed*"))] for folder in arguments.folders}
+    curves = {
+        folder.name: [curve(path.parent) for path in sorted(folder.glob("seed*/eval.jsonl"))] for folder in arguments.folders
+    }
     steps = sorted(set.intersection(*(set(points) for runs in curves.values() for points in runs)))
     print("`python benchmarks/curves.py " + " ".join(str(folder) for folder in arguments.folders) + "`\n")
     print("| steps | " + " | ".join(curves) + " |\n|" + "---|" * (len(curves) + 1))

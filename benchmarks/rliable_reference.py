@@ -1,4 +1,4 @@
-"""Reference figures of rliable for ``lpds.stats``: python benchmarks/rliable_reference.py > tests/golden/rliable.json.
+"""Reference figures of rliable for ``lpds.stats``: python benchmarks/rliable_reference.py > tests/rliable.json.
 
 rliable 1.2.0 needs pandas < 3, so it lives in an environment of its own and the tests read its figures.
 """

@@ -185,7 +185,12 @@ def test_options_that_mean_nothing_are_refused(refused):
 def serve(*words, env=None):
     command = [sys.executable, "-W", "error", "-m", "lpds", "serve-decoder", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    # a shell starts what it puts in the background with SIGINT ignored; Ctrl-C's signal must end the server there too
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_serve_decoder_in_another_process_until_ctrl_c(tmp_path):
@@ -201,7 +206,10 @@ def test_serve_decoder_in_another_process_until_ctrl_c(tmp_path):
             obs, w = inputs(local, 20)
             assert torch.equal(remote(obs, w), local(obs, w))
             process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 0
+            try:
+                assert process.wait(30) == 0
+            finally:
+                process.kill()
         out, error = process.stdout.read(), process.stderr.read()
     assert out == ""
     assert error.splitlines()[-1] == "stopped"

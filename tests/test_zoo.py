@@ -276,3 +276,11 @@ def test_a_file_opened_under_other_options_is_another_policy(saved):
     plain = open_decoder(saved, name="mine", reference="folder:mine")
     other = open_decoder(saved, name="mine", reference="folder:mine", ddim_steps=4)
     assert plain.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize(("name", "env"), [("hopper-c8", "hopper"), ("adroit-pen", "adroit-pen"), ("toy-flow", "toy")])
+def test_a_decoder_knows_where_it_acts(name, env):
+    """The task of "adroit-pen" was once looked up as "adroit"."""
+    assert zoo.environment_of(name) == env
+    assert zoo.environment_of(f"folder:{zoo.FOLDER / name}") == env
+    assert zoo.environment_of("dppo:state_0.pt") is None

@@ -94,17 +94,14 @@ def do_eval(arguments: argparse.Namespace) -> int:
     from lpds.log import finite
     from lpds.policy import load_policy
     from lpds.stats import paired_difference
-    from lpds.zoo import load_decoder
+    from lpds.zoo import environment_of, load_decoder
 
     folder = Path(arguments.run)
     is_run = (folder / "policy").is_dir()
     policy: Any = load_policy(folder) if is_run else load_decoder(arguments.run)
     env, task = arguments.env, arguments.task
     if env is None and task is None:
-        if is_run:
-            env = read_config(folder)["env"]
-        else:
-            task = arguments.run.split("-")[0]
+        env = read_config(folder)["env"] if is_run else _environment(environment_of(arguments.run))
     scales = [0.0, arguments.scale] if is_run else [0.0]
     reports = [
         evaluate(policy, task, env=env, episodes=arguments.episodes, seed=arguments.seed, scale=scale) for scale in scales
@@ -121,16 +118,20 @@ def do_eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _environment(name: str | None) -> str | None:
+    """What stands in a decoder's card as an environment: a task's own, or what is none of ours as it is."""
+    from lpds.registry import TASKS, resolve
+
+    return resolve("task", TASKS, name).env if name in TASKS else name
+
+
 def do_check(arguments: argparse.Namespace) -> int:
     """Ask the decoder doctor."""
     from lpds.doctor import check
-    from lpds.registry import TASKS, resolve
+    from lpds.zoo import environment_of
 
     decoder = _load(arguments.decoder, arguments)
-    env = arguments.env
-    task = arguments.decoder.split("-")[0]
-    if env is None and task in TASKS:
-        env = resolve("task", TASKS, task).env
+    env = arguments.env or _environment(environment_of(arguments.decoder))
     report = check(decoder, env)
     print(report)
     return 0 if report.ok else 1
@@ -249,13 +250,12 @@ def do_serve_decoder(arguments: argparse.Namespace) -> int:
         max_batch=arguments.max_batch,
         say=_say,
     )
-    signal.signal(signal.SIGTERM, lambda signum, frame: server.stop())
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where the parent had SIGINT ignored, as a shell's `&` does
+        signal.signal(number, lambda signum, frame: server.stop())
     guard = ", token needed" if token else ""
     print(f"serving {decoder.name} ({decoder.fingerprint[:12]}) on {server.address}{guard}; Ctrl-C ends it", flush=True)
     try:
         server.run()
-    except KeyboardInterrupt:
-        pass
     finally:
         server.close()
     _say("stopped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ def _open(reference: str, options: dict[str, Any]) -> BaseDecoder:
     if reference in TASKS:
         raise LpdsError(f"the decoder of task {reference!r} is not shipped here (shipped: {', '.join(names())})")
     raise unknown_name("decoder", reference, [*names(), *DECODER_FORMS])
+
+
+def environment_of(reference: str) -> str | None:
+    """Where a decoder acts: the task or Gymnasium id that its card was measured in; None where nothing says so."""
+    name = reference.removeprefix("folder:")
+    card = (FOLDER / name if name in names() else Path(name)) / "card.json"
+    env: str | None = json.loads(card.read_text()).get("env") if card.is_file() else None
+    return env
 
 
 def open_folder(path: str, **options: Any) -> BaseDecoder:
