@@ -35,13 +35,13 @@ def main() -> None:
     curves = {
         folder.name: [curve(path.parent) for path in sorted(folder.glob("seed*/eval.jsonl"))] for folder in arguments.folders
     }
-    steps = sorted(set.intersection(*(set(points) for runs in curves.values() for points in runs)))
+    steps = sorted(set.intersection(*(set(points) for lines in curves.values() for points in lines)))
     print("`python benchmarks/curves.py " + " ".join(str(folder) for folder in arguments.folders) + "`\n")
     print("| steps | " + " | ".join(curves) + " |\n|" + "---|" * (len(curves) + 1))
     for step in steps:
         cells = []
-        for runs in curves.values():
-            values = [points[step] for points in runs]
+        for lines in curves.values():
+            values = [points[step] for points in lines]
             cells.append(f"{np.mean(values):.0f} ({', '.join(f'{value:.0f}' for value in values)})")
         print(f"| {step}k | " + " | ".join(cells) + " |")
 
