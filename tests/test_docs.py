@@ -1,0 +1,148 @@
+"""Every snippet of docs/your-policy.md does what it says, with budgets cut."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import lpds
+from lpds.cli import main
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "your-policy.md").read_text()
+SMALL = {
+    "warmup_steps": 64,
+    "warmup_fits": 2,
+    "width": 16,
+    "batch_size": 8,
+    "num_envs": 1,
+    "eval_every": 0,
+    "final_episodes": 2,
+}
+MODEL = """
+import torch
+
+class my_model:
+    mix = torch.linspace(-1, 1, 11 * 12).view(11, 12).sin()
+
+    @classmethod
+    def sample(cls, obs, initial_noise):
+        return torch.tanh(0.1 * obs @ cls.mix + 0.3 * initial_noise.flatten(1)).view(-1, 4, 3)
+
+"""
+
+
+def snippets(heading):
+    """(language, text) of the fenced blocks below a heading."""
+    section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"```(\w*)\n(.*?)```", section, flags=re.DOTALL)
+
+
+def run_commands(text):
+    """The page's commands with smaller budgets."""
+    for line in text.strip().splitlines():
+        words = shlex.split(line)[1:]
+        if words[0] == "steer":
+            words[words.index("--steps") + 1] = "128"
+            words += ["--quiet", *(part for key, value in SMALL.items() for part in (f"--{key.replace('_', '-')}", str(value)))]
+        if words[0] == "eval":
+            words += ["--episodes", "2"]
+        assert main(words) == 0, line
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch, request):
+    """An empty folder to be in, with the page's my_policy.py in it and its module forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_policy.py").write_text(MODEL + snippets("A function of your own")[0][1])
+    monkeypatch.delitem(sys.modules, "my_policy", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("my_policy", None)
+
+
+def test_a_function_of_your_own(page, capsys):
+    (_, _), (_, commands), (language, python) = snippets("A function of your own")
+    run_commands(commands)
+    printed = capsys.readouterr().out
+    assert "fit to be steered" in printed
+    assert "paired difference" in printed
+    assert language == "python"
+    names = {"lpds": lpds, "obs": np.random.default_rng(0).normal(size=(5, 11)).astype(np.float32)}
+    exec(python, names)
+    assert names["actions"].shape == (5, 4, 3)
+
+
+def test_a_dppo_checkpoint(page, golden):
+    for name in ("state_3000.pt", "normalization.npz"):
+        shutil.copy(golden("dppo_hopper") / name, page / name)
+    ((_, commands),) = snippets("A DPPO or DSRL checkpoint")
+    run_commands(commands)
+    assert (page / "runs" / "dppo" / "report.html").is_file()
+
+
+class Pusher(gymnasium.Env):
+    """As many numbers as the tiny LeRobot policy takes: a state of 4, an environment state of 5, actions of 3."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (9,), np.float32)
+    action_space = gymnasium.spaces.Box(-10.0, 10.0, (3,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.np_random.normal(size=9).astype(np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.np_random.normal(size=9).astype(np.float32), 0.0, False, self.steps >= 20, {}
+
+
+def test_a_policy_that_lerobot_saved(page, monkeypatch):
+    pytest.importorskip("lerobot", reason="lerobot is not installed")
+    import lerobot_policies
+
+    lerobot_policies.diffusion(page / "outputs" / "last")
+    steer = lpds.steer
+    monkeypatch.setattr(lpds, "steer", lambda **settings: steer(**settings | SMALL | {"steps": 128}))
+    ((_, python),) = snippets("A policy that LeRobot saved")
+    exec(python, {"lpds": lpds, "make_my_env": Pusher})
+    assert (
+        lpds.load_policy("runs/lerobot").decoder.fingerprint == lpds.load_decoder("lerobot:outputs/last", flat=True).fingerprint
+    )
+
+
+def test_a_policy_that_lives_elsewhere(page):
+    (_, serve), (_, steer) = snippets("A policy that lives elsewhere")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "lpds", *shlex.split(serve.replace("8765", port))[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert port in process.stdout.readline()
+            run_commands(steer.replace("8765", port))
+            there = lpds.load_decoder(f"remote:ws://127.0.0.1:{port}")
+            here = lpds.load_decoder("python:my_policy.py:decoder")
+            obs, w = torch.randn(3, 11), torch.randn(3, 4, 3)
+            assert torch.equal(there(obs, w), here(obs, w))
+            there.close()
+        finally:
+            process.terminate()
+
+
+def test_links_between_pages_lead_somewhere():
+    for path in [*DOCS.glob("*.md"), DOCS.parent / "README.md", *(DOCS.parent / "results").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
