@@ -43,6 +43,13 @@ def resolve_make(task):
     return resolve("environment", ENVIRONMENTS, f"robomimic-{task}")
 
 
+def test_a_task_made_by_name_can_be_filmed():
+    """The name's maker once dropped the render mode, and ``lpds video`` refused every RoboMimic task."""
+    env = environment_factory("robomimic-lift", render_mode="rgb_array")[0]()
+    assert env.render_mode == "rgb_array"
+    env.close()
+
+
 def episode(env, seed, steps=3):
     rng = np.random.default_rng(0)
     rows = [env.reset(seed=seed)[0]]

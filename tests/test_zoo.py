@@ -278,7 +278,7 @@ def test_a_file_opened_under_other_options_is_another_policy(saved):
     assert plain.fingerprint != other.fingerprint
 
 
-@pytest.mark.parametrize(("name", "env"), [("hopper-c8", "hopper"), ("adroit-pen", "adroit-pen"), ("toy-flow", "toy")])
+@pytest.mark.parametrize(("name", "env"), [("hopper-c8", "Hopper-v5"), ("adroit-pen", "adroit-pen"), ("toy-flow", "four-mode")])
 def test_a_decoder_knows_where_it_acts(name, env):
     """The task of "adroit-pen" was once looked up as "adroit"."""
     assert zoo.environment_of(name) == env

@@ -101,7 +101,7 @@ def do_eval(arguments: argparse.Namespace) -> int:
     policy: Any = load_policy(folder) if is_run else load_decoder(arguments.run)
     env, task = arguments.env, arguments.task
     if env is None and task is None:
-        env = read_config(folder)["env"] if is_run else _environment(environment_of(arguments.run))
+        env = read_config(folder)["env"] if is_run else environment_of(arguments.run)
     scales = [0.0, arguments.scale] if is_run else [0.0]
     reports = [
         evaluate(policy, task, env=env, episodes=arguments.episodes, seed=arguments.seed, scale=scale) for scale in scales
@@ -118,20 +118,13 @@ def do_eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _environment(name: str | None) -> str | None:
-    """What stands in a decoder's card as an environment: a task's own, or what is none of ours as it is."""
-    from lpds.registry import TASKS, resolve
-
-    return resolve("task", TASKS, name).env if name in TASKS else name
-
-
 def do_check(arguments: argparse.Namespace) -> int:
     """Ask the decoder doctor."""
     from lpds.doctor import check
     from lpds.zoo import environment_of
 
     decoder = _load(arguments.decoder, arguments)
-    env = arguments.env or _environment(environment_of(arguments.decoder))
+    env = arguments.env or environment_of(arguments.decoder)
     report = check(decoder, env)
     print(report)
     return 0 if report.ok else 1

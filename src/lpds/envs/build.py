@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +22,7 @@ def environment_factory(env: EnvLike, render_mode: str | None = None) -> tuple[E
 
     Args:
         env: a name of the registry, a Gymnasium id, or a zero-argument factory.
-        render_mode: Gymnasium's, for an environment made by name; a factory is left as it is, and so is a name of the
-            registry whose environment cannot draw.
+        render_mode: Gymnasium's, for an environment made by name; a factory is left as it is.
 
     Returns:
         The factory and a name for messages.
@@ -36,8 +34,7 @@ def environment_factory(env: EnvLike, render_mode: str | None = None) -> tuple[E
         return _flattening(env), getattr(env, "__name__", type(env).__name__)
     if env in ENVIRONMENTS:
         make = resolve("environment", ENVIRONMENTS, env)
-        draws = render_mode is not None and "render_mode" in inspect.signature(make).parameters
-        return _flattening(functools.partial(make, render_mode=render_mode) if draws else make), env
+        return _flattening(functools.partial(make, render_mode=render_mode)), env
     if ":" not in env and env not in gymnasium.registry:
         raise unknown_name("environment", env, [*ENVIRONMENTS, *gymnasium.registry])
     return _flattening(lambda: gymnasium.make(env, render_mode=render_mode)), env

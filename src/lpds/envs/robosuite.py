@@ -32,7 +32,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, one_line
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -63,24 +63,24 @@ SQUARE = RobosuiteTask("NutAssemblySquare", 400)
 TRANSPORT = RobosuiteTask("TwoArmTransport", 800, arms=2, options={"env_configuration": "single-arm-opposed"})
 
 
-def make_lift(**options: Any) -> RobosuiteEnv:
+def make_lift(render_mode: str | None = None, **options: Any) -> RobosuiteEnv:
     """Lift a cube from the table; 19 observations, 7 actions, 300 steps."""
-    return RobosuiteEnv(LIFT, **options)
+    return RobosuiteEnv(LIFT, render_mode=render_mode, **options)
 
 
-def make_can(**options: Any) -> RobosuiteEnv:
+def make_can(render_mode: str | None = None, **options: Any) -> RobosuiteEnv:
     """Put a can from one bin into its place in another; 23 observations, 7 actions, 300 steps."""
-    return RobosuiteEnv(CAN, **options)
+    return RobosuiteEnv(CAN, render_mode=render_mode, **options)
 
 
-def make_square(**options: Any) -> RobosuiteEnv:
+def make_square(render_mode: str | None = None, **options: Any) -> RobosuiteEnv:
     """Put a square nut on a square peg; 23 observations, 7 actions, 400 steps."""
-    return RobosuiteEnv(SQUARE, **options)
+    return RobosuiteEnv(SQUARE, render_mode=render_mode, **options)
 
 
-def make_transport(**options: Any) -> RobosuiteEnv:
+def make_transport(render_mode: str | None = None, **options: Any) -> RobosuiteEnv:
     """Fetch a hammer out of a lidded bin and hand it over to the other arm's bin; 59 observations, 14 actions, 800 steps."""
-    return RobosuiteEnv(TRANSPORT, **options)
+    return RobosuiteEnv(TRANSPORT, render_mode=render_mode, **options)
 
 
 class RobosuiteEnv(gymnasium.Env[FloatArray, FloatArray]):
@@ -181,7 +181,7 @@ class RobosuiteEnv(gymnasium.Env[FloatArray, FloatArray]):
                     self._viewer = OffScreenViewer(sim.model._model, sim.data._data, FRAME[1], FRAME[0])
             except Exception as error:
                 raise LpdsError(
-                    f"frames cannot be drawn ({' '.join(str(error).split())}): install EGL or OSMesa (libegl1 or libosmesa6) "
+                    f"frames cannot be drawn ({one_line(error)}): install EGL or OSMesa (libegl1 or libosmesa6) "
                     "and set MUJOCO_GL to egl or osmesa"
                 ) from error
             self._viewer.vopt.geomgroup[0] = 0  # collision shapes
@@ -249,7 +249,7 @@ def import_robosuite() -> Any:
         try:
             return importlib.import_module("robosuite")
         except Exception as error:
-            raise LpdsError(f"robosuite {VERSION} does not import: {' '.join(str(error).split())}") from error
+            raise LpdsError(f"robosuite {VERSION} does not import: {one_line(error)}") from error
         finally:
             for name in stand_ins:
                 sys.modules.pop(name, None)

@@ -49,7 +49,7 @@ class ScriptedRecipe:
     expert: str
     """Module of :mod:`lpds.pretrain.scripted`."""
     episodes: int
-    """Few enough that the clone is worth improving; each is as good as the expert is."""
+    """Successes to keep."""
     seed: int = 0
     tremor: float = 0.15
     """Of the actions; every episode draws its own up to this."""

@@ -73,10 +73,7 @@ def decoder(pytestconfig: pytest.Config) -> Decoder:
 @pytest.fixture(scope="module")
 def env(pytestconfig: pytest.Config) -> str | None:
     """Where it acts: as said, else as its card says."""
-    said: str | None = pytestconfig.getoption("--decoder-env") or environment_of(pytestconfig.getoption("--decoder"))
-    from lpds.registry import TASKS, resolve
-
-    return resolve("task", TASKS, said).env if said in TASKS else said
+    return pytestconfig.getoption("--decoder-env") or environment_of(pytestconfig.getoption("--decoder"))
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +124,6 @@ def test_rows_may_come_in_any_order(decoder: Decoder) -> None:
     assert float((straight[order] - mixed).abs().max()) <= 1e-3 * max(float(straight.abs().max()), 1e-12)
 
 
-def test_a_wrong_latent_shape_is_refused(decoder: Decoder) -> None:
-    """A shape that does not fit must not be broadcast in silence."""
-    obs, w = inputs(decoder, 3)
-    for wrong in (w[:, :, :-1], w[:, :-1], w[0], torch.cat([w, w], dim=1)):
-        with pytest.raises(Exception):  # noqa: B017, PT011 - of any kind: the user's own code may refuse
-            decoder(obs, wrong)
-
-
 def test_a_reference_names_one_policy(decoder: Decoder, pytestconfig: pytest.Config) -> None:
     """Opened twice, the fingerprint is the same: a Delta must find its decoder again."""
     again = open_reference(pytestconfig)
@@ -182,15 +171,10 @@ def run(decoder: Decoder, env: str | None, tmp_path_factory: pytest.TempPathFact
 
 def test_it_can_be_steered_and_scale_0_is_the_frozen_policy(decoder: Decoder, run: Path) -> None:
     """Equal to the bit, for the same noise, whatever Delta has learned; at scale 1 it is Phi(s, eps + Delta)."""
-    policy = lpds.load_policy(run, decoder=replace_reference(decoder))
+    policy = lpds.load_policy(run)
     obs, eps = inputs(decoder, 5, seed=7)
     frozen = decoder(obs, eps)
     assert torch.equal(torch.from_numpy(policy.act(obs.numpy(), eps=eps.numpy(), scale=0.0)), frozen)
     shift = torch.from_numpy(np.asarray(policy.shift(obs.numpy())))
     steered = torch.from_numpy(policy.act(obs.numpy(), eps=eps.numpy(), scale=1.0))
     assert torch.equal(steered, decoder(obs, eps + shift))
-
-
-def replace_reference(decoder: Decoder) -> Decoder | None:
-    """Only a decoder without a reference has to be passed again."""
-    return decoder if decoder.reference is None else None

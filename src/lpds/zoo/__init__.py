@@ -62,10 +62,11 @@ def _open(reference: str, options: dict[str, Any]) -> BaseDecoder:
 
 
 def environment_of(reference: str) -> str | None:
-    """Where a decoder acts: the task or Gymnasium id that its card was measured in; None where nothing says so."""
+    """Where a decoder acts: the environment that its card was measured in, or a task's; None where nothing says so."""
     name = reference.removeprefix("folder:")
     card = (FOLDER / name if name in names() else Path(name)) / "card.json"
-    env: str | None = json.loads(card.read_text()).get("env") if card.is_file() else None
+    measured: str | None = json.loads(card.read_text()).get("env") if card.is_file() else None
+    env: str | None = resolve("task", TASKS, measured).env if measured in TASKS else measured
     return env
 
 
