@@ -191,21 +191,30 @@ def test_a_task_of_ones_own(tmp_path):
 
 
 def test_the_verdict_says_so_when_it_got_worse():
-    from lpds.evaluation import EvalReport
-    from lpds.session import verdict_line
-    from lpds.stats import paired_difference
-
-    def report(returns):
-        nan = np.full(len(returns), np.nan)
-        return EvalReport(returns, nan, nan, np.ones(len(returns), np.int64), 0, 1.0, np.zeros((len(returns), 1), np.float32))
+    from lpds.stats import paired_difference, verdict_line
 
     rng = np.random.default_rng(0)
     frozen = rng.normal(100.0, 50.0, 50)
     for shift, word in ((-20.0, "WORSE"), (20.0, "BETTER"), (0.0, "not told apart")):
         steered = frozen + shift + rng.normal(0.0, 5.0, 50)
-        line = verdict_line(report(frozen), report(steered), paired_difference(frozen, steered))
+        line = verdict_line((frozen.mean(), steered.mean()), None, paired_difference(frozen, steered), 50)
         assert word in line
         assert "\n" not in line
+
+
+def test_a_handful_of_episodes_decides_nothing():
+    """Two pairs of one sign once gave an interval without zero, and "BETTER"."""
+    from lpds.stats import FEWEST_PAIRS, paired_difference, told_apart, verdict_line
+
+    frozen = np.arange(10.0)
+    for pairs in range(2, 10):
+        difference = paired_difference(frozen[:pairs], frozen[:pairs] + 5.0)
+        # pairs of no difference but chance are all positive, or all negative, as often as this
+        sure = 2 * 0.5**pairs < 0.05
+        assert (told_apart(difference, pairs) == 1) == sure == (pairs >= FEWEST_PAIRS)
+        line = verdict_line((4.5, 9.5), None, difference, pairs)
+        assert ("BETTER" in line) == sure
+        assert ("fewer than 6 episodes" in line) != sure
 
 
 def test_environments_that_cannot_be_made():

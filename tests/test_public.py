@@ -28,10 +28,11 @@ def _report(returns):
 
 
 def test_a_run_says_in_its_last_line_whether_it_is_better_worse_or_undecided(tmp_path):
-    frozen = _report([10.0, 20.0, 30.0, 40.0])
+    returns = [10.0 * index for index in range(1, 9)]
+    frozen = _report(returns)
     for shift, word in ((+5.0, "BETTER"), (-5.0, "WORSE than the frozen policy: do not use it"), (0.0, "not told apart")):
         # a pair's difference is the same for all, although the returns themselves overlap: pairing decides
-        run = lpds.Run(tmp_path, True, frozen, _report([10.0 + shift, 20.0 + shift, 30.0 + shift, 40.0 + shift]))
+        run = lpds.Run(tmp_path, True, frozen, _report([value + shift for value in returns]))
         assert word in run.verdict()
         assert run.difference == (shift, shift, shift)
 

@@ -114,8 +114,8 @@ def test_numbers_in_the_page_are_those_of_stats(tmp_path: Path) -> None:
 
 
 def test_the_verdict_is_worded_as_the_run_words_it(tmp_path: Path) -> None:
+    import lpds
     from lpds.evaluation import EvalReport
-    from lpds.session import verdict_line
 
     run = make_run(tmp_path / "a", success=True)
     reports = [
@@ -123,7 +123,7 @@ def test_the_verdict_is_worded_as_the_run_words_it(tmp_path: Path) -> None:
                    finals(run, s, "length").astype(np.int64), 0, s, np.zeros((20, 1), np.float32))
         for s in (0.0, 1.0)
     ]  # fmt: skip
-    line = verdict_line(*reports, paired_difference(reports[0].returns, reports[1].returns))
+    line = lpds.Run(run, True, *reports).verdict()
     assert read_runs([run])[0].verdict() == line
     (run / "summary.json").write_text(json.dumps({"verdict": "what the run said"}))
     assert read_runs([run])[0].verdict() == "what the run said"

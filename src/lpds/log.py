@@ -99,7 +99,7 @@ class Display:
         elif last or row["step"] >= self._next_line:
             self._next_line = row["step"] + self._total / 20  # plain lines: twenty for a run
             rate = row.get("env_steps_per_s") or 0.0
-            left = (self._total - row["step"]) / rate if rate else math.nan
+            left = max(0.0, self._total - row["step"]) / rate if rate else math.nan
             time_left = "" if math.isnan(left) else f"  {left / 60:.1f} min left"
             self.say(f"{row['step']:>8,}/{self._total:,}  {figures(row)}{time_left}")
 

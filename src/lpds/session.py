@@ -23,7 +23,7 @@ from lpds.files import write_json
 from lpds.log import Display
 from lpds.registry import METHODS, resolve
 from lpds.runner import Runner
-from lpds.stats import Interval, paired_difference
+from lpds.stats import Interval, paired_difference, verdict_line
 from lpds.types import Decoder, Method
 
 FORMAT_VERSION = 1
@@ -52,22 +52,10 @@ class Run:
         """One line: what came out, and whether the steered policy is worse with confidence."""
         if self.frozen is None or self.steered is None or self.difference is None:
             return f"stopped; everything is saved: lpds resume {self.folder}"
-        return verdict_line(self.frozen, self.steered, self.difference)
-
-
-def verdict_line(frozen: EvalReport, steered: EvalReport, difference: Interval) -> str:
-    """Say in one line how the steered policy compares with the frozen one."""
-    mean, low, high = difference
-    if low > 0.0:
-        word = "BETTER than the frozen policy"
-    elif high < 0.0:
-        word = "WORSE than the frozen policy: do not use it"
-    else:
-        word = "not told apart from the frozen policy"
-    parts = [f"frozen {frozen.returns.mean():.1f}, steered {steered.returns.mean():.1f} over {len(frozen.returns)} episodes"]
-    if not np.isnan(frozen.successes).all():
-        parts.append(f"success {frozen.interval('success')[0]:.0%} -> {steered.interval('success')[0]:.0%}")
-    return f"{'; '.join(parts)}; paired difference {mean:+.1f} [{low:+.1f}, {high:+.1f}]: {word}"
+        returns = (float(self.frozen.returns.mean()), float(self.steered.returns.mean()))
+        rates = (self.frozen.interval("success")[0], self.steered.interval("success")[0])
+        success = None if np.isnan(self.frozen.successes).all() else rates
+        return verdict_line(returns, success, self.difference, len(self.frozen.returns))
 
 
 def build_learner(

@@ -14,6 +14,9 @@ Interval = tuple[float, float, float]
 
 Z95 = 1.959963984540054
 
+FEWEST_PAIRS = 6
+"""Below it no sign is sure at 95 %: five pairs all of one sign come by chance in 2 of 32 cases, 6 % (sign test)."""
+
 
 def bootstrap_mean(x: npt.ArrayLike, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
     """Mean of a sample with a percentile-bootstrap interval.
@@ -51,6 +54,36 @@ def wilson(successes: int, trials: int) -> Interval:
 def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0) -> Interval:
     """Mean of ``b - a`` over pairs with a bootstrap interval; the pairs share seed and noise."""
     return bootstrap_mean(np.asarray(b, np.float64) - np.asarray(a, np.float64), seed=seed)
+
+
+def told_apart(difference: Interval, pairs: int) -> int:
+    """Sign of a paired difference whose 95 % interval excludes zero, else 0; 0 for fewer than :data:`FEWEST_PAIRS` pairs."""
+    _, low, high = difference
+    return 0 if pairs < FEWEST_PAIRS else int(low > 0.0) - int(high < 0.0)
+
+
+def verdict_line(returns: tuple[float, float], success: tuple[float, float] | None, difference: Interval, pairs: int) -> str:
+    """Say in one line how the steered policy compares with the frozen one.
+
+    Args:
+        returns: mean return of the frozen and of the steered policy.
+        success: their success rates, if the environment has any.
+        difference: paired, of the return: (mean, low, high).
+        pairs: E, episodes that both played.
+    """
+    words = {
+        1: "BETTER than the frozen policy",
+        -1: "WORSE than the frozen policy: do not use it",
+        0: "not told apart from the frozen policy",
+    }
+    word = words[told_apart(difference, pairs)]
+    if pairs < FEWEST_PAIRS:
+        word += f" (fewer than {FEWEST_PAIRS} episodes cannot)"
+    parts = [f"frozen {returns[0]:.1f}, steered {returns[1]:.1f} over {pairs} episodes"]
+    if success is not None:
+        parts.append(f"success {success[0]:.0%} -> {success[1]:.0%}")
+    mean, low, high = difference
+    return f"{'; '.join(parts)}; paired difference {mean:+.1f} [{low:+.1f}, {high:+.1f}]: {word}"
 
 
 def iqm(x: npt.ArrayLike) -> float:

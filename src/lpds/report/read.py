@@ -19,7 +19,7 @@ import numpy.typing as npt
 from lpds.config import delta_to_sum
 from lpds.errors import LpdsError
 from lpds.log import read_json_lines
-from lpds.stats import Interval, bootstrap_mean, paired_difference, wilson
+from lpds.stats import Interval, bootstrap_mean, paired_difference, told_apart, verdict_line, wilson
 
 Array = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -54,26 +54,15 @@ class Comparison:
 
     @property
     def worse(self) -> bool:
-        """Whether the whole interval of the return's paired difference lies below zero."""
-        return self.difference()[2] < 0.0
+        """Whether the return is below the frozen policy's with confidence."""
+        return told_apart(self.difference(), self.episodes) < 0
 
     def verdict(self) -> str:
         """One line: what came out, in the words of the run itself."""
-        mean, low, high = self.difference()
-        if low > 0.0:
-            word = "BETTER than the frozen policy"
-        elif self.worse:
-            word = "WORSE than the frozen policy: do not use it"
-        else:
-            word = "not told apart from the frozen policy"
-        parts = [
-            f"frozen {self.frozen['return'].mean():.1f}, steered {self.steered['return'].mean():.1f} "
-            f"over {self.episodes} episodes"
-        ]
-        if self.has("success"):
-            before, after = (column_interval("success", side["success"])[0] for side in (self.frozen, self.steered))
-            parts.append(f"success {before:.0%} -> {after:.0%}")
-        return f"{'; '.join(parts)}; paired difference {mean:+.1f} [{low:+.1f}, {high:+.1f}]: {word}"
+        returns = (float(self.frozen["return"].mean()), float(self.steered["return"].mean()))
+        before, after = (column_interval("success", side["success"])[0] for side in (self.frozen, self.steered))
+        success = (before, after) if self.has("success") else None
+        return verdict_line(returns, success, self.difference(), self.episodes)
 
 
 @dataclass(frozen=True)
