@@ -21,6 +21,8 @@ def do_list(arguments: argparse.Namespace) -> int:
     for name in TASKS:
         task = resolve("task", TASKS, name)
         print(f"  {name:<21}{task.env:<21}{'decoder shipped' if task.decoder in names() else 'decoder not shipped'}")
+    for stem, (_, count) in TASKS.families.items():
+        print(f"  {stem}:N, N from 0 to {count - 1}, are all tasks")
     print(f"methods:\n  {' '.join(METHODS)}")
     print("decoders:")
     for name in names():

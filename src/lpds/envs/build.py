@@ -34,7 +34,7 @@ def environment_factory(env: EnvLike, render_mode: str | None = None) -> tuple[E
     """
     if callable(env):
         return _flattening(env), getattr(env, "__name__", type(env).__name__)
-    if env in ENVIRONMENTS:
+    if env in ENVIRONMENTS or env.partition(":")[0] in ENVIRONMENTS.families:
         make = resolve("environment", ENVIRONMENTS, env)
         draws = render_mode is not None and "render_mode" in inspect.signature(make).parameters
         return _flattening(functools.partial(make, render_mode=render_mode) if draws else make), env

@@ -1,0 +1,57 @@
+"""Pictures of a robosuite model without a screen."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lpds.envs.robosuite import NO_RENDERING, rendering_backend
+from lpds.errors import LpdsError
+
+
+class Pictures:
+    """What the cameras of a model see, at one size."""
+
+    def __init__(self, sim: Any, height: int, width: int) -> None:
+        """Open a drawing context.
+
+        Args:
+            sim: robosuite's, compiled; it may be reset, not compiled anew.
+            height: H, pixels.
+            width: W, pixels.
+
+        Raises:
+            LpdsError: there is no OpenGL to draw with.
+        """
+        from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
+
+        model = sim.model._model
+        model.vis.global_.offheight = max(model.vis.global_.offheight, height)
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
+        try:
+            with warnings.catch_warnings(), rendering_backend() as backend:
+                if backend == NO_RENDERING:  # refused here, since a viewer half made complains when it is freed
+                    raise ImportError("there is no OpenGL")
+                warnings.simplefilter("ignore")  # of a window system that is not there
+                self._viewer = OffScreenViewer(model, sim.data._data, width, height)
+        except Exception as error:
+            raise LpdsError(
+                f"frames cannot be drawn ({' '.join(str(error).split())}): install EGL or OSMesa (libegl1 or libosmesa6) "
+                "and set MUJOCO_GL to egl or osmesa"
+            ) from error
+        self._viewer.vopt.geomgroup[0] = 0  # collision shapes
+        self._ids = sim.model.camera_name2id
+
+    def draw(self, camera: str) -> npt.NDArray[np.uint8]:
+        """An RGB frame [H, W, 3], upright, from a camera of the model."""
+        self._viewer.make_context_current()
+        return np.asarray(self._viewer.render("rgb_array", camera_id=self._ids(camera)), np.uint8)
+
+    def close(self) -> None:
+        """Free the context."""
+        self._viewer.make_context_current()
+        self._viewer.con.free()
+        self._viewer.close()
