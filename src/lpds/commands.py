@@ -124,7 +124,7 @@ def _environment(name: str | None) -> str | None:
     """What stands in a decoder's card as an environment: a task's own, or what is none of ours as it is."""
     from lpds.registry import TASKS, resolve
 
-    return resolve("task", TASKS, name).env if name in TASKS else name
+    return resolve("task", TASKS, name).env if name is not None and name in TASKS else name
 
 
 def do_check(arguments: argparse.Namespace) -> int:
@@ -146,7 +146,7 @@ def do_demos(arguments: argparse.Namespace) -> int:
     from lpds.pretrain.recipes import SCRIPTED, make_data
 
     with _bar("episodes" if arguments.name in SCRIPTED else "transitions") as advance:
-        options = {"episodes": arguments.episodes, "seed": arguments.seed, "say": print}
+        options = {"episodes": arguments.episodes, "seed": arguments.seed, "cameras": arguments.cameras, "say": print}
         data = make_data(arguments.name, arguments.experts, advance, **options)
     data.save(arguments.out)
     returns = data.episode_returns

@@ -148,6 +148,7 @@ class LiberoEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]]):
         self._hinges = self._scalar_joints()
         self._pictures: Any = None
         self._frames: Any = None
+        self._drawing = False
         self._views = {key: f"lpds_{camera}" for camera, key in (CAMERAS[name] for name in cameras)}
         self._turn_sensors_off()
         if cameras:
@@ -177,10 +178,10 @@ class LiberoEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]]):
         index = next(choice for choice in (asked, self._init_state, drawn) if choice is not None)
         with global_draws(draws):
             self._place()
-        self._see(False)
+        self._drawing = False
         self._control.set_init_state(self.init_states[index])
-        for step in range(SETTLE):
-            self._see(step == SETTLE - 1)
+        for left in reversed(range(SETTLE)):
+            self._drawing = left == 0
             self.parts = self.suite.step(STILL)[0]
         self._steps = 0
         return self._observation(), {"init_state": index, "success": self._success()}
@@ -258,17 +259,15 @@ class LiberoEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]]):
 
         self._pictures = Pictures(self.suite.sim, size, size)
 
+        blank = np.zeros((size, size, 3), np.uint8)
+
         def seen_by(camera: str) -> Any:
             # upright, then mirrored: the benchmark's pictures are upside down, and LeRobot turns them by 180 degrees
-            return sensor(modality="image")(lambda cache: self._pictures.draw(camera)[:, ::-1])
+            return sensor(modality="image")(lambda cache: self._pictures.draw(camera)[:, ::-1] if self._drawing else blank)
 
         for camera in cameras:
             name = f"lpds_{camera}"
             self.suite.add_observable(Observable(name, seen_by(camera), sampling_rate=CONTROL_HZ))
-
-    def _see(self, enabled: bool) -> None:
-        for name in self._views.values():
-            self.suite._observables[name].set_enabled(enabled)
 
     def _scalar_joints(self) -> list[str]:
         """Hinges and slides of the scene's things, in order."""

@@ -36,7 +36,7 @@ class Pictures:
                 if backend == NO_RENDERING:  # refused here, since a viewer half made complains when it is freed
                     raise ImportError("there is no OpenGL")
                 warnings.simplefilter("ignore")  # of a window system that is not there
-                self._viewer = OffScreenViewer(model, sim.data._data, width, height)
+                self._viewer: Any = OffScreenViewer(model, sim.data._data, width, height)
         except Exception as error:
             raise LpdsError(
                 f"frames cannot be drawn ({' '.join(str(error).split())}): install EGL or OSMesa (libegl1 or libosmesa6) "

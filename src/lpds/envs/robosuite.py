@@ -173,7 +173,8 @@ class RobosuiteEnv(gymnasium.Env[FloatArray, FloatArray]):
             from lpds.envs.pictures import Pictures
 
             self._pictures = Pictures(self.suite.sim, *FRAME)
-        return self._pictures.draw(self._camera)
+        frame: npt.NDArray[np.uint8] = self._pictures.draw(self._camera)
+        return frame
 
     def close(self) -> None:
         """Free the model and the renderer."""
