@@ -9,8 +9,9 @@ datasets and pi0 have it. The low-dimensional form goes on with ``NAME_pos`` 3 a
 in the order in which the benchmark made them, movable things first, and then the position of every hinge and slide; ``layout``
 says where each is. Pictures have LeRobot's names and are turned by 180 degrees, as there.
 
-What robosuite 1.4 observes after a step it sampled 2 ms into that step, pictures too; so do the environments that pi0 was
-trained and measured in, and so does this one. Success is of the step's end. The model is kept between episodes
+What is observed after a step, pictures too, is from 2 ms before its end: setting an initial state shifts robosuite's clock of
+observations by one of its 25 substeps. So it is where pi0 is trained and measured, and so it is here. Success is of the step's
+end. The model is kept between episodes, which changes no observation
 (``hard_reset=False``: a fifth of a second instead of many).
 """
 
@@ -121,6 +122,10 @@ class LiberoEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]]):
                 raise unknown_name("camera", name, CAMERAS)
         if size < 1 or horizon < 1:
             raise LpdsError(f"size and horizon must be at least 1, not {size} and {horizon}")
+        if cameras:
+            from lpds.envs.pictures import check_drawing
+
+            check_drawing()
         control, benchmark, find = _import_benchmark()
         tasks = list(benchmark.task_maps[SUITE].values())
         if not 0 <= number < len(tasks):

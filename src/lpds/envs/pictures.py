@@ -12,6 +12,24 @@ from lpds.envs.robosuite import NO_RENDERING, rendering_backend
 from lpds.errors import LpdsError
 
 
+def check_drawing() -> None:
+    """Refuse early where nothing can be drawn.
+
+    Raises:
+        LpdsError: this machine has no OpenGL, or MUJOCO_GL says so.
+    """
+    with rendering_backend() as backend:
+        if backend == NO_RENDERING:
+            raise _no_drawing("there is no OpenGL")
+
+
+def _no_drawing(reason: object) -> LpdsError:
+    return LpdsError(
+        f"frames cannot be drawn ({' '.join(str(reason).split())}): install EGL or OSMesa (libegl1 or libosmesa6) "
+        "and set MUJOCO_GL to egl or osmesa"
+    )
+
+
 class Pictures:
     """What the cameras of a model see, at one size."""
 
@@ -28,20 +46,16 @@ class Pictures:
         """
         from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
 
+        check_drawing()  # first, since a viewer half made complains when it is freed
         model = sim.model._model
         model.vis.global_.offheight = max(model.vis.global_.offheight, height)
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
         try:
-            with warnings.catch_warnings(), rendering_backend() as backend:
-                if backend == NO_RENDERING:  # refused here, since a viewer half made complains when it is freed
-                    raise ImportError("there is no OpenGL")
+            with warnings.catch_warnings(), rendering_backend():
                 warnings.simplefilter("ignore")  # of a window system that is not there
                 self._viewer: Any = OffScreenViewer(model, sim.data._data, width, height)
         except Exception as error:
-            raise LpdsError(
-                f"frames cannot be drawn ({' '.join(str(error).split())}): install EGL or OSMesa (libegl1 or libosmesa6) "
-                "and set MUJOCO_GL to egl or osmesa"
-            ) from error
+            raise _no_drawing(error) from error
         self._viewer.vopt.geomgroup[0] = 0  # collision shapes
         self._ids = sim.model.camera_name2id
 
