@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lpds.envs.build import EnvLike
 from lpds.envs.chunk import ChunkedVectorEnv
-from lpds.errors import LpdsError
-from lpds.probe import NOISES_PER_STATE, Probe, meet, one_line, open_environment, synthetic_observations, take
+from lpds.errors import LpdsError, one_line
+from lpds.probe import NOISES_PER_STATE, Probe, meet, open_environment, synthetic_observations, take
 from lpds.random import normal
 from lpds.types import Decoder
 

@@ -22,6 +22,12 @@ class DecoderFault(RunFault):
     """A decoder that lives elsewhere was lost, or refused."""
 
 
+def one_line(error: Exception) -> str:
+    """An error's message on one line, with its type unless it is the project's own."""
+    text = " ".join(str(error).split())[:240]
+    return text if isinstance(error, LpdsError) else f"{type(error).__name__}: {text}"
+
+
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> LpdsError:
     """Build the error for a name that is not known, with the nearest ones.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lpds.envs.build import check_fit, environment_factory, make_env
 from lpds.envs.chunk import ChunkedVectorEnv
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, one_line
 from lpds.random import normal
 from lpds.types import Decoder, LatentSpec, Shape
 
@@ -153,12 +153,6 @@ def open_environment(
     except Exception as error:  # a factory holds any code at all; the report names what it raised
         return chunked, name, one_line(error)
     return chunked, name, None
-
-
-def one_line(error: Exception) -> str:
-    """An error's message on one line, with its type unless it is the project's own."""
-    text = " ".join(str(error).split())[:240]
-    return text if isinstance(error, LpdsError) else f"{type(error).__name__}: {text}"
 
 
 def meet(decoder: Decoder, env: ChunkedVectorEnv, samples: int, seed: int) -> tuple[Tensor | None, Exception | None]:

@@ -35,9 +35,10 @@ DECODER_SCHEMES: dict[str, str] = {
     "dppo": "lpds.decoders.dppo:load_dppo",
     "folder": "lpds.zoo:open_folder",
     "lerobot": "lpds.decoders.lerobot:load_lerobot",
+    "python": "lpds.decoders.python:load_python",
     "remote": "lpds.decoders.remote:load_remote",
 }
-DECODER_FORMS: tuple[str, ...] = ("dppo:PATH", "folder:PATH", "lerobot:PATH", "remote:ws://HOST:PORT")
+DECODER_FORMS: tuple[str, ...] = ("dppo:PATH", "folder:PATH", "lerobot:PATH", "python:FILE.py:NAME", "remote:ws://HOST:PORT")
 """How references of the schemes are written."""
 _ENVIRONMENTS: dict[str, str] = {
     "four-mode": "lpds.envs.four_mode:make_four_mode",

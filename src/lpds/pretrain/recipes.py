@@ -49,8 +49,8 @@ class ScriptedRecipe:
     env: str
     expert: str
     """Module of :mod:`lpds.pretrain.scripted`."""
-    episodes: int = 300
-    """As many as RoboMimic's multi-human sets."""
+    episodes: int
+    """Few enough that the clone is worth improving; each is as good as the expert is."""
     seed: int = 0
     tremor: float = 0.15
     """Of the actions; every episode draws its own up to this."""
@@ -78,17 +78,18 @@ DATA: dict[str, DataRecipe] = {
     ),
     # few and noisy episodes of an expert, so that the clone is worth improving
     "adroit-pen": DataRecipe("adroit-pen", (Source("adroit_pen", 1.0, noise=0.1),), transitions=5_000),
+    "adroit-hammer": DataRecipe("adroit-hammer", (Source("adroit_hammer", 1.0, noise=0.05),), transitions=20_000),
+    "adroit-door": DataRecipe("adroit-door", (Source("adroit_door", 1.0, noise=0.05),), transitions=20_000),
 }
 
 SCRIPTED: dict[str, ScriptedRecipe] = {
-    f"robomimic-{task}": ScriptedRecipe(f"robomimic-{task}", f"lpds.pretrain.scripted.{task}")
-    for task in ("lift", "can", "square")
-} | {
-    # recorded on while success holds, as elsewhere
-    "libero-90:57": ScriptedRecipe(
-        "libero-90:57", "lpds.pretrain.scripted.cream_cheese", episodes=200, options={"end_at_success": False}
-    )
+    f"robomimic-{task}": ScriptedRecipe(f"robomimic-{task}", f"lpds.pretrain.scripted.{task}", episodes)
+    for task, episodes in (("lift", 20), ("can", 100), ("square", 150))
 }
+# recorded on while success holds, as elsewhere
+SCRIPTED["libero-90:57"] = ScriptedRecipe(
+    "libero-90:57", "lpds.pretrain.scripted.cream_cheese", episodes=200, options={"end_at_success": False}
+)
 
 ZOO: dict[str, Recipe] = {
     "toy": Recipe("toy", "toy", CloneSettings(chunk=2, width=64, steps=20_000)),
@@ -98,6 +99,9 @@ ZOO: dict[str, Recipe] = {
     "hopper-c8": Recipe("hopper", "hopper", CloneSettings(chunk=8, steps=40_000)),
     "walker2d": Recipe("walker2d", "walker2d", CloneSettings(steps=60_000, sampler_steps=10)),
     "adroit-pen": Recipe("adroit-pen", "adroit-pen", CloneSettings(steps=10_000, sampler_steps=8)),
+    "adroit-hammer": Recipe("adroit-hammer", "adroit-hammer", CloneSettings(steps=15_000, sampler_steps=8)),
+    "adroit-door": Recipe("adroit-door", "adroit-door", CloneSettings(steps=15_000, sampler_steps=8)),
+    "robomimic-can": Recipe("robomimic-can", "robomimic-can", CloneSettings(steps=15_000, sampler_steps=8)),
     "halfcheetah": Recipe("halfcheetah", "halfcheetah", CloneSettings(steps=60_000)),
 }
 

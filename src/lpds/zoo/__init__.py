@@ -24,8 +24,8 @@ def load_decoder(reference: str, **options: Any) -> BaseDecoder:
 
     Args:
         reference: a zoo name (``"hopper"``); ``"dppo:PATH"``, a public DPPO checkpoint; ``"lerobot:PATH"``, a policy that
-            LeRobot saved; ``"folder:PATH"`` or the path of a folder that ``lpds pretrain`` made;
-            ``"remote:ws://HOST:PORT"``, what ``lpds serve-decoder`` serves.
+            LeRobot saved; ``"python:FILE.py:NAME"``, one that your own code makes; ``"folder:PATH"`` or the path of a
+            folder that ``lpds pretrain`` made; ``"remote:ws://HOST:PORT"``, what ``lpds serve-decoder`` serves.
         options: of the kind: ``ddim_steps`` (zoo diffusion), ``steps`` and ``solver`` (zoo flow), or those of
             :func:`lpds.decoders.dppo.load_dppo`, :func:`lpds.decoders.lerobot.load_lerobot` and
             :func:`lpds.decoders.remote.load_remote`.

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lpds.decoders.base import refuse_non_finite
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, one_line
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PARTS = ("configuration", "modeling", "processor")
@@ -155,8 +155,3 @@ def _not_tied(state: dict[str, Tensor], missing: set[str]) -> set[str]:
     """Missing weights that share no storage with one that was loaded."""
     loaded = {value.data_ptr() for key, value in state.items() if key not in missing}
     return {key for key in missing if key not in state or state[key].data_ptr() not in loaded}
-
-
-def one_line(error: Exception) -> str:
-    """An error as at most 300 characters on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

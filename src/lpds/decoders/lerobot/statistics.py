@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpds.decoders.lerobot.folder import one_line
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, one_line
 
 NEEDED = {
     "MEAN_STD": ("mean", "std"),

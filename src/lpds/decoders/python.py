@@ -1,0 +1,76 @@
+"""``python:FILE.py:NAME`` or ``python:MODULE:NAME``: a decoder that a user's own code makes.
+
+So that a wrapped policy has a reference like any other: the command line takes it, and a run finds it again by itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lpds.decoders.base import BaseDecoder
+from lpds.errors import LpdsError, one_line
+
+FORM = "python:FILE.py:NAME or python:MODULE:NAME"
+
+
+def load_python(place: str, **options: Any) -> BaseDecoder:
+    """Import what the user's code calls a decoder.
+
+    Args:
+        place: ``FILE.py:NAME``, whose folder is then importable as it is for ``python FILE.py``, or ``MODULE:NAME``. NAME is a
+            decoder (of :func:`lpds.wrap_decoder`, say), or a function that makes one.
+        options: keyword arguments for that function.
+
+    Returns:
+        The decoder, with its reference set; a file's is its absolute path.
+
+    Raises:
+        LpdsError: the code cannot be found or raises, has no such name, or that is no decoder.
+    """
+    source, colon, name = place.rpartition(":")
+    if not colon or not source or not name.isidentifier():
+        raise LpdsError(f"decoder 'python:{place}' must be written {FORM}")
+    is_file = source.endswith(".py")
+    if is_file:
+        source = str(Path(source).resolve())
+    reference = f"python:{source}:{name}"
+    try:
+        made = getattr(_run_file(Path(source)) if is_file else importlib.import_module(source), name)
+        if not isinstance(made, BaseDecoder) and callable(made):
+            made = made(**options)
+            options = {}
+    except LpdsError:
+        raise
+    except Exception as error:  # any code at all may be inside
+        raise LpdsError(f"decoder {reference!r}: {one_line(error)}") from error
+    if not isinstance(made, BaseDecoder):
+        raise LpdsError(f"decoder {reference!r} is a {type(made).__name__}; make one with lpds.wrap_decoder")
+    if options:
+        raise LpdsError(f"decoder {reference!r} is made already and takes no options, got {', '.join(sorted(options))}")
+    made.reference = reference
+    return made
+
+
+def _run_file(path: Path) -> ModuleType:
+    """Import a file under its own name, once."""
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+        return loaded
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if loaded is not None or spec is None or spec.loader is None:
+        raise LpdsError(f"a module {path.stem!r} is loaded already from elsewhere: rename {path.name}")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module

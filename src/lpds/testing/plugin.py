@@ -1,0 +1,14 @@
+"""The options of the conformance tests. Pytest loads this file wherever lpds is installed, so it imports nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of ``pytest --pyargs lpds.testing``."""
+    group = parser.getgroup("lpds", "conformance of a decoder (pytest --pyargs lpds.testing)")
+    group.addoption("--decoder", metavar="REF", help="what lpds.load_decoder takes: a zoo name, python:FILE.py:NAME ...")
+    group.addoption("--decoder-env", metavar="ID", help="environment in which it acts (default: what its card says)")
+    group.addoption("--decoder-option", metavar="KEY=VALUE", action="append", default=[], help="an option of load_decoder")
+    group.addoption("--decoder-samples", metavar="N", type=int, default=256, help="states to probe with (default 256)")
