@@ -91,6 +91,7 @@ class LiberoEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]]):
         objects: bool | None = None,
         cameras: Sequence[str] = (),
         size: int = 256,
+        antialias: bool = True,
         render_mode: str | None = None,
         camera: str = "agentview",
     ) -> None:
@@ -107,6 +108,7 @@ class LiberoEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]]):
                 ``observation.images.image`` and ``observation.images.image2``, float32 [8] under ``observation.state``,
                 and the things under ``observation.environment_state`` where they are asked for.
             size: of those pictures, pixels.
+            antialias: as the benchmark draws. Without, a picture takes half the time, and is no longer the benchmark's.
             render_mode: ``"rgb_array"`` for :meth:`render`; nothing is rendered without.
             camera: a camera of the model, for :meth:`render`.
 
@@ -156,6 +158,8 @@ class LiberoEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]]):
         self._drawing = False
         self._views = {key: f"lpds_{camera}" for camera, key in (CAMERAS[name] for name in cameras)}
         self._turn_sensors_off()
+        if not antialias:
+            self.suite.sim.model._model.vis.quality.offsamples = 0
         if cameras:
             self._open_cameras([CAMERAS[name][0] for name in cameras], size)
         self.layout = self._make_layout(not cameras if objects is None else objects)
@@ -183,6 +187,8 @@ class LiberoEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]]):
         index = next(choice for choice in (asked, self._init_state, drawn) if choice is not None)
         with global_draws(draws):
             self._place()
+        gripper = self.suite.robots[0].gripper
+        gripper.current_action = np.zeros(gripper.dof)  # robosuite 1.4.0 goes on where the last episode held it
         self._drawing = False
         self._control.set_init_state(self.init_states[index])
         for left in reversed(range(SETTLE)):
