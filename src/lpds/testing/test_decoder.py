@@ -76,7 +76,7 @@ def env(pytestconfig: pytest.Config) -> str | None:
     said: str | None = pytestconfig.getoption("--decoder-env") or environment_of(pytestconfig.getoption("--decoder"))
     from lpds.registry import TASKS, resolve
 
-    return resolve("task", TASKS, said).env if said in TASKS else said
+    return resolve("task", TASKS, said).env if said is not None and said in TASKS else said
 
 
 @pytest.fixture(scope="module")
