@@ -235,6 +235,6 @@ def test_the_scripted_expert_succeeds_and_the_recording_stops_soon_after(task, t
 
 
 def test_episodes_and_seeds_are_for_scripted_experts_only(capsys, tmp_path):
-    assert set(SCRIPTED) == {"robomimic-lift", "robomimic-can", "robomimic-square"}
+    assert set(SCRIPTED) == {"robomimic-lift", "robomimic-can", "robomimic-square", "libero-90:57"}
     assert main(["demos", "toy", "--episodes", "3", "--out", str(tmp_path / "x.npz")]) != 0
     assert "for scripted experts" in capsys.readouterr().err

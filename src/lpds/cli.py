@@ -74,6 +74,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     demos.add_argument("--experts", type=Path, help="folder of expert actors (.npz); scripted experts need none")
     demos.add_argument("--episodes", type=int, help="of a scripted expert: successes to keep (default: the recipe's)")
     demos.add_argument("--seed", type=int, help="of a scripted expert (default: the recipe's)")
+    demos.add_argument(
+        "--cameras", type=int, metavar="PIXELS", help="of LIBERO's tasks: keep both cameras' pictures too, so large"
+    )
     demos.add_argument("--out", type=Path, required=True)
 
     pretrain = _command(commands, "pretrain", "train a decoder by behaviour cloning", run.do_pretrain)

@@ -21,6 +21,8 @@ def do_list(arguments: argparse.Namespace) -> int:
     for name in TASKS:
         task = resolve("task", TASKS, name)
         print(f"  {name:<21}{task.env:<21}{'decoder shipped' if task.decoder in names() else 'decoder not shipped'}")
+    for stem, (_, count) in TASKS.families.items():
+        print(f"  {stem}:N, N from 0 to {count - 1}, are all tasks")
     print(f"methods:\n  {' '.join(METHODS)}")
     print("decoders:")
     for name in names():
@@ -137,7 +139,7 @@ def do_demos(arguments: argparse.Namespace) -> int:
     from lpds.pretrain.recipes import SCRIPTED, make_data
 
     with _bar("episodes" if arguments.name in SCRIPTED else "transitions") as advance:
-        options = {"episodes": arguments.episodes, "seed": arguments.seed, "say": print}
+        options = {"episodes": arguments.episodes, "seed": arguments.seed, "cameras": arguments.cameras, "say": print}
         data = make_data(arguments.name, arguments.experts, advance, **options)
     data.save(arguments.out)
     returns = data.episode_returns

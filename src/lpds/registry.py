@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from lpds.errors import unknown_name
+from lpds.errors import LpdsError, unknown_name
 
 METHODS: dict[str, str] = {
     "base": "lpds.methods.base:BaseMethod",
@@ -40,7 +40,7 @@ DECODER_SCHEMES: dict[str, str] = {
 }
 DECODER_FORMS: tuple[str, ...] = ("dppo:PATH", "folder:PATH", "lerobot:PATH", "python:FILE.py:NAME", "remote:ws://HOST:PORT")
 """How references of the schemes are written."""
-ENVIRONMENTS: dict[str, str] = {
+_ENVIRONMENTS: dict[str, str] = {
     "four-mode": "lpds.envs.four_mode:make_four_mode",
     "adroit-pen": "lpds.envs.adroit:make_pen",
     "adroit-hammer": "lpds.envs.adroit:make_hammer",
@@ -51,7 +51,7 @@ ENVIRONMENTS: dict[str, str] = {
     "robomimic-square": "lpds.envs.robosuite:make_square",
     "robomimic-transport": "lpds.envs.robosuite:make_transport",
 }
-TASKS: dict[str, str] = {
+_TASKS: dict[str, str] = {
     "toy": "lpds.tasks:TOY",
     "hopper": "lpds.tasks:HOPPER",
     "walker2d": "lpds.tasks:WALKER2D",
@@ -64,7 +64,33 @@ TASKS: dict[str, str] = {
     "robomimic-can": "lpds.tasks:ROBOMIMIC_CAN",
     "robomimic-square": "lpds.tasks:ROBOMIMIC_SQUARE",
     "robomimic-transport": "lpds.tasks:ROBOMIMIC_TRANSPORT",
+    "libero-90:57": "lpds.tasks:libero_90",
 }
+
+
+class Table(dict[str, str]):
+    """Names, and families ``STEM:0`` to ``STEM:COUNT-1``, whose members need not be spelt out.
+
+    Iterating gives what is spelt out; any member is ``in`` the table. A family's string is called with the number.
+    """
+
+    def __init__(self, names: dict[str, str], families: dict[str, tuple[str, int]]) -> None:
+        """Hold the names, and the string and the count of every family by its stem."""
+        super().__init__(names)
+        self.families = families
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and self.number(name) is not None)
+
+    def number(self, name: str) -> int | None:
+        """Which member of its family a name is; None for any other name."""
+        stem, _, number = name.partition(":")
+        members = [str(member) for member in range(self.families[stem][1])] if stem in self.families else []
+        return members.index(number) if number in members else None
+
+
+ENVIRONMENTS = Table(_ENVIRONMENTS, {"libero-90": ("lpds.envs.libero:maker", 90)})
+TASKS = Table(_TASKS, {"libero-90": ("lpds.tasks:libero_90", 90)})
 
 
 def resolve(kind: str, table: dict[str, str], name: str) -> Any:
@@ -73,7 +99,17 @@ def resolve(kind: str, table: dict[str, str], name: str) -> Any:
     Raises:
         LpdsError: the name is unknown; the nearest ones are suggested.
     """
+    stem = name.partition(":")[0]
+    if isinstance(table, Table) and stem in table.families:
+        number, (place, count) = table.number(name), table.families[stem]
+        if number is None:
+            raise LpdsError(f"unknown {kind} {name!r}: {stem}:N has N from 0 to {count - 1}")
+        return _imported(place)(number)
     if name not in table:
         raise unknown_name(kind, name, table)
-    module, attribute = table[name].split(":")
+    return _imported(table[name])
+
+
+def _imported(place: str) -> Any:
+    module, attribute = place.split(":")
     return getattr(importlib.import_module(module), attribute)

@@ -46,6 +46,17 @@ ROBOMIMIC_TRANSPORT = Task(
     "robomimic-transport", env="robomimic-transport", decoder="robomimic-transport", run=_ROBOMIMIC | _TRANSPORT
 )
 
+
+def libero_90(number: int) -> Task:
+    """LIBERO-90's task of a number, as DSRL steers pi0 there.
+
+    Its public launch script queries every 20 steps (the chunk is the decoder's), discounts by 0.999 and begins to learn after
+    500 queries; its reward is -1 per query until success, here spread over the 20 steps.
+    """
+    name = f"libero-90:{number}"
+    return Task(name, env=name, decoder=name, run={"reward_offset": -0.05, "warmup_steps": 10_000, "gamma": 0.999})
+
+
 # ``--preset NAME``, by method. "paper": the plain loop of LP-DS, chunk 8 where such a decoder is shipped. "released": what
 # DSRL's public code runs with on the gym tasks.
 _RELEASED_RUN = {"warmup_steps": 32_016, "discount": "dsrl", "gamma": 0.99**0.25, "updates_per_decision": 2.5}

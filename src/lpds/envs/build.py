@@ -32,7 +32,7 @@ def environment_factory(env: EnvLike, render_mode: str | None = None) -> tuple[E
     """
     if callable(env):
         return _flattening(env), getattr(env, "__name__", type(env).__name__)
-    if env in ENVIRONMENTS:
+    if env in ENVIRONMENTS or env.partition(":")[0] in ENVIRONMENTS.families:
         make = resolve("environment", ENVIRONMENTS, env)
         return _flattening(functools.partial(make, render_mode=render_mode)), env
     if ":" not in env and env not in gymnasium.registry:

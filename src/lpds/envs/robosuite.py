@@ -22,7 +22,7 @@ import os
 import sys
 import types
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +43,7 @@ MODEL_SEED = 0
 """Of what is drawn while a model is compiled."""
 FRAME = (256, 256)
 """Height and width of a rendered frame."""
-_NO_RENDERING = "disabled"
+NO_RENDERING = "disabled"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class RobosuiteEnv(gymnasium.Env[FloatArray, FloatArray]):
         suite = import_robosuite()
         self.task, self.horizon, self.end_at_success = task, task.horizon if horizon is None else horizon, end_at_success
         self.render_mode, self._camera = render_mode, camera
-        with _global_draws(MODEL_SEED), warnings.catch_warnings():
+        with global_draws(MODEL_SEED), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.suite: Any = suite.make(
                 task.name,
@@ -137,18 +137,18 @@ class RobosuiteEnv(gymnasium.Env[FloatArray, FloatArray]):
             if name not in self._keys and observable.modality != "object":
                 observable.set_enabled(False)  # computed 25 times a step for nothing
                 observable.set_active(False)
-        with _global_draws(MODEL_SEED):
+        with global_draws(MODEL_SEED):
             self.parts: dict[str, npt.NDArray[np.float64]] = self.suite.reset()
         low, high = self.suite.action_spec
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, self._observation().shape, np.float32)
         self.action_space = gymnasium.spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
         self._steps = 0
-        self._viewer: Any = None
+        self._pictures: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[FloatArray, dict[str, Any]]:
         """Place the objects and the arm; the same seed places them the same, whatever was done before."""
         super().reset(seed=seed)
-        with _global_draws(seed % 2**32 if seed is not None else int(self.np_random.integers(2**32))):
+        with global_draws(seed % 2**32 if seed is not None else int(self.np_random.integers(2**32))):
             self.parts = self.suite.reset()
         self._steps = 0
         return self._observation(), {"success": self._success()}
@@ -169,30 +169,18 @@ class RobosuiteEnv(gymnasium.Env[FloatArray, FloatArray]):
         """
         if self.render_mode is None:
             return None
-        sim = self.suite.sim
-        if self._viewer is None:
-            from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
+        if self._pictures is None:
+            from lpds.envs.pictures import Pictures
 
-            try:
-                with warnings.catch_warnings(), rendering_backend() as backend:
-                    if backend == _NO_RENDERING:  # refused here, since a viewer half made complains when it is freed
-                        raise ImportError("there is no OpenGL")
-                    warnings.simplefilter("ignore")  # of a window system that is not there
-                    self._viewer = OffScreenViewer(sim.model._model, sim.data._data, FRAME[1], FRAME[0])
-            except Exception as error:
-                raise LpdsError(
-                    f"frames cannot be drawn ({one_line(error)}): install EGL or OSMesa (libegl1 or libosmesa6) "
-                    "and set MUJOCO_GL to egl or osmesa"
-                ) from error
-            self._viewer.vopt.geomgroup[0] = 0  # collision shapes
-        frame = self._viewer.render("rgb_array", camera_id=sim.model.camera_name2id(self._camera))
-        return np.asarray(frame, np.uint8)
+            self._pictures = Pictures(self.suite.sim, *FRAME)
+        frame: npt.NDArray[np.uint8] = self._pictures.draw(self._camera)
+        return frame
 
     def close(self) -> None:
         """Free the model and the renderer."""
-        if self._viewer is not None:
-            self._viewer.close()
-            self._viewer = None
+        if self._pictures is not None:
+            self._pictures.close()
+            self._pictures = None
         self.suite.close()
 
     def _observation(self) -> FloatArray:
@@ -203,7 +191,7 @@ class RobosuiteEnv(gymnasium.Env[FloatArray, FloatArray]):
 
 
 @contextmanager
-def _global_draws(seed: int) -> Iterator[None]:
+def global_draws(seed: int) -> Iterator[None]:
     """Let NumPy's global generator start from a seed, and put it back as it was."""
     state = np.random.get_state()
     np.random.seed(seed)
@@ -213,11 +201,15 @@ def _global_draws(seed: int) -> Iterator[None]:
         np.random.set_state(state)
 
 
-def import_robosuite() -> Any:
-    """Import robosuite 1.4.1 quietly, on machines with any OpenGL or none.
+def import_robosuite(versions: Sequence[str] = (VERSION,), extra: str = "robosuite") -> Any:
+    """Import robosuite quietly, on machines with any OpenGL or none.
 
     Its import insists on EGL whatever MUJOCO_GL says, warns of a missing file of settings and needs OpenCV's window library;
     state-only use needs none of it.
+
+    Args:
+        versions: which will do.
+        extra: what installs one of them.
 
     Returns:
         The module.
@@ -225,20 +217,23 @@ def import_robosuite() -> Any:
     Raises:
         LpdsError: it is missing, of another version, or does not import.
     """
+    spec = importlib.util.find_spec("robosuite")
+    wanted = f"these tasks need robosuite {' or '.join(versions)}"
+    if spec is None:
+        raise LpdsError(f"{wanted}: pip install 'lpds[{extra}]'")
+    found = importlib.metadata.version("robosuite")
+    if found not in versions:
+        raise LpdsError(f"{wanted}, not {found}: pip install 'lpds[{extra}]'")
     if "robosuite" in sys.modules:
         return sys.modules["robosuite"]
-    spec = importlib.util.find_spec("robosuite")
-    if spec is None:
-        raise LpdsError(f"the RoboMimic tasks need robosuite {VERSION}: pip install 'lpds[robosuite]'")
-    found = importlib.metadata.version("robosuite")
-    if found != VERSION:
-        raise LpdsError(f"the RoboMimic tasks need robosuite {VERSION}, not {found}: pip install 'lpds[robosuite]'")
     places = [Path(place) for place in spec.submodule_search_locations or ()]
     stand_ins: dict[str, types.ModuleType] = {}
     if not any((place / "macros_private.py").is_file() for place in places):
         # the user's own settings, without which it warns; only here can it be told to leave MUJOCO_GL alone
         stand_ins["robosuite.macros_private"] = types.ModuleType("robosuite.macros_private")
         stand_ins["robosuite.macros_private"].MUJOCO_GPU_RENDERING = False  # type: ignore[attr-defined]
+    if found == "1.4.0":
+        _preset_macros(places[0])
     with warnings.catch_warnings(), rendering_backend():
         warnings.simplefilter("ignore")
         try:
@@ -249,10 +244,21 @@ def import_robosuite() -> Any:
         try:
             return importlib.import_module("robosuite")
         except Exception as error:
-            raise LpdsError(f"robosuite {VERSION} does not import: {one_line(error)}") from error
+            raise LpdsError(f"robosuite {found} does not import: {one_line(error)}") from error
         finally:
             for name in stand_ins:
                 sys.modules.pop(name, None)
+
+
+def _preset_macros(place: Path) -> None:
+    """Robosuite 1.4.0 reads its user's settings too late: load its defaults, leave MUJOCO_GL alone and keep no log file."""
+    spec = importlib.util.spec_from_file_location("robosuite.macros", place / "macros.py")
+    if spec is None or spec.loader is None:
+        raise LpdsError(f"robosuite 1.4.0 in {place} has no macros.py")
+    macros = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(macros)
+    macros.MUJOCO_GPU_RENDERING, macros.FILE_LOGGING_LEVEL = False, None  # type: ignore[attr-defined]
+    sys.modules["robosuite.macros"] = macros
 
 
 @contextmanager
@@ -279,4 +285,4 @@ def _available_backend() -> str:
         except OSError:
             continue
         return backend
-    return _NO_RENDERING
+    return NO_RENDERING

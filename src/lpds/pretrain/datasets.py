@@ -63,6 +63,8 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
         rewards=np.asarray(fields.get("rewards", np.empty(0)), np.float32),
         final_obs=np.asarray(fields.get("final_obs", np.empty((0, 0))), np.float32),
         terminated=np.asarray(fields.get("terminated", np.empty(0)), np.bool_),
+        image=np.asarray(fields.get("image", np.empty(0)), np.uint8),
+        image2=np.asarray(fields.get("image2", np.empty(0)), np.uint8),
     )
     return _checked(data, str(path))
 

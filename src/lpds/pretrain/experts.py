@@ -152,13 +152,18 @@ class Demonstrations:
     """[E, O], where every episode ended; empty where the source does not say."""
     terminated: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     """[E], whether the episode ended for good rather than at a time limit; empty where the source does not say."""
+    image: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    """[N, H, W, 3], what the first camera saw with each observation (LeRobot's ``observation.images.image``); mostly empty."""
+    image2: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    """[N, H, W, 3], the same of the camera on the wrist (``observation.images.image2``)."""
 
     def save(self, path: Path) -> None:
-        """Write the project's own npz layout (one array per field, no pickle)."""
+        """Write the project's own npz layout (one array per field, no pickle; pictures only where there are any)."""
         from lpds.files import write_atomically
 
         path.parent.mkdir(parents=True, exist_ok=True)
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        fields = {name: array for name, array in fields.items() if array.size or not name.startswith("image")}
         write_atomically(path, lambda stream: np.savez_compressed(stream, **fields))
 
 

@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,8 @@ class ScriptedRecipe:
     seed: int = 0
     tremor: float = 0.15
     """Of the actions; every episode draws its own up to this."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the environment."""
 
 
 # About the level of D4RL's "medium" data, and mixed of two or three gaits each, since modes are what LP-DS protects.
@@ -83,6 +86,10 @@ SCRIPTED: dict[str, ScriptedRecipe] = {
     f"robomimic-{task}": ScriptedRecipe(f"robomimic-{task}", f"lpds.pretrain.scripted.{task}", episodes)
     for task, episodes in (("lift", 20), ("can", 100), ("square", 150))
 }
+# recorded on while success holds, as elsewhere
+SCRIPTED["libero-90:57"] = ScriptedRecipe(
+    "libero-90:57", "lpds.pretrain.scripted.cream_cheese", episodes=200, options={"end_at_success": False}
+)
 
 ZOO: dict[str, Recipe] = {
     "toy": Recipe("toy", "toy", CloneSettings(chunk=2, width=64, steps=20_000)),
@@ -117,6 +124,7 @@ def make_data(
     *,
     episodes: int | None = None,
     seed: int | None = None,
+    cameras: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Demonstrations:
     """Roll out the data of a recipe.
@@ -127,22 +135,28 @@ def make_data(
         progress: called with (transitions, wanted), or (episodes, wanted) where the expert is scripted.
         episodes: of a scripted expert, in place of the recipe's.
         seed: of a scripted expert, in place of the recipe's.
+        cameras: keep what LIBERO's two cameras see too, in pictures of so many pixels square.
         say: called with lines of counts.
 
     Raises:
-        LpdsError: unknown name, no experts given, or episodes asked of data that are no scripted expert's.
+        LpdsError: unknown name, no experts given, episodes asked of data that are no scripted expert's, or pictures of an
+            environment that has no cameras to observe.
     """
     name = ZOO[name].data if name in ZOO else name
+    if cameras is not None and not name.startswith("libero-90:"):
+        raise LpdsError(f"--cameras is for LIBERO's tasks; the observations of {name!r} have no pictures")
     if name in SCRIPTED:
         from lpds.pretrain.scripted.collect import demonstrate
 
         script = SCRIPTED[name]
+        filmed = {"cameras": ("agentview", "wrist"), "size": cameras, "objects": True} if cameras is not None else {}
         return demonstrate(
             script.env,
             script.expert,
             episodes=script.episodes if episodes is None else episodes,
             seed=script.seed if seed is None else seed,
             tremor=script.tremor,
+            options={**script.options, **filmed},
             progress=progress,
             say=say,
         )

@@ -66,7 +66,7 @@ def environment_of(reference: str) -> str | None:
     name = reference.removeprefix("folder:")
     card = (FOLDER / name if name in names() else Path(name)) / "card.json"
     measured: str | None = json.loads(card.read_text()).get("env") if card.is_file() else None
-    env: str | None = resolve("task", TASKS, measured).env if measured in TASKS else measured
+    env: str | None = resolve("task", TASKS, measured).env if measured is not None and measured in TASKS else measured
     return env
 
 

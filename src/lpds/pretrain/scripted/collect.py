@@ -7,16 +7,17 @@ RoboMimic's recordings stop soon after success, when it has held for ten steps (
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from lpds.envs.build import environment_factory
 from lpds.errors import LpdsError
 from lpds.pretrain.experts import Demonstrations, FloatArray
 from lpds.pretrain.scripted.waypoints import Script, draw_manner
+from lpds.registry import ENVIRONMENTS, resolve
 
 HELD = 10
 """Successful steps in a row after which a recording stops."""
@@ -30,6 +31,7 @@ class _Episode:
     obs: list[FloatArray] = field(default_factory=list)
     actions: list[FloatArray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+    pictures: list[dict[str, npt.NDArray[np.uint8]]] = field(default_factory=list)
     succeeded: bool = False
 
 
@@ -40,17 +42,20 @@ def demonstrate(
     episodes: int,
     seed: int,
     tremor: float,
+    options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Demonstrations:
     """Let a scripted expert act until it has succeeded often enough.
 
     Args:
-        env_id: a robosuite task of the environment registry.
+        env_id: a robosuite or LIBERO task of the environment registry.
         expert: module with ``plan(parts, rng)`` and ``MODES``.
         episodes: successes wanted.
         seed: attempt i, its reset, plan and tremor, is a function of (seed, i).
         tremor: the largest standard deviation of the noise on the actions, of which every episode draws its own.
+        options: of the environment. One that observes a dict of vectors and pictures (uint8, LeRobot's names) gives
+            observations of its vectors end to end, ``observation.state`` first, and the pictures beside them.
         progress: called with (episodes, wanted) after every attempt.
         say: called with a line of counts at the end.
 
@@ -63,7 +68,7 @@ def demonstrate(
     if episodes < 1:
         raise LpdsError(f"episodes must be at least 1, not {episodes}")
     script = importlib.import_module(expert)
-    env = environment_factory(env_id)[0]()
+    env = resolve("environment", ENVIRONMENTS, env_id)(**options or {})
     kept: list[_Episode] = []
     tried = np.zeros(len(script.MODES), np.int64)
     while len(kept) < episodes:
@@ -92,17 +97,28 @@ def _attempt(env: Any, script: Any, rng: np.random.Generator, tremor: float) -> 
     episode, held, over = _Episode(plan.mode), 0, False
     while not over and held < HELD:
         action = expert.act(env.unwrapped.parts).astype(np.float32)
-        episode.obs.append(np.asarray(obs, np.float32))
+        vector, pictures = _split(obs)
+        episode.obs.append(vector)
+        episode.pictures.append(pictures)
         episode.actions.append(action)
         obs, reward, terminated, truncated, info = env.step(action)
         episode.rewards.append(float(reward))
         held, over = held + 1 if info["success"] else 0, terminated or truncated
-    episode.obs.append(np.asarray(obs, np.float32))
+    episode.obs.append(_split(obs)[0])
     episode.succeeded = held >= HELD
     return episode
 
 
+def _split(obs: Any) -> tuple[FloatArray, dict[str, npt.NDArray[np.uint8]]]:
+    """The vectors of an observation, end to end, and its pictures by the last word of their names."""
+    if not isinstance(obs, dict):
+        return np.asarray(obs, np.float32), {}
+    vectors = [obs[key] for key in sorted(obs, reverse=True) if obs[key].ndim == 1]
+    return np.concatenate(vectors).astype(np.float32), {key.split(".")[-1]: obs[key] for key in obs if obs[key].ndim == 3}
+
+
 def _demonstrations(kept: list[_Episode]) -> Demonstrations:
+    pictures = [one for episode in kept for one in episode.pictures]
     return Demonstrations(
         obs=np.concatenate([episode.obs[:-1] for episode in kept]),
         actions=np.concatenate([episode.actions for episode in kept]),
@@ -113,4 +129,5 @@ def _demonstrations(kept: list[_Episode]) -> Demonstrations:
         final_obs=np.stack([episode.obs[-1] for episode in kept]),
         # the recording stops, the episode would go on to its horizon
         terminated=np.zeros(len(kept), np.bool_),
+        **{name: np.stack([one[name] for one in pictures]) for name in pictures[0]},
     )
