@@ -129,6 +129,46 @@ def test_returns_to_go_against_brute_force(lanes, rounds, capacity, seed):
             assert replay._rows["next_obs"][last[row], 0] == end
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    lanes=st.integers(1, 3),
+    rounds=st.integers(1, 14),
+    capacity=st.sampled_from([9, 18, 60]),
+    n_step=st.integers(1, 6),
+    seed=st.integers(0, 10_000),
+)
+def test_n_step_transitions_against_brute_force(lanes, rounds, capacity, n_step, seed):
+    rng = np.random.default_rng(seed)
+    reward = rng.normal(size=(rounds, lanes)).astype(np.float32)
+    discount = (0.9 ** rng.integers(1, 5, (rounds, lanes))).astype(np.float32)
+    over = rng.random((rounds, lanes)) < 0.3
+    discount[over & (rng.random((rounds, lanes)) < 0.5)] = 0.0
+    replay = Replay(SPEC, capacity, 1, lanes, CPU)
+    for t in range(rounds):
+        rows = {name: torch.zeros((lanes, *value.shape[1:])) for name, value in replay._rows.items()}
+        rows |= {"reward": torch.from_numpy(reward[t]), "discount": torch.from_numpy(discount[t])}
+        rows["over"] = torch.from_numpy(over[t].astype(np.float32))
+        place = torch.arange(lanes, dtype=torch.float32)[:, None]
+        replay.insert(
+            rows
+            | {
+                "obs": torch.cat([torch.full((lanes, 1), float(t)), place, place], 1),
+                "next_obs": torch.full((lanes, 3), float(t)),
+            }
+        )
+    batch = replay.sample(64, torch.Generator().manual_seed(seed), n_step=n_step)
+    for row in range(64):
+        t, lane = int(batch.obs[row, 0]), int(batch.obs[row, 1])
+        value, product, end = 0.0, 1.0, t
+        for later in range(t, min(t + n_step, rounds)):
+            value, product, end = value + product * reward[later, lane], product * discount[later, lane], later
+            if over[later, lane]:
+                break
+        assert batch.reward[row].item() == pytest.approx(value, abs=1e-4)
+        assert batch.discount[row].item() == pytest.approx(product, abs=1e-5)
+        assert batch.next_obs[row, 0] == end
+
+
 def test_sampled_returns_lengthen_the_transition():
     replay = Replay(SPEC, 20, 1, 1, CPU)
     over = [torch.tensor([float(t == 4)]) for t in range(6)]

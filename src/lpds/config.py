@@ -213,6 +213,9 @@ class RunSettings:
     batch_size: int = 256
     gamma: float = 0.99**0.25
     """Discount per primitive step."""
+    n_step: int = 1
+    """Decisions that a TD target of the off-policy methods sums rewards over before it bootstraps; no correction is made for
+    the behaviour of those decisions."""
     discount: str = "exact"
     """Chunk arithmetic: exact, or dsrl (undiscounted sum in a chunk, gamma^T per decision)."""
     reward_scale: float = 0.0
@@ -244,7 +247,7 @@ class RunSettings:
         choose("discount", self.discount, ("exact", "dsrl"))
         choose("device", self.device, ("auto", "cpu", "cuda"))
         positive(self, "steps", "num_envs", "batch_size", "replay_size", "log_every", "checkpoint_every", "threads")
-        positive(self, "eval_episodes", "final_episodes", "updates_per_decision", "warmup_steps")
+        positive(self, "eval_episodes", "final_episodes", "updates_per_decision", "warmup_steps", "n_step")
         if not 0.0 < self.gamma <= 1.0:
             raise LpdsError(f"gamma must be in (0, 1], not {self.gamma}")
         if self.seed < 0 or self.warmup_fits < 0 or self.eval_every < 0 or self.eval_seed < 0:

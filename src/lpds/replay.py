@@ -66,6 +66,7 @@ class Replay:
         generator: torch.Generator,
         noises: int = 1,
         returns: tuple[Tensor, Tensor, Tensor] | None = None,
+        n_step: int = 1,
     ) -> Batch:
         """Draw rows uniformly with replacement, and ``noises`` of each row's M kept pairs.
 
@@ -74,6 +75,7 @@ class Replay:
             generator: source of the draw (CPU).
             noises: m kept pairs per row, independent draws unless all M are asked for.
             returns: of :meth:`returns_to_go`: lengthens every transition to the end of what was recorded.
+            n_step: rows that a transition spans, fewer where its episode or what was recorded ends sooner.
 
         Returns:
             A batch whose ``base_noise`` is [B, m, H * L] (m = 0 if nothing is kept).
@@ -85,9 +87,10 @@ class Replay:
         if noises < kept:
             column = torch.randint(kept, (batch_size, noises), generator=generator).to(self.device)
             pair = (index.unsqueeze(1), column)
-        reward, discount, last = rows["reward"][index], rows["discount"][index], index
         if returns is not None:
             reward, discount, last = (value[index] for value in returns)
+        else:
+            reward, discount, last = self._span(index, n_step)
         return Batch(
             rows["obs"][index],
             rows["action"][index],
@@ -98,6 +101,25 @@ class Replay:
             rows["base_action"][pair],
             {name: rows[name][index] for name in self._extras},
         )
+
+    def _span(self, index: Tensor, n_step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Up to ``n_step`` rows of one sub-environment from each of the rows [B]: reward, discount, the last row."""
+        rows, last = self._rows, index
+        reward, discount = rows["reward"][index], rows["discount"][index]
+        if n_step == 1:
+            return reward, discount, last
+        oldest = self.inserted % self.capacity if self.inserted > self.capacity else 0
+        age = (index - oldest) % self.capacity  # 0 is the oldest row held
+        going = rows["over"][index] == 0
+        for _ in range(n_step - 1):
+            age = age + self.lanes
+            going = going & (age < len(self))
+            following = torch.where(going, (last + self.lanes) % self.capacity, last)
+            reward = torch.where(going, reward + discount * rows["reward"][following], reward)
+            discount = torch.where(going, discount * rows["discount"][following], discount)
+            last = following
+            going = going & (rows["over"][last] == 0)
+        return reward, discount, last
 
     def recent(self, rounds: int) -> dict[str, Tensor]:
         """The last rounds in order.

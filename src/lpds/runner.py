@@ -168,7 +168,8 @@ class Runner:
 
     def draw(self) -> tuple[Batch, dict[str, Tensor]]:
         """A batch of the replay and the noise of one update."""
-        return self.replay.sample(self.c.batch_size, self._generator, self._noises), self._noise()
+        batch = self.replay.sample(self.c.batch_size, self._generator, self._noises, n_step=self.c.n_step)
+        return batch, self._noise()
 
     def recent(self, rounds: int) -> dict[str, Tensor]:
         """The last rounds of rows; see :meth:`Replay.recent`."""
