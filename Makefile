@@ -39,7 +39,8 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/lpds bench learner
 
-ZOO := toy toy-flow hopper hopper-flow hopper-c8 walker2d halfcheetah adroit-pen adroit-hammer adroit-door robomimic-can
+ZOO := toy toy-flow hopper hopper-flow hopper-c8 walker2d halfcheetah adroit-pen adroit-hammer adroit-door robomimic-can adroit-pen-flow \
+	robomimic-can-flow robomimic-can-c8
 zoo: $(READY)
 	for data in toy hopper walker2d halfcheetah adroit-pen adroit-hammer adroit-door robomimic-can; do \
 		test -f data/$$data.npz || $(BIN)/lpds demos $$data $(if $(EXPERTS),--experts $(EXPERTS)) --out data/$$data.npz || exit 1; done

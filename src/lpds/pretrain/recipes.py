@@ -99,9 +99,12 @@ ZOO: dict[str, Recipe] = {
     "hopper-c8": Recipe("hopper", "hopper", CloneSettings(chunk=8, steps=40_000)),
     "walker2d": Recipe("walker2d", "walker2d", CloneSettings(steps=60_000, sampler_steps=10)),
     "adroit-pen": Recipe("adroit-pen", "adroit-pen", CloneSettings(steps=10_000, sampler_steps=8)),
+    "adroit-pen-flow": Recipe("adroit-pen", "adroit-pen", CloneSettings("flow", steps=10_000, sampler_steps=4)),
     "adroit-hammer": Recipe("adroit-hammer", "adroit-hammer", CloneSettings(steps=15_000, sampler_steps=8)),
     "adroit-door": Recipe("adroit-door", "adroit-door", CloneSettings(steps=15_000, sampler_steps=8)),
     "robomimic-can": Recipe("robomimic-can", "robomimic-can", CloneSettings(steps=15_000, sampler_steps=8)),
+    "robomimic-can-flow": Recipe("robomimic-can", "robomimic-can", CloneSettings("flow", steps=15_000, sampler_steps=4)),
+    "robomimic-can-c8": Recipe("robomimic-can", "robomimic-can", CloneSettings(chunk=8, steps=15_000, sampler_steps=8)),
     "halfcheetah": Recipe("halfcheetah", "halfcheetah", CloneSettings(steps=60_000)),
 }
 
