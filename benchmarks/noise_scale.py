@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for folder in arguments.folders:
         runs = sorted(path.parent for path in folder.glob("seed*/config.json"))
