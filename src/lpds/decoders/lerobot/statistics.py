@@ -22,6 +22,8 @@ NEEDED = {
     "QUANTILE10": ("q10", "q90"),
 }
 FILES = ("policy_preprocessor.json", "policy_postprocessor.json")
+TOKENIZER = "tokenizer"
+"""Folder of a policy's own tokenizer, beside its configuration; else it is found by its saved name."""
 AFTER = ("unnormalizer_processor", "device_processor")
 """Post-processing steps that are functions of the action alone."""
 LANGUAGE = (
@@ -139,6 +141,10 @@ def _open(folder: Path, file: str, device: str, *, text: bool, tokenizer: str | 
             overrides["tokenizer_processor"] = {"tokenizer": object(), "tokenizer_name": None}
         elif tokenizer is not None:
             overrides["tokenizer_processor"] = {"tokenizer_name": str(tokenizer)}
+        elif (folder / TOKENIZER).is_dir():  # as an object, so that no path enters the fingerprint
+            transformers: Any = importlib.import_module("transformers")
+            own = transformers.AutoTokenizer.from_pretrained(str(folder / TOKENIZER))
+            overrides["tokenizer_processor"] = {"tokenizer": own, "tokenizer_name": None}
     sides = {
         FILES[0]: (convert.batch_to_transition, convert.transition_to_batch),
         FILES[1]: (convert.policy_action_to_transition, convert.transition_to_policy_action),
