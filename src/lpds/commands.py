@@ -96,11 +96,11 @@ def do_eval(arguments: argparse.Namespace) -> int:
     from lpds.log import finite
     from lpds.policy import load_policy
     from lpds.stats import paired_difference
-    from lpds.zoo import environment_of, load_decoder
+    from lpds.zoo import environment_of
 
     folder = Path(arguments.run)
     is_run = (folder / "policy").is_dir()
-    policy: Any = load_policy(folder) if is_run else load_decoder(arguments.run)
+    policy: Any = load_policy(folder) if is_run else _load(arguments.run, arguments)
     env, task = arguments.env, arguments.task
     if env is None and task is None:
         env = read_config(folder)["env"] if is_run else environment_of(arguments.run)
@@ -161,6 +161,7 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
             task=arguments.task,
             env=arguments.env,
             episodes=arguments.episodes,
+            instruction=arguments.instruction,
             changes=_settings(arguments),
             progress=lambda done, total, loss: advance(done, total),
         )

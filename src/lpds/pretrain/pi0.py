@@ -21,15 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpds.decoders.lerobot.flow import MASK, TOKENS, blank_camera
+from lpds.decoders.base import BaseDecoder
+from lpds.decoders.lerobot.flow import blank_camera
 from lpds.decoders.lerobot.folder import import_lerobot
 from lpds.decoders.lerobot.statistics import FILES, TOKENIZER
 from lpds.decoders.lerobot.tiny import TinySizes, built_with, write_sizes
 from lpds.errors import LpdsError, unknown_name
 from lpds.files import write_json
-from lpds.pretrain.build import CARD_SEED, data_card
 from lpds.pretrain.clone import chunk_starts
-from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Demonstrations
 
 STATE, ACTION, PICTURE = "observation.state", "action", 14
@@ -50,74 +49,47 @@ class Pi0Settings:
     """Columns of the latent beyond the arm's, as the published ones have 25."""
     steps: int = 10_000
     """Gradient steps."""
-    batch_size: int = 128
+    batch_size: int = 64
     lr: float = 1e-3
     lr_final: float = 1e-5
+    """Cosine decay from ``lr`` to this."""
     ema: float = 0.998
     """Memory of the averaged weights, per step."""
     seed: int = 0
     sizes: TinySizes = field(default_factory=TinySizes)
 
 
-def pretrain_pi0(
-    name: str,
-    data: str,
+def make_pi0(
+    data: Demonstrations,
+    changes: dict[str, Any],
     out: Path,
-    *,
-    instruction: str,
-    env: str | None = None,
-    episodes: int = 100,
-    changes: dict[str, Any] | None = None,
+    instruction: str | None,
     progress: Callable[[int, int, float], None] | None = None,
-) -> dict[str, Any]:
-    """Train a tiny pi0, write it as LeRobot saves one, and measure it.
+) -> tuple[BaseDecoder, dict[str, Any]]:
+    """Train a tiny pi0 and write it as LeRobot saves one; ``lerobot:OUT`` opens it, with ``flat`` and its instruction.
 
     Args:
-        name: for the card.
-        data: see :func:`lpds.pretrain.datasets.open_data`; its observations are the policy's state.
-        out: folder to write; ``lerobot:OUT`` opens it, with ``flat=True`` and ``task=instruction``.
-        instruction: what the robot is told; its words are the tokenizer's.
-        env: where the card's return is measured.
-        episodes: behind the card's return; 0 for none.
+        data: whole episodes; their observations are the policy's state.
         changes: differences from :class:`Pi0Settings` and :class:`TinySizes`.
+        out: folder to write.
+        instruction: what the robot is told; its words are the tokenizer's.
         progress: called with (step, steps, running loss).
 
     Returns:
-        The card.
+        The decoder, opened from the folder, and its training for the card.
 
     Raises:
         LpdsError: lerobot is missing, an unknown setting, no instruction, or episodes shorter than a chunk.
     """
-    from lpds.api import evaluate
     from lpds.zoo import load_decoder
 
-    settings = _settings(changes or {})
-    if not instruction.strip():
-        raise LpdsError("an instruction is needed: what the robot is told")
+    settings = _settings(changes)
+    if instruction is None or not instruction.strip():
+        raise LpdsError("a pi0 is told what to do: pass --instruction")
     import_lerobot("pi0")
-    demonstrations = open_data(data, None)
-    out.mkdir(parents=True, exist_ok=True)
-    train_pi0(demonstrations, settings, out, instruction, progress)
-    decoder = load_decoder(f"lerobot:{out}", flat=True, task=instruction)
-    card: dict[str, Any] = {
-        "format_version": 1,
-        "name": name,
-        "data": data_card(name, demonstrations),
-        "training": asdict(settings),
-        "instruction": instruction,
-        "decoder": decoder.describe(),
-        "latent_shape": list(decoder.spec.latent_shape),
-        "action_shape": list(decoder.spec.action_shape),
-        "fingerprint": decoder.fingerprint,
-        "return": None,
-    }
-    if env is not None and episodes:
-        report = evaluate(decoder, env=env, episodes=episodes, seed=CARD_SEED)
-        success = report.interval("success")
-        card |= {"return": list(report.interval("return")), "success": None if math.isnan(success[0]) else list(success)}
-        card |= {"episodes": episodes, "evaluation_seed": CARD_SEED, "env": env}
-    write_json(out / "card.json", card)
-    return card
+    train_pi0(data, settings, out, instruction, progress)
+    decoder = load_decoder(f"lerobot:{out.resolve()}", flat=True, task=instruction)
+    return decoder, {"kind": "pi0", **asdict(settings), "instruction": instruction}
 
 
 def train_pi0(
@@ -127,7 +99,11 @@ def train_pi0(
     instruction: str,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> None:
-    """Clone by flow matching, LeRobot's own loss, and save the averaged weights with processors and tokenizer."""
+    """Clone by flow matching and save the averaged weights with processors and tokenizer.
+
+    The loss is that of LeRobot's own network, over the padded columns too (towards zero), as openpi trains the published
+    weights: LeRobot's policy would leave those columns' velocities as random as they began.
+    """
     sizes = settings.sizes
     tokenizer = _tokenizer(instruction, sizes.vocabulary)
     tokens = torch.tensor(tokenizer(instruction)["input_ids"])
@@ -137,6 +113,7 @@ def train_pi0(
         torch.manual_seed(settings.seed)  # of the weights, and of the noise and times that LeRobot's loss draws
         policy = _build(config, sizes)
         _fit(policy, data, stats, settings, tokens, progress)
+    folder.mkdir(parents=True, exist_ok=True)
     write_sizes(folder, sizes)
     _save(policy, stats, tokenizer, folder)
 
@@ -185,7 +162,6 @@ def _config(data: Demonstrations, settings: Pi0Settings, tokens: int) -> Any:
 
 def _build(config: Any, sizes: TinySizes) -> Any:
     module = importlib.import_module("lerobot.policies.pi0.modeling_pi0")
-    config.validate_features()
     with contextlib.redirect_stdout(io.StringIO()), built_with("pi0", sizes):
         return module.PI0Policy(config)
 
@@ -241,8 +217,9 @@ def _fit(
     starts, window = chunk_starts(data, settings.chunk), torch.arange(settings.chunk)
     size = settings.batch_size
     # one task, one instruction: the same tokens in every row, as the tokenizer will give them
-    fixed = blank_camera(policy.config, size)
-    fixed |= {TOKENS: tokens.expand(size, -1), MASK: torch.ones(size, len(tokens), dtype=torch.bool)}
+    pictures = policy._preprocess_images(blank_camera(policy.config, size))
+    told = (tokens.expand(size, -1), torch.ones(size, len(tokens), dtype=torch.bool))
+    padded = (0, policy.config.max_action_dim - data.actions.shape[1])
     policy.train()
     parameters = [p for p in policy.parameters() if p.requires_grad]
     averaged = [p.detach().clone() for p in parameters]
@@ -252,7 +229,8 @@ def _fit(
         share = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         optimiser.param_groups[0]["lr"] = settings.lr_final + (settings.lr - settings.lr_final) * share
         first = starts[torch.randint(len(starts), (size,), generator=generator)]
-        loss, _ = policy.forward({**fixed, STATE: scaled[STATE][first], ACTION: scaled[ACTION][first[:, None] + window]})
+        chunks = torch.nn.functional.pad(scaled[ACTION][first[:, None] + window], padded)
+        loss = policy.model.forward(*pictures, *told, scaled[STATE][first], chunks).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -20,18 +20,25 @@ from lpds.files import write_json
 FILE = "lpds_tiny.json"
 FORMAT_VERSION = 1
 KINDS = ("pi0", "pi05")
+HEADS = {"num_heads": 8, "num_kv_heads": 1}
+"""Of attention, as in the published sizes: LeRobot's training has the eight written into it."""
+LANGUAGE = "gemma_2b"
+"""LeRobot's name of the language model's sizes; the other is the action expert's."""
 
 
 @dataclass(frozen=True)
 class TinySizes:
-    """Sizes of the language model, of the action expert beside it, and of the vision tower."""
+    """Sizes of the action expert, of the language model whose layers it attends to, and of the vision tower."""
 
-    width: int = 64
-    depth: int = 4
-    mlp_dim: int = 256
-    num_heads: int = 2
-    num_kv_heads: int = 1
-    head_dim: int = 32
+    width: int = 96
+    """Of the action expert."""
+    mlp_dim: int = 192
+    """Of the action expert."""
+    language_width: int = 32
+    language_mlp_dim: int = 64
+    depth: int = 3
+    """Layers of both: each of the expert's attends to one of the language model's."""
+    head_dim: int = 16
     vision_width: int = 32
     vision_depth: int = 2
     vision_heads: int = 2
@@ -42,11 +49,10 @@ class TinySizes:
         for name, value in asdict(self).items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise LpdsError(f"{name} must be a positive whole number, not {value!r}")
-        if self.num_heads % self.num_kv_heads or self.vision_width % self.vision_heads:
-            raise LpdsError(
-                f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}, and vision_width "
-                f"{self.vision_width} of vision_heads {self.vision_heads}"
-            )
+        if self.vision_width % self.vision_heads:
+            raise LpdsError(f"vision_width {self.vision_width} must be a multiple of vision_heads {self.vision_heads}")
+        if self.head_dim % 2 or self.width % 2:
+            raise LpdsError(f"head_dim {self.head_dim} and width {self.width} must be even")
 
 
 def write_sizes(folder: Path, sizes: TinySizes) -> None:
@@ -89,8 +95,9 @@ def built_with(kind: str, sizes: TinySizes | None) -> Iterator[None]:
     if not hasattr(module, expert_name):  # from lerobot 0.6 on
         whole_name, expert_name = "PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM"
     whole, expert = getattr(module, whole_name), getattr(module, expert_name)
-    names = ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
-    gemma = module.GemmaConfig(**{name: getattr(sizes, name) for name in names})
+    shared = {"depth": sizes.depth, "head_dim": sizes.head_dim, **HEADS}
+    language = module.GemmaConfig(width=sizes.language_width, mlp_dim=sizes.language_mlp_dim, **shared)
+    action = module.GemmaConfig(width=sizes.width, mlp_dim=sizes.mlp_dim, **shared)
 
     def make_whole(config: Any) -> Any:
         seen = config.vision_config
@@ -105,7 +112,10 @@ def built_with(kind: str, sizes: TinySizes | None) -> Iterator[None]:
         config.vocab_size, config.pad_token_id = 16, 0  # its embedding is thrown away
         return expert(config)
 
-    replaced = {"get_gemma_config": lambda variant: gemma, whole_name: make_whole, expert_name: make_expert}
+    def find_sizes(variant: str) -> Any:
+        return language if variant == LANGUAGE else action
+
+    replaced = {"get_gemma_config": find_sizes, whole_name: make_whole, expert_name: make_expert}
     before = {name: getattr(module, name) for name in replaced}
     try:
         for name, value in replaced.items():
