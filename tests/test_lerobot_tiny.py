@@ -237,11 +237,18 @@ def test_it_is_steered_and_found_again(made, tmp_path):
 
 
 def test_the_doctor_and_eval_take_it(made, capsys):
-    words = [f"lerobot:{made}", "--flat", "--instruction", TOLD]
+    words = [f"lerobot:{made}", "--flat", "--instruction", TOLD, "--decoder-device", "cpu"]
     assert main(["check", *words]) == 0
     assert "fit to be steered: 0 faults" in capsys.readouterr().out
     assert main(["eval", *words, "--env", "no-such-thing-v0", "--episodes", "2"]) == 2
     assert "no-such-thing" in capsys.readouterr().err
+
+
+def test_a_broken_tokenizer_is_one_line(made, tmp_path, refused):
+    shutil.copytree(made, tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer" / "tokenizer.json").write_text("{")
+    with refused("tokenizer", "cannot be opened"):
+        opened(tmp_path / "broken")
 
 
 def test_a_loader_without_the_instruction_says_so(made):

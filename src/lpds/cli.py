@@ -233,6 +233,7 @@ def _decoder_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--instruction", help="what the robot is told (lerobot: pi0, pi05, SmolVLA)")
     group.add_argument("--tokenizer", help="folder of the instruction's tokenizer (lerobot:)")
+    group.add_argument("--decoder-device", help="where the policy runs, cuda for instance (lerobot:; default cpu)")
     group.add_argument("--timeout", type=float, help="seconds to wait for an answer (remote:)")
     group.add_argument("--retries", type=int, help="attempts to reach a lost server again (remote:)")
     group.add_argument("--rows-at-once", type=int, help="cut larger batches into several requests (remote:)")

@@ -340,6 +340,7 @@ def _load(reference: str, arguments: argparse.Namespace) -> Any:
         "flat": arguments.flat,
         "task": arguments.instruction,
         "tokenizer": arguments.tokenizer,
+        "device": arguments.decoder_device,
         "timeout": arguments.timeout,
         "retries": arguments.retries,
         "rows_at_once": arguments.rows_at_once,

@@ -142,9 +142,7 @@ def _open(folder: Path, file: str, device: str, *, text: bool, tokenizer: str | 
         elif tokenizer is not None:
             overrides["tokenizer_processor"] = {"tokenizer_name": str(tokenizer)}
         elif (folder / TOKENIZER).is_dir():  # as an object, so that no path enters the fingerprint
-            transformers: Any = importlib.import_module("transformers")
-            own = transformers.AutoTokenizer.from_pretrained(str(folder / TOKENIZER))
-            overrides["tokenizer_processor"] = {"tokenizer": own, "tokenizer_name": None}
+            overrides["tokenizer_processor"] = {"tokenizer": _own_tokenizer(folder / TOKENIZER), "tokenizer_name": None}
     sides = {
         FILES[0]: (convert.batch_to_transition, convert.transition_to_batch),
         FILES[1]: (convert.policy_action_to_transition, convert.transition_to_policy_action),
@@ -155,6 +153,14 @@ def _open(folder: Path, file: str, device: str, *, text: bool, tokenizer: str | 
         )
     except Exception as error:  # missing state files, unknown steps, a tokenizer that cannot be fetched
         raise LpdsError(f"{folder / file} cannot be opened: {one_line(error)}") from None
+
+
+def _own_tokenizer(folder: Path) -> Any:
+    transformers: Any = importlib.import_module("transformers")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the library has a class for each way to be broken
+        raise LpdsError(f"tokenizer {folder} cannot be opened: {one_line(error)}") from None
 
 
 def _step_names(path: Path) -> list[str]:
