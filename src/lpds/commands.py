@@ -93,13 +93,16 @@ def do_eval(arguments: argparse.Namespace) -> int:
     import json
 
     from lpds.api import evaluate, read_config
+    from lpds.errors import LpdsError
     from lpds.log import finite
     from lpds.policy import load_policy
     from lpds.stats import paired_difference
     from lpds.zoo import environment_of
 
     folder = Path(arguments.run)
-    is_run = (folder / "policy").is_dir()
+    is_run, given = (folder / "policy").is_dir(), _options(arguments)
+    if is_run and given:
+        raise LpdsError(f"{folder} is a run, which knows its decoder: {', '.join(given)} cannot be chosen again")
     policy: Any = load_policy(folder) if is_run else _load(arguments.run, arguments)
     env, task = arguments.env, arguments.task
     if env is None and task is None:
@@ -331,6 +334,11 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def _load(reference: str, arguments: argparse.Namespace) -> Any:
     from lpds.zoo import load_decoder
 
+    return load_decoder(reference, **_options(arguments))
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The decoder options that were given, by the loaders' names."""
     options = {
         "normalization": arguments.normalization,
         "ddim_steps": arguments.ddim_steps,
@@ -345,4 +353,4 @@ def _load(reference: str, arguments: argparse.Namespace) -> Any:
         "retries": arguments.retries,
         "rows_at_once": arguments.rows_at_once,
     }
-    return load_decoder(reference, **{key: value for key, value in options.items() if value is not None})
+    return {key: value for key, value in options.items() if value is not None}
