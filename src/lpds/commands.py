@@ -94,14 +94,17 @@ def do_eval(arguments: argparse.Namespace) -> int:
     import json
 
     from lpds.api import evaluate, read_config
+    from lpds.errors import LpdsError
     from lpds.log import finite
     from lpds.policy import load_policy
     from lpds.stats import paired_difference
-    from lpds.zoo import environment_of, load_decoder
+    from lpds.zoo import environment_of
 
     folder = Path(arguments.run)
-    is_run = (folder / "policy").is_dir()
-    policy: Any = load_policy(folder) if is_run else load_decoder(arguments.run)
+    is_run, given = (folder / "policy").is_dir(), _options(arguments)
+    if is_run and given:
+        raise LpdsError(f"{folder} is a run, which knows its decoder: {', '.join(given)} cannot be chosen again")
+    policy: Any = load_policy(folder) if is_run else _load(arguments.run, arguments)
     env, task = arguments.env, arguments.task
     if env is None and task is None:
         env = read_config(folder)["env"] if is_run else environment_of(arguments.run)
@@ -168,6 +171,7 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
             task=arguments.task,
             env=arguments.env,
             episodes=arguments.episodes,
+            instruction=arguments.instruction,
             changes=_settings(arguments),
             progress=lambda done, total, loss: advance(done, total),
         )
@@ -337,6 +341,11 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def _load(reference: str, arguments: argparse.Namespace) -> Any:
     from lpds.zoo import load_decoder
 
+    return load_decoder(reference, **_options(arguments))
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The decoder options that were given, by the loaders' names."""
     options = {
         "normalization": arguments.normalization,
         "ddim_steps": arguments.ddim_steps,
@@ -346,8 +355,9 @@ def _load(reference: str, arguments: argparse.Namespace) -> Any:
         "flat": arguments.flat,
         "task": arguments.instruction,
         "tokenizer": arguments.tokenizer,
+        "device": arguments.decoder_device,
         "timeout": arguments.timeout,
         "retries": arguments.retries,
         "rows_at_once": arguments.rows_at_once,
     }
-    return load_decoder(reference, **{key: value for key, value in options.items() if value is not None})
+    return {key: value for key, value in options.items() if value is not None}
