@@ -114,3 +114,29 @@ def test_help_shows_defaults_where_there_are_any(capsys):
         printed = capsys.readouterr().out
         assert "default: None" not in printed
         assert "default" in printed
+
+
+def test_decoder_options_reach_the_tasks_own_decoder(capsys, tmp_path):
+    run = tmp_path / "run"
+    small = [
+        "--steps",
+        "120",
+        "--warmup-steps",
+        "60",
+        "--warmup-fits",
+        "1",
+        "--final-episodes",
+        "1",
+        "--eval-every",
+        "0",
+        "--quiet",
+    ]
+    assert main(["steer", "toy", "--ddim-steps", "3", "--out", str(run), *small]) == 0
+    assert json.loads((run / "config.json").read_text())["decoder"]["options"] == {"ddim_steps": 3}
+    assert main(["steer", "toy", "--normalization", "x.npz", "--out", str(tmp_path / "no"), *small]) == 2
+    assert "normalization" in capsys.readouterr().err
+
+
+def test_a_seed_that_is_none_is_one_line(capsys):
+    assert main(["eval", "toy", "--seed", "-1", "--episodes", "1"]) == 2
+    assert "seed must be in 0 .. 2^32 - 1, not -1" in capsys.readouterr().err

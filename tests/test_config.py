@@ -44,12 +44,16 @@ def steer(tmp_path, *args, **changes):
         ({"critics": 0}, "critics must be positive, not 0"),
         ({"critics": 2.5}, "critics must be of type int, not 2.5"),
         ({"distill_noises": 5}, "distill_noises 5 cannot be drawn from kept_noises 4"),
-        ({"alpha_init": -1.0}, "alpha_init must not be negative, not -1.0"),
+        ({"alpha_init": -1.0}, "alpha_init must be finite and not negative, not -1.0"),
         ({"gamma": 1.01}, "gamma must be in (0, 1], not 1.01"),
         ({"gamma": math.nan}, "gamma must be in (0, 1], not nan"),
         ({"steps": 0}, "steps must be positive, not 0"),
         ({"steps": "many"}, "steps must be of type int, not 'many'"),
-        ({"seed": -1}, "must not be negative"),
+        ({"seed": -1}, "seed must be in 0 .. 2^32 - 1, not -1"),
+        ({"eval_seed": 2**60}, "eval_seed must be in 0 .. 2^32 - 1"),
+        ({"warmup_fits": -1}, "must not be negative"),
+        ({"alpha_init": math.inf}, "alpha_init must be finite"),
+        ({"delta": 1e-300}, "delta must be at least 1e-09"),
         ({"reward_offset": math.inf}, "must be finite"),
         ({"discount": "exakt"}, "unknown discount 'exakt'; did you mean 'exact'"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
@@ -278,3 +282,9 @@ def test_vectors_in_a_dict_are_put_end_to_end_in_the_order_of_the_keys():
     assert obs.shape == (2, 3)
     assert obs[:, 0].tolist() == [0.5, 0.5]  # "a" before "b"
     env.close()
+
+
+def test_numbers_out_of_an_array_are_numbers():
+    settings = override(RunSettings, {"seed": np.int64(3), "gamma": np.float32(0.5)})
+    assert (settings.seed, settings.gamma) == (3, 0.5)
+    assert type(settings.seed) is int

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -351,3 +352,22 @@ def test_a_folder_in_use_is_neither_resumed_nor_overwritten(tmp_path, refused):
         assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
         other.kill()
     assert lpds.resume(tmp_path / "run", steps=400, decoder=toy_decoder(), quiet=True).finished
+
+
+def test_a_resume_that_is_refused_changes_nothing(tmp_path, refused):
+    """Whatever stands against a larger budget is found before a file is touched."""
+    run = tmp_path / "run"
+    steer(run)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.suffix == ".json"}
+    for changes, words in (
+        ({"steps": TINY["steps"] + 0.5}, "steps must be of type int"),
+        ({"steps": TINY["steps"] - 1}, "it can grow, not shrink"),
+        ({"steps": TINY["steps"] + 100, "env": "Pendulum-v1"}, "ran in 'four-mode', not in 'Pendulum-v1'"),
+        ({"steps": TINY["steps"] + 100, "env": lambda: gymnasium.make("Pendulum-v1")}, "takes observations"),
+    ):
+        with refused(words):
+            resume(run, **changes)
+        assert {path.name: path.read_bytes() for path in run.iterdir() if path.suffix == ".json"} == before
+    (run / "config.json").write_text('["x"]')
+    with refused("config.json is not that of a run"):
+        resume(run)

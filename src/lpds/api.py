@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from lpds.types import Decoder
 from lpds.zoo import load_decoder
 
 FORMAT_VERSION = 1
+CONFIG_KEYS = ("task", "method", "env", "env_name", "decoder", "run", "settings")
 
 
 def steer(
@@ -134,19 +135,22 @@ def resume(
         chosen_env = env if env is not None else config["env"]
         if chosen_env is None:
             raise LpdsError(f"the run in {run} used the environment factory {config['env_name']!r}: pass it as env=")
-        settings = from_json(RunSettings, config["run"])
-        if steps is not None and steps != settings.steps:
-            if steps < settings.steps:
-                raise LpdsError(f"the run in {run} has a budget of {settings.steps} steps; it can grow, not shrink to {steps}")
-            settings = replace(settings, steps=steps)
-            (folder / "summary.json").unlink(missing_ok=True)  # of the smaller budget
-            write_json(folder / "config.json", {**config, "run": to_json(settings)})
+        if isinstance(chosen_env, str) and chosen_env != (config["env"] or chosen_env):
+            raise LpdsError(f"the run in {run} ran in {config['env']!r}, not in {chosen_env!r}: what it learned is of that one")
+        settings = before = from_json(RunSettings, config["run"])
+        if steps is not None:
+            settings = override(RunSettings, to_json(before), {"steps": steps})
+        if settings.steps < before.steps:
+            raise LpdsError(f"the run in {run} has a budget of {before.steps} steps; it can grow, not shrink to {steps}")
         method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
         _check_env(chosen_env, frozen)
         display = Display(settings.steps, quiet=quiet)
         device = _device(settings.device)
         learner, generator = build_learner(settings, config["method"], method_settings, frozen, device)
         rows = read_demonstrations(settings, config["method"], learner, frozen)
+        if settings != before:  # written only now that nothing stands against going on
+            (folder / "summary.json").unlink(missing_ok=True)  # of the smaller budget
+            write_json(folder / "config.json", {**config, "run": to_json(settings)})
         if not (folder / "passport.json").is_file():  # a kill came before it
             passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
             write_json(folder / "passport.json", passport)
@@ -188,6 +192,8 @@ def evaluate(
     """
     if isinstance(policy, str):
         policy = load_decoder(policy)
+    if not isinstance(policy, SteeredPolicy | BaseDecoder) and not hasattr(policy, "decode"):
+        raise LpdsError(f"evaluate takes a policy of load_policy, a decoder or its reference, not a {type(policy).__name__}")
     decoder = policy.decoder if isinstance(policy, SteeredPolicy) else policy
     acting = policy.policy if isinstance(policy, SteeredPolicy) else BasePolicy()
     if env is None:
@@ -259,6 +265,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise LpdsError(f"no run in {folder} (config.json is missing)") from None
     except (OSError, ValueError) as error:
         raise LpdsError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    missing = [key for key in CONFIG_KEYS if not isinstance(config, dict) or key not in config]
+    if missing:
+        raise LpdsError(f"{folder / 'config.json'} is not that of a run: {', '.join(missing)} missing")
     return config
 
 

@@ -40,8 +40,12 @@ def do_list(arguments: argparse.Namespace) -> int:
 def do_steer(arguments: argparse.Namespace) -> int:
     """Improve a frozen policy."""
     from lpds.api import steer
+    from lpds.registry import TASKS, resolve
 
-    decoder = None if arguments.decoder is None else _load(arguments.decoder, arguments)
+    reference = arguments.decoder
+    if reference is None and _options(arguments) and arguments.task is not None:  # options of the task's own decoder
+        reference = resolve("task", TASKS, arguments.task).decoder
+    decoder = None if reference is None else _load(reference, arguments)
     run = steer(
         arguments.task,
         arguments.method,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -11,6 +12,8 @@ from typing import Any, ClassVar, TypeVar
 from lpds.errors import LpdsError, unknown_name
 
 DELTA_UNITS = ("sum", "mean", "rms", "nats")
+SMALLEST_DELTA = 1e-9
+"""Below it ``||Delta||`` nears the rounding of eps, and 1 / sqrt(delta) float32's range."""
 
 
 def delta_to_sum(delta: float, unit: str, free: int) -> float:
@@ -26,6 +29,8 @@ def delta_to_sum(delta: float, unit: str, free: int) -> float:
     """
     if not delta > 0.0:
         raise LpdsError(f"delta must be a positive number (inf lifts the constraint), not {delta}")
+    if delta < SMALLEST_DELTA:
+        raise LpdsError(f"delta must be at least {SMALLEST_DELTA:g}, not {delta}: the base policy itself is --method base")
     factors = {"sum": delta, "mean": delta * free, "rms": delta**2 * free, "nats": 2.0 * delta}
     if unit not in factors:
         raise unknown_name("delta_unit", unit, DELTA_UNITS)
@@ -139,8 +144,8 @@ class LPDSSettings(CriticSettings):
                 f"distill_noises {self.distill_noises} cannot be drawn from kept_noises {self.kept_noises} "
                 "(0 keeps none and draws fresh ones)"
             )
-        if not self.alpha_init >= 0.0:
-            raise LpdsError(f"alpha_init must not be negative, not {self.alpha_init}")
+        if not 0.0 <= self.alpha_init < math.inf:
+            raise LpdsError(f"alpha_init must be finite and not negative, not {self.alpha_init}")
 
 
 @dataclass(frozen=True)
@@ -250,8 +255,10 @@ class RunSettings:
         positive(self, "eval_episodes", "final_episodes", "updates_per_decision", "warmup_steps", "n_step")
         if not 0.0 < self.gamma <= 1.0:
             raise LpdsError(f"gamma must be in (0, 1], not {self.gamma}")
-        if self.seed < 0 or self.warmup_fits < 0 or self.eval_every < 0 or self.eval_seed < 0:
-            raise LpdsError("seed, eval_seed, warmup_fits and eval_every must not be negative")
+        check_seed("seed", self.seed)
+        check_seed("eval_seed", self.eval_seed)
+        if self.warmup_fits < 0 or self.eval_every < 0:
+            raise LpdsError("warmup_fits and eval_every must not be negative")
         if not (math.isfinite(self.reward_offset) and 0.0 <= self.reward_scale < math.inf):
             raise LpdsError(f"reward_offset {self.reward_offset} and reward_scale {self.reward_scale} must be finite")
 
@@ -283,6 +290,25 @@ class Preset:
     """Further differences of the method's settings, by task."""
     decoders: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """In place of the task's decoder, by task."""
+
+
+LARGEST_SEED = 2**32
+"""Seeds are below it: they are words of the counters that noise and resets are drawn from."""
+
+
+def check_seed(name: str, value: Any) -> int:
+    """A seed as a plain integer in [0, 2^32).
+
+    Raises:
+        LpdsError: it is none.
+    """
+    try:
+        seed = operator.index(value)
+    except TypeError:
+        raise LpdsError(f"{name} must be a whole number, not {value!r}") from None
+    if not 0 <= seed < LARGEST_SEED:
+        raise LpdsError(f"{name} must be in 0 .. 2^32 - 1, not {seed}")
+    return seed
 
 
 def choose(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -328,6 +354,8 @@ def override(kind: type[S], *layers: Mapping[str, Any]) -> S:
 
 
 def _coerce(name: str, value: Any, kind: str) -> Any:
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", ()):
+        value = value.item()  # a scalar out of an array is as good as Python's own
     accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
     if isinstance(value, bool) != (kind == "bool") or not isinstance(value, accepted[kind]):
         if kind == "int" and isinstance(value, float) and value.is_integer():

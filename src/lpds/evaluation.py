@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lpds.config import check_seed
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError, unknown_name
 from lpds.random import normal
@@ -113,6 +114,7 @@ def evaluate_policy(
     """
     if episodes < 1:
         raise LpdsError(f"episodes must be at least 1, not {episodes}")
+    check_seed("seed", seed)
     check_share("scale", scale)
     check_share("noise_scale", noise_scale)
     device = device or torch.device("cpu")

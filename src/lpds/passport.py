@@ -24,6 +24,7 @@ def make_passport(decoder: Decoder, *, env: str, seed: int, device: str) -> dict
             "fingerprint": decoder.fingerprint,
             "latent_shape": list(spec.latent_shape),
             "action_shape": list(spec.action_shape),
+            "free": None if spec.free is None else list(spec.free),
             "facts": decoder.describe(),
         },
         "env": env,
