@@ -377,6 +377,21 @@ def test_critics_only_leaves_actor_and_temperature_to_the_bit(kind):
     assert ("distill_loss" in out) == (kind == "dsrl-na")
 
 
+@both
+def test_fits_bootstrap_with_the_frozen_policy_whose_returns_they_are_fitted_to(kind):
+    """Base noise, not the untrained actor's, and no entropy."""
+    method = learner(kind, temperature=0.3, box=2.0)
+    data, drawn = batch(method), noise(method)
+    with torch.no_grad():
+        eps = drawn["next"]
+        asked = method._decode(data.next_obs, eps) if kind == "dsrl-na" else eps / 2.0
+        done = data.action if kind == "dsrl-na" else data.extra["latent"]
+        y = data.reward + data.discount * method.slow(torch.cat([data.next_obs, asked], 1)).squeeze(-1).amin(0)
+        q = method.critic(torch.cat([data.obs, done], 1)).squeeze(-1)
+    out = method.update(data, drawn, critics_only=True)
+    assert float(out["td_loss"]) == pytest.approx(float((q - y).square().sum(0).mean()), rel=1e-5)
+
+
 def test_critics_only_regresses_on_the_returns_of_the_warm_up():
     """Monte-Carlo batches, discount 0: Q^A learns r(s, a), and Q^W the same at the noises behind it."""
     method = learner(lr=3e-3, width=64)

@@ -107,7 +107,7 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
         a, log_prob = self.policy.sample(batch.obs, noise["actor"])
         if not critics_only and not self.settings.temperature:
             self._temper(log_prob.detach())
-        metrics = self._td(batch, noise["next"], alpha)
+        metrics = self._td(batch, noise["next"], alpha, frozen=critics_only)
         if not critics_only:
             metrics |= self._climb(batch, a, log_prob, alpha)
         polyak(list(self.slow.parameters()), list(self.critic.parameters()), self.settings.tau)
@@ -120,10 +120,12 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
         loss.backward()
         self.adam_alpha.step()
 
-    def _td(self, batch: Batch, next_eps: Tensor, alpha: Tensor) -> Metrics:
-        """Step 2: the bootstrapped value is soft."""
+    def _td(self, batch: Batch, next_eps: Tensor, alpha: Tensor, *, frozen: bool) -> Metrics:
+        """Step 2: the bootstrapped value is soft; that of the frozen policy, which the warm-up's returns are of, is not."""
         with torch.no_grad():
             a, log_prob = self.policy.sample(batch.next_obs, next_eps)
+            if frozen:
+                a, log_prob = next_eps / self.settings.box, torch.zeros_like(log_prob)
             next_q = self._value(self.slow, batch.next_obs, self._asked(batch.next_obs, a)).amin(0)
             y = self.reward_scale * batch.reward + batch.discount * (next_q - alpha * log_prob)
         q = self._value(self.critic, batch.obs, self._stored(batch))
