@@ -381,7 +381,8 @@ def test_critics_only_leaves_actor_and_temperature_to_the_bit(kind):
 def test_fits_bootstrap_with_the_frozen_policy_whose_returns_they_are_fitted_to(kind):
     """Base noise, not the untrained actor's, and no entropy."""
     method = learner(kind, temperature=0.3, box=2.0)
-    data, drawn = batch(method), noise(method)
+    generator = torch.Generator().manual_seed(3)
+    data, drawn = batch(method, 5, generator), noise(method, 5, generator)
     with torch.no_grad():
         eps = drawn["next"]
         asked = method._decode(data.next_obs, eps) if kind == "dsrl-na" else eps / 2.0
@@ -436,7 +437,7 @@ def test_a_block_is_gradient_steps_then_distillation_steps(kind):
     inner = {name: getattr(method, name, None) for name in ("_td", "_distill")}
     for name, call in inner.items():
         if call is not None:
-            setattr(method, name, lambda *args, name=name, call=call: (order.append(name), call(*args))[1])
+            setattr(method, name, lambda *args, name=name, call=call, **more: (order.append(name), call(*args, **more))[1])
     outs = list(method.learn(draws, 20))
     wanted = ["_td"] * 20 + (["_distill"] * 10 if kind == "dsrl-na" else [])
     assert order == wanted
