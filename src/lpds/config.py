@@ -110,6 +110,10 @@ class LPDSSettings(CriticSettings):
     """b of Delta = b tanh(u / b), per coordinate; inf for none."""
     state_cap: float = math.inf
     """Largest ``||Delta(s)||^2`` of a single state, as a multiple of delta; inf for none."""
+    shift_form: str = "full"
+    """Delta over the chunk: full (every coordinate), tied (one shift for all steps) or lowrank; eps is white in all of them."""
+    shift_rank: int = 2
+    """r of ``shift_form=lowrank``, at most the latent's H steps."""
     dual: str = "adaptive"
     """adaptive (eq. 7), fixed (a penalty of weight ``alpha_init``) or off (no Lagrangian)."""
     dual_step: float = 0.01
@@ -132,8 +136,9 @@ class LPDSSettings(CriticSettings):
         delta_to_sum(self.delta, self.delta_unit, 1)
         choose("dual", self.dual, ("adaptive", "fixed", "off"))
         choose("target_shift", self.target_shift, ("slow", "current"))
+        choose("shift_form", self.shift_form, ("full", "tied", "lowrank"))
         choose("pessimism", self.pessimism, ("min", "mean"))
-        positive(self, "noise_bound", "state_cap", "dual_step", "actor_lr", "distill_noises")
+        positive(self, "noise_bound", "state_cap", "dual_step", "actor_lr", "distill_noises", "shift_rank")
         if not self.kept_noises >= 0 or (self.kept_noises and self.distill_noises > self.kept_noises):
             raise LpdsError(
                 f"distill_noises {self.distill_noises} cannot be drawn from kept_noises {self.kept_noises} "

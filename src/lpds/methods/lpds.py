@@ -30,7 +30,7 @@ from torch import Tensor
 
 from lpds.config import LPDSSettings, delta_to_sum
 from lpds.methods.learner import Learner
-from lpds.methods.shift import ShiftPolicy
+from lpds.methods.shift import ShiftPolicy, open_shift
 from lpds.methods.state import adam
 from lpds.nn import EnsembleMLP, Scaling, polyak
 from lpds.types import Batch, Decoder, LatentSpec, Metrics, Shape
@@ -61,7 +61,8 @@ class LPDS(Learner[ShiftPolicy]):
         sizes = (c.width, c.depth, c.activation)
 
         def shift_policy() -> ShiftPolicy:
-            return self.policy_kind(shifted, *sizes, c.noise_bound, c.state_cap * self.delta, generator)
+            form = (c.shift_form, c.shift_rank)
+            return self.policy_kind(shifted, *sizes, c.noise_bound, c.state_cap * self.delta, generator, *form)
 
         self.policy = shift_policy().to(device)
         self.slow_policy = shift_policy().to(device).requires_grad_(False)
@@ -244,7 +245,4 @@ class LPDS(Learner[ShiftPolicy]):
     @staticmethod
     def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ShiftPolicy:
         """Build Delta again from a saved policy."""
-        sizes = {key: settings[key] for key in ("width", "depth", "activation", "noise_bound", "cap_sq")}
-        policy = ShiftPolicy(decoder.spec, **sizes, generator=torch.Generator())
-        policy.load_state_dict(dict(tensors))
-        return policy.requires_grad_(False)
+        return open_shift(ShiftPolicy, decoder.spec, settings, tensors)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lpds.config import LPDSASettings
 from lpds.methods.lpds import LPDS
-from lpds.methods.shift import ShiftPolicy
+from lpds.methods.shift import ShiftPolicy, open_shift
 from lpds.types import Batch, Decision, Decoder, LatentSpec, Metrics, Shape
 
 
@@ -79,10 +79,7 @@ class LPDSA(LPDS):
     def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ActionShiftPolicy:
         """Build Delta again from a saved policy."""
         spec = LatentSpec(decoder.spec.obs_shape, decoder.spec.action_shape, decoder.spec.action_shape)
-        sizes = {key: settings[key] for key in ("width", "depth", "activation", "noise_bound", "cap_sq")}
-        policy = ActionShiftPolicy(spec, **sizes, generator=torch.Generator())
-        policy.load_state_dict(dict(tensors))
-        return policy.requires_grad_(False)
+        return open_shift(ActionShiftPolicy, spec, settings, tensors)
 
 
 def shifted_action(decoder: Decoder, action: Tensor, shift: Tensor) -> Tensor:
