@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from lpds.errors import LpdsError
 from lpds.types import Batch, LatentSpec, Shape
 
 
@@ -21,6 +24,7 @@ class Replay:
         lanes: int,
         device: torch.device,
         extras: Mapping[str, Shape] | None = None,
+        kept_next: int = 0,
     ) -> None:
         """Reserve the ring.
 
@@ -31,6 +35,10 @@ class Replay:
             lanes: rows of one insertion.
             device: where the rows live.
             extras: further fields of a row, by name and shape.
+            kept_next: K chunks of the next state stored with a row, with their latents.
+
+        Raises:
+            LpdsError: it would not fit into the machine's memory.
         """
         self.lanes, self.device = lanes, device
         self.capacity = -(-capacity // lanes) * lanes
@@ -47,8 +55,34 @@ class Replay:
             "over": (),
             **self._extras,
         }
+        if kept_next:
+            sizes |= {"next_action": (kept_next, spec.action_size), "next_latent": (kept_next, spec.latent_size)}
+        self._next = tuple(name for name in ("next_action", "next_latent") if name in sizes)
+        self.row_bytes = {name: 4 * math.prod(size) for name, size in sizes.items()}
+        self._check_memory()
         # empty, not zeros: pages that are never written are never taken from the system
         self._rows = {name: torch.empty((self.capacity, *size), device=device) for name, size in sizes.items()}
+
+    @property
+    def memory(self) -> int:
+        """Bytes of a full ring."""
+        return self.capacity * sum(self.row_bytes.values())
+
+    def describe_memory(self) -> str:
+        """One line: what a full ring takes, and what of a row takes how much of it."""
+        row = sum(self.row_bytes.values())
+        largest = sorted(self.row_bytes.items(), key=lambda entry: -entry[1])[:4]
+        shares = ", ".join(f"{name} {size / row:.0%}" for name, size in largest if size)
+        return f"replay: {self.capacity:,} decisions of {row:,} bytes, {self.memory / 1e9:.3g} GB at most ({shares})"
+
+    def _check_memory(self) -> None:
+        total = memory_of(self.device)
+        if self.memory > total:
+            fits = int(0.8 * total / sum(self.row_bytes.values()))
+            raise LpdsError(
+                f"{self.describe_memory()} do not fit into the {total / 1e9:.3g} GB of this "
+                f"{'machine' if self.device.type == 'cpu' else 'device'}: set replay_size to {fits:,} or less"
+            )
 
     def __len__(self) -> int:
         return min(self.inserted, self.capacity)
@@ -100,6 +134,7 @@ class Replay:
             rows["base_noise"][pair],
             rows["base_action"][pair],
             {name: rows[name][index] for name in self._extras},
+            **{name: rows[name][last] for name in self._next},
         )
 
     def _span(self, index: Tensor, n_step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,3 +209,10 @@ class Replay:
         for name, value in rows.items():
             self._rows[name][index] = value.to(self.device)
         self.inserted = first + count
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that a machine or a device has in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

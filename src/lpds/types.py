@@ -76,6 +76,10 @@ class Batch:
     """[B, M, T * A], their decoded chunks."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     """[B, ...], what the method asked to keep with a decision (:attr:`Method.extras`)."""
+    next_action: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0))
+    """[B, K, T * A], chunks decoded for ``next_obs`` when the row was made; K = 0 when none are kept."""
+    next_latent: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0))
+    """[B, K, H * L], the latents they were decoded from, shifted as Delta then was."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ class Decoder(Protocol):
 
     name: str
     reference: str | None
+    decodes_states: bool
+    """Whether a state out of the replay can be decoded again; not where it is features of a larger observation."""
 
     @property
     def spec(self) -> LatentSpec:
@@ -169,6 +175,10 @@ class Method(Protocol):
 
     kept_noises: int
     """M base noises per state that the collector shall decode and store with a transition."""
+    kept_next: int
+    """K chunks per next state that the collector shall decode, with :attr:`target`, and store with a transition."""
+    decodes: bool
+    """Whether learning decodes at replayed states."""
     extras: Mapping[str, Shape]
     """Names and shapes of what :attr:`Decision.extra` holds for this method."""
     learns: bool
@@ -182,6 +192,11 @@ class Method(Protocol):
     @property
     def behaviour(self) -> Policy:
         """What collects; the same as ``policy`` for most methods."""
+        ...
+
+    @property
+    def target(self) -> Policy:
+        """What chooses the chunks of next states that are kept."""
         ...
 
     def block_rounds(self, total_rounds: int) -> int:

@@ -26,6 +26,7 @@ class BaseMethod(Learner[Policy]):
     """The floor of every comparison."""
 
     learns = False
+    decodes = False
 
     def __init__(
         self,

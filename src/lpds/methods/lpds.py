@@ -15,6 +15,8 @@ Where the paper is silent, or this differs from it:
 - *Warm start.* With ``critics_only`` an update stops after (3): the runner fits both critics to the warm-up's returns,
   which are on-policy for the frozen policy, before Delta moves (``warmup_fits``; 0 is the paper's loop).
 - *Kept noises.* The distillation pairs (eps, Phi(s, eps)) of a state may be decoded once and kept (``kept_noises``).
+- *Kept targets.* So may the next state's chunks in (2), with Delta' as it is when the row is made (``target_actions=kept``):
+  then no update calls the decoder, and theta' lags by the age of the row. The mean over K of them stands for (2)'s one.
 - Inputs are scaled by the warm-up's mean and deviation. Delta's last layer starts at zero: the start is Phi itself.
 """
 
@@ -54,6 +56,9 @@ class LPDS(Learner[ShiftPolicy]):
         c, spec = settings, decoder.spec
         self.settings, self.decoder = c, decoder
         self.kept_noises = c.kept_noises
+        kept = c.target_actions == "kept" or (c.target_actions == "auto" and not decoder.decodes_states)
+        self.kept_next = c.kept_next if kept else 0
+        self.decodes = not (self.kept_noises and self.kept_next)
         shifted = self._shifted_spec()
         self.delta = delta_to_sum(c.delta, c.delta_unit, shifted.free_size)
         d, o, a = spec.latent_size, spec.obs_size, spec.action_size
@@ -93,7 +98,8 @@ class LPDS(Learner[ShiftPolicy]):
     def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
         """Standard normal tensors that one update consumes."""
         d = self.decoder.spec.latent_size
-        shapes: dict[str, Shape] = {"next": (batch_size, d), "actor": (batch_size, d)}
+        shapes: dict[str, Shape] = {} if self.kept_next else {"next": (batch_size, d)}
+        shapes["actor"] = (batch_size, d)
         if not self.kept_noises:
             shapes["base"] = (batch_size, self.settings.distill_noises, d)
         return shapes
@@ -108,7 +114,7 @@ class LPDS(Learner[ShiftPolicy]):
     def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
         """One pass over equations 2, 3, 6, 7 on B transitions; returns detached scalars."""
         obs = self.policy.scaling(batch.obs)
-        metrics = self._td(batch, obs, noise["next"])
+        metrics = self._td(batch, obs, noise.get("next"))
         metrics |= self._distill(batch, obs, noise)
         if not critics_only:
             metrics |= self._ascend(batch, obs, noise["actor"])
@@ -116,13 +122,18 @@ class LPDS(Learner[ShiftPolicy]):
         polyak([p for group in slow for p in group], [p for group in fast for p in group], self.settings.tau)
         return metrics
 
-    def _td(self, batch: Batch, obs: Tensor, next_eps: Tensor) -> Metrics:
-        """Eq. 2: y = r + gamma Qbar^A(s', Phi(s', eps' + Delta'(s')))."""
+    def _td(self, batch: Batch, obs: Tensor, next_eps: Tensor | None) -> Metrics:
+        """Eq. 2: y = r + gamma Qbar^A(s', Phi(s', eps' + Delta'(s'))); without eps' the chunks are the kept ones."""
         with torch.no_grad():
-            chooser = self.slow_policy if self.settings.target_shift == "slow" else self.policy
-            next_action = self._steered(batch.next_obs, next_eps, chooser(batch.next_obs))
-            next_q = self._value(self.q_slow, self.policy.scaling(batch.next_obs), next_action)
-            y = self.reward_scale * batch.reward + batch.discount * self._reduce(next_q)
+            if next_eps is None:
+                next_action = batch.next_action
+            else:
+                shift = self.target(batch.next_obs)
+                next_action = self._steered(batch.next_obs, next_eps, shift).unsqueeze(1)
+            count = next_action.shape[1]
+            next_obs = _each(self.policy.scaling(batch.next_obs), count)
+            next_q = self._reduce(self._value(self.q_slow, next_obs, next_action.flatten(0, 1)))
+            y = self.reward_scale * batch.reward + batch.discount * next_q.unflatten(0, (-1, count)).mean(1)
         q = self._value(self.q_action, obs, batch.action)
         loss = (q - y).square().sum(0).mean()
         self.adam_action.zero_grad(set_to_none=True)
@@ -183,12 +194,22 @@ class LPDS(Learner[ShiftPolicy]):
         """What is too dear for every update: the distillation gap at the steered latent, the tail of ||Delta||^2."""
         shift = self.policy(batch.obs)
         obs, norm_sq, w = self.policy.scaling(batch.obs), shift.square().sum(1), noise["actor"] + shift
-        gap = self._latent_value(obs, w) - self._value(self.q_action, obs, self._decode(batch.obs, w))
+        if self.kept_next:  # at the latents that the kept chunks were decoded from
+            obs = _each(self.policy.scaling(batch.next_obs), self.kept_next)
+            at, action = batch.next_latent.flatten(0, 1), batch.next_action.flatten(0, 1)
+        else:
+            at, action = w, self._decode(batch.obs, w)
+        gap = self._latent_value(obs, at) - self._value(self.q_action, obs, action)
         return {
             "distill_gap_steered": gap.mean() / self.reward_scale,
             "delta_sq_p95": torch.quantile(norm_sq, 0.95),
             "w_norm": w.norm(dim=1).mean(),
         }
+
+    @property
+    def target(self) -> ShiftPolicy:
+        """Delta' of eq. 2."""
+        return self.slow_policy if self.settings.target_shift == "slow" else self.policy
 
     @property
     def _finite_delta(self) -> float:
@@ -201,10 +222,7 @@ class LPDS(Learner[ShiftPolicy]):
             with torch.no_grad():
                 rows = batch.obs.repeat_interleave(eps.shape[1], 0)
                 action = self._decode(rows, eps.flatten(0, 1)).unflatten(0, eps.shape[:2])
-        count = eps.shape[1]
-        if count > 1:
-            obs = obs.repeat_interleave(count, 0)
-        return obs, eps.flatten(0, 1), action.flatten(0, 1)
+        return _each(obs, eps.shape[1]), eps.flatten(0, 1), action.flatten(0, 1)
 
     def _shifted_spec(self) -> LatentSpec:
         """Shapes of what Delta shifts."""
@@ -246,3 +264,8 @@ class LPDS(Learner[ShiftPolicy]):
     def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ShiftPolicy:
         """Build Delta again from a saved policy."""
         return open_shift(ShiftPolicy, decoder.spec, settings, tensors)
+
+
+def _each(rows: Tensor, count: int) -> Tensor:
+    """Every row ``count`` times in a row."""
+    return rows if count == 1 else rows.repeat_interleave(count, 0)

@@ -49,8 +49,8 @@ class LPDSA(LPDS):
 
     def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
         """Standard normal tensors that one update consumes."""
-        d = self.decoder.spec.latent_size
-        return {"next": (batch_size, d), "actor": (batch_size, d)}
+        shapes = super().noise_shapes(batch_size)
+        return {name: shapes[name] for name in ("next", "actor") if name in shapes}
 
     @torch.no_grad()
     def diagnose(self, batch: Batch, noise: dict[str, Tensor]) -> Metrics:
