@@ -117,5 +117,6 @@ def look(decoder: Decoder, obs: Any, device: torch.device | None = None) -> Sigh
         return Sight(decoder, seen)
     with torch.no_grad():
         context = known.prepare(seen)
-        state = known.features(context) if compact else seen
+        there = next(iter(seen.values())) if isinstance(seen, Mapping) else seen
+        state = known.features(context).to(there.device) if compact else seen
     return Sight(_Shown(decoder, context, len(state)), state)

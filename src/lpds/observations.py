@@ -77,7 +77,8 @@ def conform(obs: Any, spec: LatentSpec, device: torch.device | None = None) -> A
     """Hand arrays or tensors over as a decoder takes them.
 
     Entries that it does not name are left out. A picture that comes as uint8 [B, H, W, C] where the decoder takes
-    (C, H, W) becomes float32 [B, C, H, W] in [0, 1], as LeRobot and torchvision have it; nothing else is changed.
+    (C, H, W) becomes float32 [B, C, H, W] in [0, 1], as LeRobot and torchvision have it (with a history axis too); nothing
+    else is changed.
 
     Args:
         obs: [B, ...] or a dict of them, of shapes that :func:`shapes_fit` accepts.
@@ -97,14 +98,14 @@ def _handed_over(value: Any, shape: Shape, device: torch.device | None) -> Tenso
     tensor = tensor if device is None else tensor.to(device)
     found = tuple(tensor.shape[1:])
     if tensor.dtype == torch.uint8 and found != shape and channels_first(found) == shape:
-        tensor = tensor.movedim(-1, 1).float() / 255.0
+        tensor = tensor.movedim(-1, -3).float() / 255.0
     out: Tensor = tensor
     return out
 
 
 def channels_first(shape: Shape) -> Shape:
-    """(H, W, C) as (C, H, W)."""
-    return (*shape[-1:], *shape[:-1])
+    """(..., H, W, C) as (..., C, H, W)."""
+    return (*shape[:-3], *shape[-1:], *shape[-3:-1])
 
 
 def shapes_fit(given: Shape | Mapping[str, Shape], pictures: Mapping[str, bool], spec: LatentSpec) -> bool:
@@ -121,6 +122,6 @@ def shapes_fit(given: Shape | Mapping[str, Shape], pictures: Mapping[str, bool],
     want: Mapping[str, Shape] = wanted if isinstance(wanted, Mapping) else {"": wanted}
     have: Mapping[str, Shape] = given if isinstance(given, Mapping) else {"": given}
     return all(
-        key in have and (have[key] == shape or (pictures[key] and len(shape) == 3 and channels_first(have[key]) == shape))
+        key in have and (have[key] == shape or (pictures[key] and len(shape) >= 3 and channels_first(have[key]) == shape))
         for key, shape in want.items()
     )

@@ -25,8 +25,6 @@ class BaseDecoder(ABC):
 
     secrets: tuple[str, ...] = ()
     """Options of its loader that no run folder may hold."""
-    feature_size: int | None = None
-    """F, where :meth:`features` stand in the place of observations too large to learn from; else ``None``."""
     decodes_states = True
     """Whether what is learned from and kept, the observation or its features (:meth:`from_features`), can be decoded again."""
     shares_context = False
@@ -81,6 +79,11 @@ class BaseDecoder(ABC):
     def prepare(self, obs: Tensor) -> Any:
         """Compute what depends on the state alone; the identity unless a subclass knows better."""
         return obs
+
+    @property
+    def feature_size(self) -> int | None:
+        """F, where :meth:`features` stand in the place of observations too large to learn from; else ``None``."""
+        return None
 
     def repeat(self, context: Any, count: int) -> Any:
         """A context with every state ``count`` times in a row; a tensor, or a table or sequence of such."""

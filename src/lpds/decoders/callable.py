@@ -26,8 +26,13 @@ class CallableDecoder(BaseDecoder):
         feature_size: int | None = None,
     ) -> None:
         super().__init__(spec, name)
-        self._fn, self._features, self.feature_size = fn, features, feature_size
+        self._fn, self._features, self._feature_size = fn, features, feature_size
         self.decodes_states = features is None
+
+    @property
+    def feature_size(self) -> int | None:
+        """F, of the user's function."""
+        return self._feature_size
 
     def features(self, context: Any) -> Tensor:
         """Call the user's function on the observations; an array or a tensor of [B, F] must come back."""
