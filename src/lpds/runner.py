@@ -76,6 +76,10 @@ class Runner:
         kept = (method.kept_noises, c.num_envs, device, method.extras, method.kept_next)
         self.replay = Replay(self._learned.spec, capacity, *kept)
         display.say(self.replay.describe_memory())
+        if method.kept_next:
+            display.say(
+                f"targets: {method.kept_next} chunks of the next state, decoded when a decision is made and kept with it"
+            )
         if demonstrations is not None:
             rows = self.collector.complete(demonstrations, method.target)
             for start in range(0, self._given, c.num_envs):
