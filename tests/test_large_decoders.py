@@ -173,8 +173,15 @@ def test_features_are_part_of_the_fingerprint(refused):
 
 
 def test_what_is_refused(tmp_path, refused):
-    with refused("'spot' takes picture (12, 12, 3), speed (2,)", "features="):
-        steer(tmp_path / "a", decoder=spot_decoder(features=None, feature_size=None))
+    with refused("'spot' takes pictures and offers no features", "dsrl-na has no encoder"):
+        lpds.steer(
+            decoder=spot_decoder(features=None, feature_size=None), env=Spot, method="dsrl-na", out=tmp_path / "a", quiet=True
+        )
+    vectors = lpds.wrap_decoder(
+        lambda obs, w: w, obs_shape={"a": (2,), "b": (3,)}, latent_shape=(1, 2), action_shape=(1, 2), name="two"
+    )
+    with refused("'two' takes a (2,), b (3,): steering learns from one vector, from pictures, or from features"):
+        as_learned(vectors)
     for changes in ({"target_actions": "decode"}, {"kept_noises": 0, "distill_noises": 1}, {"method": "lpds-a"}):
         with refused("'spot'", "lpds", "decodes at replayed states", "target_actions kept"):
             steer(tmp_path / "a", **{"kept_noises": 0 if "method" in changes else 3, **changes})

@@ -76,9 +76,9 @@ def vectors(obs: Arrays) -> npt.NDArray[np.float32]:
 def conform(obs: Any, spec: LatentSpec, device: torch.device | None = None) -> Any:
     """Hand arrays or tensors over as a decoder takes them.
 
-    Entries that it does not name are left out. A picture that comes as uint8 [B, H, W, C] where the decoder takes
-    (C, H, W) becomes float32 [B, C, H, W] in [0, 1], as LeRobot and torchvision have it (with a history axis too); nothing
-    else is changed.
+    Entries that it does not name are left out. Where it takes a picture as (C, H, W), with a history axis or without, one
+    that comes in bytes, (H, W, C) or (C, H, W), becomes float32 [B, C, H, W] in [0, 1], as LeRobot and torchvision have it.
+    Nothing else is changed.
 
     Args:
         obs: [B, ...] or a dict of them, of shapes that :func:`shapes_fit` accepts.
@@ -97,10 +97,15 @@ def _handed_over(value: Any, shape: Shape, device: torch.device | None) -> Tenso
     tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
     tensor = tensor if device is None else tensor.to(device)
     found = tuple(tensor.shape[1:])
-    if tensor.dtype == torch.uint8 and found != shape and channels_first(found) == shape:
-        tensor = tensor.movedim(-1, -3).float() / 255.0
+    if tensor.dtype == torch.uint8 and len(shape) >= 3 and not has_channels_last(shape):
+        tensor = (tensor if found == shape else tensor.movedim(-1, -3)).float() / 255.0
     out: Tensor = tensor
     return out
+
+
+def has_channels_last(shape: Shape) -> bool:
+    """Whether a picture's shape ends with its channels: 1, 3 or 4 of them."""
+    return shape[-1] in (1, 3, 4)
 
 
 def channels_first(shape: Shape) -> Shape:

@@ -16,7 +16,7 @@ from lpds.checkpoint import CheckpointStore
 from lpds.collect import Collector, EpisodeRecord
 from lpds.compact import as_learned
 from lpds.config import RunSettings
-from lpds.diagnose import SHOWN, action_entropy, probe_states
+from lpds.diagnose import SHOWN, action_entropy, probe_rows
 from lpds.envs.build import EnvLike, make_env, make_eval_env
 from lpds.errors import RunFault
 from lpds.evaluation import EvalReport, evaluate_policy
@@ -152,10 +152,10 @@ class Runner:
         c = self.c
         if not self._warm:
             self._warm = True
-            collected = self.replay.everything("obs")[self._given :]
-            self._probe = probe_states(collected)
+            first, last = self._given, len(self.replay)
+            self._probe = self.replay.states(probe_rows(first, last).to(self._device))
             if self._learned is self.decoder:  # a report decodes at them; features are no observations
-                save_states(self.out, probe_states(collected, SHOWN))
+                save_states(self.out, self.replay.states(probe_rows(first, last, SHOWN).to(self._device)))
             returns = self.replay.returns_to_go()
             scale = c.reward_scale or RETURN_STD / max(float(returns[0][self._given :].std()), 1e-6)
             self.method.calibrate(self.replay.everything("obs"), self.replay.everything("action"), scale)

@@ -67,6 +67,11 @@ def build_learner(
     generator = torch.Generator().manual_seed(settings.seed)
     learned = as_learned(decoder)
     learner: Method = resolve("method", METHODS, method)(method_settings, learned, generator=generator, device=device)
+    if learned.spec.pictures and not learner.sees_pictures:
+        raise LpdsError(
+            f"decoder {decoder.name!r} takes pictures and offers no features of them, and {method} has no encoder: use lpds, "
+            "or give the decoder features (docs/large-decoders.md)"
+        )
     if learner.decodes and not learned.decodes_states:
         raise LpdsError(
             f"the replay holds features of what decoder {decoder.name!r} saw, which it cannot decode, but {method} decodes at "

@@ -25,6 +25,8 @@ class LatentSpec:
     """``(T, A)``, the executed slice of the decoded chunk."""
     free: tuple[bool, ...] | None = None
     """For each of the L latent columns, whether it may be steered; ``None`` means all. Masked ones keep Delta = 0."""
+    pictures: tuple[tuple[int, int, int], ...] = ()
+    """``(C, H, W)`` of the pictures that the last columns of a state are, values 0 to 255; see :mod:`lpds.compact`."""
 
     @property
     def latent_size(self) -> int:
@@ -48,6 +50,16 @@ class LatentSpec:
         if isinstance(self.obs_shape, Mapping):
             return sum(math.prod(shape) for shape in self.obs_shape.values())
         return math.prod(self.obs_shape)
+
+    @property
+    def picture_size(self) -> int:
+        """P, columns of a state that are pictures."""
+        return sum(math.prod(shape) for shape in self.pictures)
+
+    @property
+    def vector_size(self) -> int:
+        """V, columns of a state that are numbers."""
+        return self.obs_size - self.picture_size
 
     def free_mask(self) -> Tensor | None:
         """float32 [1, H * L] of zeros and ones, or ``None`` when every coordinate is free."""
@@ -183,6 +195,8 @@ class Method(Protocol):
     """Names and shapes of what :attr:`Decision.extra` holds for this method."""
     learns: bool
     """Whether there is anything to update."""
+    sees_pictures: bool
+    """Whether a state may hold pictures (:attr:`LatentSpec.pictures`)."""
 
     @property
     def policy(self) -> Policy:

@@ -27,6 +27,7 @@ class BaseMethod(Learner[Policy]):
 
     learns = False
     decodes = False
+    sees_pictures = True
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class Learner(ABC, Generic[P]):
     kept_noises = 0
     kept_next = 0
     decodes = True
+    sees_pictures = False
     extras: Mapping[str, Shape] = {}
     policy: P
     settings: Any

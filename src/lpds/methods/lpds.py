@@ -17,6 +17,7 @@ Where the paper is silent, or this differs from it:
 - *Kept noises.* The distillation pairs (eps, Phi(s, eps)) of a state may be decoded once and kept (``kept_noises``).
 - *Kept targets.* So may the next state's chunks in (2), with Delta' as it is when the row is made (``target_actions=kept``):
   then no update calls the decoder, and theta' lags by the age of the row. The mean over K of them stands for (2)'s one.
+- *Pictures* in the state go through an encoder (:mod:`lpds.methods.encoder`) that (2) trains; all else sees it detached.
 - Inputs are scaled by the warm-up's mean and deviation. Delta's last layer starts at zero: the start is Phi itself.
 """
 
@@ -28,9 +29,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lpds.config import LPDSSettings, delta_to_sum
+from lpds.methods.encoder import shifted_pictures
 from lpds.methods.learner import Learner
 from lpds.methods.shift import ShiftPolicy, open_shift
 from lpds.methods.state import adam
@@ -42,6 +44,7 @@ class LPDS(Learner[ShiftPolicy]):
     """The learner: Delta, Q^A, Q^W, alpha and their slow copies."""
 
     policy_kind: type[ShiftPolicy] = ShiftPolicy
+    sees_pictures = True
 
     def __init__(self, settings: LPDSSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
         """Build the networks.
@@ -61,7 +64,7 @@ class LPDS(Learner[ShiftPolicy]):
         self.decodes = not (self.kept_noises and self.kept_next)
         shifted = self._shifted_spec()
         self.delta = delta_to_sum(c.delta, c.delta_unit, shifted.free_size)
-        d, o, a = spec.latent_size, spec.obs_size, spec.action_size
+        d, a = spec.latent_size, spec.action_size
 
         sizes = (c.width, c.depth, c.activation)
 
@@ -75,6 +78,7 @@ class LPDS(Learner[ShiftPolicy]):
         def critic(inputs: int) -> EnsembleMLP:
             return EnsembleMLP(c.critics, inputs, 1, c.width, c.depth, generator, c.activation).to(device)
 
+        o = self.policy.scaling.outputs
         self.q_action, self.q_latent = critic(o + a), critic(o + d)
         self.q_slow = critic(o + a).requires_grad_(False)
         self.slow_policy.load_state_dict(self.policy.state_dict())
@@ -87,8 +91,9 @@ class LPDS(Learner[ShiftPolicy]):
 
         parts = ("policy", "slow_policy", "q_action", "q_slow", "q_latent", "action_scaling")
         self.state.modules = {name: getattr(self, name) for name in parts}
-        self.adam_action, self.adam_latent = adam(self.q_action, c.lr), adam(self.q_latent, c.lr)
-        self.adam_shift = adam(self.policy, c.actor_lr)
+        self.adam_action = adam(nn.ModuleList([self.q_action, self.policy.scaling]), c.lr)
+        self.adam_latent = adam(self.q_latent, c.lr)
+        self.adam_shift = adam(self.policy, c.actor_lr, without=self.policy.scaling)
         self.state.optimisers = {"q_action": self.adam_action, "q_latent": self.adam_latent, "policy": self.adam_shift}
         self.alpha = torch.tensor(0.0 if c.dual == "off" else c.alpha_init, device=device)  # the multiple a
         self.q_scale = torch.zeros((), device=device)  # s; zero until the first actor update
@@ -102,6 +107,8 @@ class LPDS(Learner[ShiftPolicy]):
         shapes["actor"] = (batch_size, d)
         if not self.kept_noises:
             shapes["base"] = (batch_size, self.settings.distill_noises, d)
+        if self.decoder.spec.pictures:
+            shapes["moves"] = (batch_size, 4)
         return shapes
 
     def calibrate(self, obs: Tensor, action: Tensor, reward_scale: float) -> None:
@@ -113,16 +120,21 @@ class LPDS(Learner[ShiftPolicy]):
 
     def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
         """One pass over equations 2, 3, 6, 7 on B transitions; returns detached scalars."""
-        obs = self.policy.scaling(batch.obs)
-        metrics = self._td(batch, obs, noise.get("next"))
-        metrics |= self._distill(batch, obs, noise)
+        seen, next_seen, spec = batch.obs, batch.next_obs, self.decoder.spec
+        if spec.pictures:
+            seen, next_seen = (
+                shifted_pictures(o, spec, n) for o, n in zip((seen, next_seen), noise["moves"].split(2, 1), strict=True)
+            )
+        obs = self.policy.scaling(seen)  # with a gradient for equation 2 only, which trains an encoder of pictures
+        metrics = self._td(batch, obs, noise.get("next"), next_seen)
+        metrics |= self._distill(batch, obs.detach(), noise)
         if not critics_only:
-            metrics |= self._ascend(batch, obs, noise["actor"])
+            metrics |= self._ascend(batch, obs.detach(), noise["actor"])
         slow, fast = zip(*self._pairs, strict=True)
         polyak([p for group in slow for p in group], [p for group in fast for p in group], self.settings.tau)
         return metrics
 
-    def _td(self, batch: Batch, obs: Tensor, next_eps: Tensor | None) -> Metrics:
+    def _td(self, batch: Batch, obs: Tensor, next_eps: Tensor | None, next_seen: Tensor | None = None) -> Metrics:
         """Eq. 2: y = r + gamma Qbar^A(s', Phi(s', eps' + Delta'(s'))); without eps' the chunks are the kept ones."""
         with torch.no_grad():
             if next_eps is None:
@@ -131,7 +143,7 @@ class LPDS(Learner[ShiftPolicy]):
                 shift = self.target(batch.next_obs)
                 next_action = self._steered(batch.next_obs, next_eps, shift).unsqueeze(1)
             count = next_action.shape[1]
-            next_obs = _each(self.policy.scaling(batch.next_obs), count)
+            next_obs = _each(self.slow_policy.scaling(batch.next_obs if next_seen is None else next_seen), count)
             next_q = self._reduce(self._value(self.q_slow, next_obs, next_action.flatten(0, 1)))
             y = self.reward_scale * batch.reward + batch.discount * next_q.unflatten(0, (-1, count)).mean(1)
         q = self._value(self.q_action, obs, batch.action)

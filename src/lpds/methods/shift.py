@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lpds.errors import LpdsError, unknown_name
+from lpds.methods.encoder import make_encoder
 from lpds.methods.learner import LatentPolicy
-from lpds.nn import EnsembleMLP, Scaling
+from lpds.nn import EnsembleMLP
 from lpds.types import LatentSpec
 
 
@@ -48,8 +49,8 @@ class ShiftPolicy(nn.Module, LatentPolicy):
         if rows[shift_form] > steps:
             raise LpdsError(f"shift_rank must be at most {steps}, the steps of the latent, not {shift_rank}")
         self.form, self.rows = shift_form, rows[shift_form]
-        self.scaling = Scaling(spec.obs_size)
-        self.net = EnsembleMLP(1, spec.obs_size, self.rows * columns, width, depth, generator, activation)
+        self.scaling = make_encoder(spec, generator)
+        self.net = EnsembleMLP(1, self.scaling.outputs, self.rows * columns, width, depth, generator, activation)
         self.net.zero_head()
         if shift_form == "lowrank":
             self.basis = nn.Parameter(cosines(self.rows, steps) / self.rows)
@@ -58,7 +59,7 @@ class ShiftPolicy(nn.Module, LatentPolicy):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Delta(s) [B, H * L] for observations [B, O]."""
-        shift: Tensor = self.net(self.scaling(obs)).squeeze(0)
+        shift: Tensor = self.net(self.scaling(obs).detach()).squeeze(0)
         if math.isfinite(self.noise_bound):
             shift = self.noise_bound * torch.tanh(shift / self.noise_bound)
         if self.form != "full":
@@ -73,7 +74,7 @@ class ShiftPolicy(nn.Module, LatentPolicy):
     def _over_time(self) -> Tensor:
         """B [r, H]: what of each of the r shifts reaches a step of the chunk."""
         if self.form == "tied":
-            return self.scaling.mean.new_ones(1, self.spec.latent_shape[0])
+            return torch.ones(1, self.spec.latent_shape[0], device=self.net.biases[-1].device)
         return self.basis / self.basis.abs().sum(0).amax().clamp(min=1.0)
 
     @torch.no_grad()
