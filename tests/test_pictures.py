@@ -240,6 +240,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(whole, tmp_path, monkeypatch)
     assert_same_run(whole, tmp_path / "run")
 
 
+@pytest.mark.parametrize("method", ["lpds-a", "golden-ticket", "base"])
+def test_other_methods(method, tmp_path):
+    names = ("width", "depth", "batch_size", "delta") if method != "lpds-a" else ()
+    settings = {key: value for key, value in SHORT.items() if key not in names}
+    lpds.steer(decoder=blind_decoder(), env=Spot, method=method, out=tmp_path / "run", **settings | {"steps": 240})
+    policy = lpds.load_policy(tmp_path / "run", blind_decoder())
+    assert policy.act(observations()).shape == (5, 3, 2)
+
+
 def test_kept_chunks_and_a_small_ring(tmp_path):
     steer(tmp_path / "run", target_actions="kept", replay_size=40, kept_noises=2)
     assert lpds.load_policy(tmp_path / "run", blind_decoder()).shift(observations()).shape == (5, 3, 2)
