@@ -282,6 +282,21 @@ def test_kept_chunks_are_what_the_target_does_in_the_state_after_the_decision():
                 torch.testing.assert_close(rows["next_action"][lane], decoder(again, torch.from_numpy(w)).flatten(1))
 
 
+def test_rows_that_were_not_collected_get_the_frozen_policys_chunks():
+    decoder = toy_decoder()
+    env = lpds.make_env(make_four_mode, 2, 4)
+    given = {"gamma": 0.9, "discount": "exact", "reward_offset": 0.0, "kept_noises": 1, "kept_next": 2, "device": CPU}
+    work = Collector(env, decoder, seed=4, **given)
+    rows = {name: torch.randn(300, 2) for name in ("obs", "next_obs")}
+    done = work.complete(rows, Shifted())
+    assert torch.equal(done["next_obs"], rows["next_obs"])
+    for row in (0, 255, 256, 299):
+        w = torch.from_numpy(normal("demonstrations next", 4, row, shape=(2, 1, 4, 2))[:, 0])
+        assert torch.equal(done["next_latent"][row], w.flatten(1))
+        wanted = decoder(rows["next_obs"][row].expand(2, -1), w).flatten(1)
+        torch.testing.assert_close(done["next_action"][row], wanted)
+
+
 # -- targets of kept chunks ----------------------------------------------------------------------------------------------
 
 
