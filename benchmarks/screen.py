@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lpds.config import RunSettings, to_json
 from lpds.files import write_atomically
 from lpds.log import read_json_lines
 from lpds.stats import area_under_curve, bootstrap_mean
@@ -28,7 +29,8 @@ KEPT = ("config.json", "eval.jsonl")
 def settings(run: Path) -> dict[str, object]:
     """Settings of a run that a user can change, by name."""
     config = json.loads((run / "config.json").read_text())
-    found = {**config["run"], **config["settings"], "method": config["method"]}
+    # a run from before a setting existed had its default
+    found = {**to_json(RunSettings()), **config["run"], **config["settings"], "method": config["method"]}
     return {key: value for key, value in found.items() if key not in ("steps",)}
 
 

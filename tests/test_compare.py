@@ -21,8 +21,8 @@ from lpds.errors import LpdsError
 from lpds.grid import Cell, grid_cells, run_grid
 from lpds.stats import (
     area_under_curve,
-    bootstrap_mean,
     crossed_difference,
+    crossed_mean,
     episodes_to_decide,
     iqm,
     probability_of_improvement,
@@ -64,9 +64,8 @@ def test_two_level_interval_has_the_width_of_the_seeds_spread_where_episodes_do_
     """Seeds' means N(0, 1) with constant episodes: the interval is the plain bootstrap over the seeds."""
     means = np.random.default_rng(1).normal(size=12)
     found = two_level_bootstrap([np.full(30, m) for m in means], resamples=6_000)
-    plain = bootstrap_mean(means)
-    assert found[0] == pytest.approx(plain[0])
-    assert found[1:] == pytest.approx(plain[1:], abs=0.06)
+    plain = scipy_stats.bootstrap((means,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    assert found == pytest.approx((means.mean(), plain.low, plain.high), abs=0.06)
 
 
 def test_two_level_interval_covers_the_mean_nineteen_times_in_twenty():
@@ -101,15 +100,48 @@ def test_area_under_a_straight_curve_is_its_middle_and_a_cut_interpolates():
     assert math.isnan(area_under_curve([], []))
 
 
-def test_episodes_to_decide_is_what_makes_the_normal_interval_touch_zero():
+@pytest.mark.parametrize(("seed_sd", "rest_sd"), [(1.0, 1.0), (0.05, 3.0)])
+def test_crossed_difference_covers_zero_nineteen_times_in_twenty_with_three_seeds(seed_sd, rest_sd):
+    """Against a frozen policy; resampling three seeds would cover it two times in three where seeds are most of the chance."""
+    rng = np.random.default_rng(6)
+    hits = 0
+    for _ in range(600):
+        frozen = rng.normal(size=(1, 50))
+        steered = frozen + rng.normal(0, seed_sd, (3, 1)) + rng.normal(0, rest_sd, (3, 50))
+        _, low, high = crossed_difference(frozen, steered)
+        hits += low < 0.0 < high
+    assert 0.92 <= hits / 600 <= 0.99
+
+
+def test_crossed_difference_of_single_runs_is_students_paired_interval():
+    a, b = np.random.default_rng(7).normal(size=(2, 12))
+    wanted = scipy_stats.ttest_rel(b, a).confidence_interval(0.95)
+    assert crossed_difference(a, b) == pytest.approx(((b - a).mean(), wanted.low, wanted.high))
+
+
+def test_crossed_mean_of_seeds_whose_episodes_do_not_matter_is_students_interval_over_seeds():
+    means = np.array([3.0, 4.0, 8.0])
+    wanted = scipy_stats.t.interval(0.95, 2, means.mean(), means.std(ddof=1) / math.sqrt(3))
+    assert crossed_mean(np.tile(means[:, None], 20)) == pytest.approx((5.0, *wanted))
+    assert crossed_difference([[1.0, 1.0]], [[3.0, 3.0]]) == (2.0, 2.0, 2.0)
+
+
+def test_episodes_to_decide_is_what_makes_the_interval_touch_zero():
+    """One run against another: half a width of q sd / sqrt(n), q Student's of what was measured."""
     d = np.array([3.0, -1.0, 2.0, -2.0, 1.0])
-    more = episodes_to_decide(d)
-    n = len(d) + more
-    half = 1.96 * d.std(ddof=1)
+    more = episodes_to_decide(np.zeros(5), d)
+    n, half = len(d) + more, scipy_stats.t.ppf(0.975, 4) * d.std(ddof=1)
     assert half / math.sqrt(n) <= d.mean() <= half / math.sqrt(n - 1)
-    assert episodes_to_decide(np.array([5.0, 5.1, 4.9])) == 0
-    assert episodes_to_decide([1.0, -1.0]) is None
-    assert episodes_to_decide([1.0]) is None
+    assert episodes_to_decide(np.zeros(3), np.array([5.0, 5.1, 4.9])) == 0
+    assert episodes_to_decide(np.zeros(2), [1.0, -1.0]) is None
+    assert episodes_to_decide([0.0], [1.0]) == 0
+
+
+def test_no_number_of_episodes_decides_what_the_seeds_leave_open():
+    frozen = np.random.default_rng(0).normal(size=(1, 50))
+    steered = frozen + np.array([[300.0], [-100.0], [-50.0]]) + np.random.default_rng(1).normal(size=(3, 50))
+    assert crossed_difference(frozen, steered)[1] < 0.0
+    assert episodes_to_decide(frozen, steered) is None
 
 
 # -- the table -----------------------------------------------------------------------------------------------------------
@@ -152,7 +184,7 @@ def test_the_table_says_who_is_better_and_worse_than_the_frozen_policy(runs):
     assert good.difference[0] == pytest.approx(10, abs=0.5)
     assert (frozen.verdict, good.verdict, bad.verdict) == ("", "better", "worse")
     assert good.area[0] == pytest.approx(5, abs=0.3)  # a straight line from 0 to 10
-    assert good.improvement[0] == 1.0
+    assert math.isnan(good.improvement[0])  # a frozen policy has no seeds
     text = str(report)
     assert "toy: against frozen" in text
     assert all(len(line) < 200 for line in text.splitlines())
@@ -163,6 +195,7 @@ def test_another_reference_and_unknown_ones(runs, refused):
     report = lpds.compare(runs, reference="dsrl-na")
     assert report.references == {"toy": "dsrl-na"}
     assert report.rows[1].difference[0] == pytest.approx(15, abs=0.7)
+    assert report.rows[1].improvement[0] == 1.0
     with refused("unknown reference 'sac' on toy", "frozen, lpds, dsrl-na"):
         lpds.compare(runs, reference="sac")
 
@@ -182,6 +215,32 @@ def test_an_undecided_pair_says_how_many_episodes_would_decide_it(tmp_path):
     text = str(lpds.compare([run]))
     assert "undecided: about" in text
     assert "more episodes would decide it" in text
+
+
+def test_one_task_in_two_environments_is_two_tasks(tmp_path):
+    runs = [
+        write_run(tmp_path / name, "lpds", seed, [value] * 8) for seed, (name, value) in enumerate([("a", 1.0), ("b", 50.0)])
+    ]
+    for folder, env in zip(runs, ("One-v0", "Two-v0"), strict=True):
+        config = json.loads((folder / "config.json").read_text()) | {"env_name": env}
+        (folder / "config.json").write_text(json.dumps(config))
+    report = lpds.compare(runs)
+    assert list(report.references) == ["toy in One-v0", "toy in Two-v0"]
+    assert [row.mean[0] for row in report.rows if row.label == "lpds"] == [1.0, 50.0]
+
+
+def test_a_seed_counts_once(tmp_path):
+    runs = [write_run(tmp_path / name, "lpds", 0, [1.0] * 8) for name in "ab"]
+    report = lpds.compare(runs)
+    assert report.rows[1].seeds == 1
+    assert f"toy: {runs[1]} left out: lpds has seed 0 already, from {runs[0]}" in report.notes
+
+
+def test_a_verdict_of_the_comparison_needs_six_episodes_too(tmp_path):
+    runs = [write_run(tmp_path / name, "lpds", seed, [5.0, 6.0, 7.0]) for seed, name in enumerate("abc")]
+    report = lpds.compare(runs)
+    assert report.rows[1].verdict == "undecided"
+    assert "fewer than 6 episodes cannot decide it" in str(report)
 
 
 # -- grids ---------------------------------------------------------------------------------------------------------------

@@ -227,3 +227,32 @@ def test_what_is_drawn_beside_a_given_eps_follows_from_it():
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert np.array_equal(policy.act(obs, eps, scale=0.0), SteeredPolicy(toy_decoder(), BasePolicy(), "base").act(obs, eps))
+
+
+def test_without_noise_the_decoder_gets_delta_alone(decoder):
+    """noise_scale k acts with w = k eps + Delta(s): act's own eps scaled by hand says the same to the bit."""
+    policy = steered(decoder)
+    rng = np.random.default_rng(0)
+    obs = rng.standard_normal((5, *decoder.spec.obs_shape)).astype(np.float32)
+    eps = rng.standard_normal((5, *decoder.spec.latent_shape)).astype(np.float32)
+    for share in (0.0, 0.5):
+        by_hand = decoder(torch.from_numpy(obs), torch.from_numpy(np.float32(share) * eps + policy.shift(obs))).numpy()
+        assert np.array_equal(policy.act(obs, eps, noise_scale=share), by_hand)
+    assert np.array_equal(policy.act(obs, eps, noise_scale=1.0), policy.act(obs, eps))
+
+
+def test_an_evaluation_without_noise_knows_no_noise():
+    """The frozen policy of an identity decoder at noise_scale 0 executes zeros."""
+    decoder, made = identity_decoder((1, 1)), []
+
+    def make():
+        made.append(Scripted([([0.0] * 4, "terminated")]))
+        return made[-1]
+
+    report = lpds.evaluate(decoder, env=make, episodes=2, seed=0, noise_scale=0.0)
+    executed = np.concatenate([action for env in made for action in env.actions])
+    assert len(executed) == 8
+    assert not executed.any()
+    assert {row["noise_scale"] for row in report.rows()} == {0.0}
+    with pytest.raises(LpdsError, match=r"noise_scale must be in \[0, 1\], not 2"):
+        lpds.evaluate(decoder, env=make, episodes=2, noise_scale=2.0)

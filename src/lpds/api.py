@@ -168,6 +168,7 @@ def evaluate(
     episodes: int = 100,
     seed: int = 0,
     scale: float = 1.0,
+    noise_scale: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalReport:
     """Evaluate a policy or a frozen decoder; equal seeds give equal episodes and noise.
@@ -179,6 +180,7 @@ def evaluate(
         episodes: E.
         seed: of the evaluation.
         scale: s in ``w = eps + s Delta(s)``; 0 is the frozen policy.
+        noise_scale: factor of eps, 0 to 1; 1 is the prior.
         progress: called with (episodes done, E).
 
     Returns:
@@ -195,7 +197,9 @@ def evaluate(
     _check_env(env, decoder)
     chunk = decoder.spec.action_shape[0]
     lanes = lambda count: make_eval_env(env, count, chunk)  # noqa: E731
-    return evaluate_policy(acting, decoder, lanes, episodes=episodes, seed=seed, scale=scale, progress=progress)
+    return evaluate_policy(
+        acting, decoder, lanes, episodes=episodes, seed=seed, scale=scale, noise_scale=noise_scale, progress=progress
+    )
 
 
 def resolve_task(task: str | None, decoder: Any, env: Any) -> Task:

@@ -62,7 +62,14 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     evaluate.add_argument("--episodes", type=int, default=100)
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--scale", type=float, default=1.0, help="s of w = eps + s Delta(s); default 1")
+    evaluate.add_argument(
+        "--noise-scale",
+        type=float,
+        default=1.0,
+        help="factor of eps, 0 to 1; below 1 w leaves the prior; default 1",
+    )
     evaluate.add_argument("--json", action="store_true", help="one JSON line an episode")
+    _decoder_options(evaluate)
 
     check = _command(commands, "check", "the decoder doctor: can this policy be steered?", run.do_check)
     check.add_argument("decoder", help="zoo name, dppo:PATH, folder:PATH, remote:ws://HOST:PORT")
@@ -89,6 +96,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     pretrain.add_argument("--task", help="task to evaluate on for the card (default: the recipe's)")
     pretrain.add_argument("--env", help="a Gymnasium id to evaluate on for the card")
     pretrain.add_argument("--episodes", type=int, default=100, help="episodes behind the card's return; 0 for none")
+    pretrain.add_argument("--instruction", help="what the robot is told (--kind pi0)")
     _clone_options(pretrain)
 
     report = _command(commands, "report", "one HTML file with figures and tables from run folders", run.do_report)
@@ -231,6 +239,7 @@ def _decoder_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--instruction", help="what the robot is told (lerobot: pi0, pi05, SmolVLA)")
     group.add_argument("--tokenizer", help="folder of the instruction's tokenizer (lerobot:)")
+    group.add_argument("--decoder-device", help="where the policy runs, cuda for instance (lerobot:; default cpu)")
     group.add_argument("--timeout", type=float, help="seconds to wait for an answer (remote:)")
     group.add_argument("--retries", type=int, help="attempts to reach a lost server again (remote:)")
     group.add_argument("--rows-at-once", type=int, help="cut larger batches into several requests (remote:)")
@@ -240,6 +249,8 @@ def _clone_options(parser: argparse.ArgumentParser) -> None:
     names = ("kind", "chunk", "width", "blocks", "steps", "batch_size", "lr", "seed", "training_steps", "sampler_steps")
     group = parser.add_argument_group("training (defaults are the recipe's)")
     types = {"kind": str, "lr": float}
-    for name in (*names, "solver"):
+    told = {"kind": "diffusion, flow, or pi0: a tiny one of LeRobot's", "depth": "of a pi0", "mlp_dim": "of a pi0"}
+    for name in (*names, "solver", "depth", "mlp_dim"):
         kind = types.get(name, str if name == "solver" else int)
-        group.add_argument(f"--{name.replace('_', '-')}", dest=f"set_{name}", type=kind, default=argparse.SUPPRESS)
+        flag = f"--{name.replace('_', '-')}"
+        group.add_argument(flag, dest=f"set_{name}", type=kind, default=argparse.SUPPRESS, help=told.get(name))

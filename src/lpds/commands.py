@@ -32,7 +32,7 @@ def do_list(arguments: argparse.Namespace) -> int:
         level = f"return {interval[0]:.0f} [{interval[1]:.0f}, {interval[2]:.0f}]" if interval else ""
         if facts.get("success"):
             level += ", success {:.0%} [{:.0%}, {:.0%}]".format(*facts["success"])
-        print(f"  {name:<17}{facts.get('decoder', {}).get('kind', ''):<11}{level}")
+        print(f"  {name:<20}{facts.get('decoder', {}).get('kind', ''):<11}{level}")
     print(f"  {'  '.join(DECODER_FORMS)}")
     return 0
 
@@ -77,10 +77,11 @@ def _finish(run: Any) -> int:
 def _table(rows: Sequence[tuple[str, Any]]) -> str:
     import math
 
-    lines = [f"{'':<10}{'episodes':>9}{'return':>10}{'95 % interval':>22}{'success':>10}{'95 % interval':>18}"]
+    width = max(10, *(len(name) + 2 for name, _ in rows))
+    lines = [f"{'':<{width}}{'episodes':>9}{'return':>10}{'95 % interval':>22}{'success':>10}{'95 % interval':>18}"]
     for name, report in rows:
         mean, low, high = report.interval("return")
-        line = f"{name:<10}{len(report.returns):>9}{mean:>10.1f}{f'[{low:.1f}, {high:.1f}]':>22}"
+        line = f"{name:<{width}}{len(report.returns):>9}{mean:>10.1f}{f'[{low:.1f}, {high:.1f}]':>22}"
         share, share_low, share_high = report.interval("success")
         if not math.isnan(share):
             line += f"{share:>10.1%}{f'[{share_low:.1%}, {share_high:.1%}]':>18}"
@@ -93,30 +94,39 @@ def do_eval(arguments: argparse.Namespace) -> int:
     import json
 
     from lpds.api import evaluate, read_config
+    from lpds.errors import LpdsError
     from lpds.log import finite
     from lpds.policy import load_policy
     from lpds.stats import paired_difference
-    from lpds.zoo import environment_of, load_decoder
+    from lpds.zoo import environment_of
 
     folder = Path(arguments.run)
-    is_run = (folder / "policy").is_dir()
-    policy: Any = load_policy(folder) if is_run else load_decoder(arguments.run)
+    is_run, given = (folder / "policy").is_dir(), _options(arguments)
+    if is_run and given:
+        raise LpdsError(f"{folder} is a run, which knows its decoder: {', '.join(given)} cannot be chosen again")
+    policy: Any = load_policy(folder) if is_run else _load(arguments.run, arguments)
     env, task = arguments.env, arguments.task
     if env is None and task is None:
         env = read_config(folder)["env"] if is_run else environment_of(arguments.run)
-    scales = [0.0, arguments.scale] if is_run else [0.0]
+    quiet = arguments.noise_scale
+    asked = {"frozen": (0.0, 1.0)}
+    if quiet != 1.0:
+        asked[f"noise x{quiet:g}"] = (0.0, quiet)
+    if is_run:
+        asked[f"scale {arguments.scale:g}" + (f", noise x{quiet:g}" if quiet != 1.0 else "")] = (arguments.scale, quiet)
     reports = [
-        evaluate(policy, task, env=env, episodes=arguments.episodes, seed=arguments.seed, scale=scale) for scale in scales
+        evaluate(policy, task, env=env, episodes=arguments.episodes, seed=arguments.seed, scale=scale, noise_scale=noise)
+        for scale, noise in asked.values()
     ]
     if arguments.json:
         for report in reports:
             for row in report.rows():
                 print(json.dumps(finite(row), allow_nan=False))
         return 0
-    print(_table(list(zip(["frozen", f"scale {arguments.scale:g}"], reports, strict=False))))
-    if is_run:
-        mean, low, high = paired_difference(reports[0].returns, reports[1].returns)
-        print(f"paired difference {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+    print(_table(list(zip(asked, reports, strict=True))))
+    for name, report in list(zip(asked, reports, strict=True))[1:]:
+        mean, low, high = paired_difference(reports[0].returns, report.returns)
+        print(f"{name} against frozen: paired difference {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
     return 0
 
 
@@ -161,6 +171,7 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
             task=arguments.task,
             env=arguments.env,
             episodes=arguments.episodes,
+            instruction=arguments.instruction,
             changes=_settings(arguments),
             progress=lambda done, total, loss: advance(done, total),
         )
@@ -330,6 +341,11 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def _load(reference: str, arguments: argparse.Namespace) -> Any:
     from lpds.zoo import load_decoder
 
+    return load_decoder(reference, **_options(arguments))
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The decoder options that were given, by the loaders' names."""
     options = {
         "normalization": arguments.normalization,
         "ddim_steps": arguments.ddim_steps,
@@ -339,8 +355,9 @@ def _load(reference: str, arguments: argparse.Namespace) -> Any:
         "flat": arguments.flat,
         "task": arguments.instruction,
         "tokenizer": arguments.tokenizer,
+        "device": arguments.decoder_device,
         "timeout": arguments.timeout,
         "retries": arguments.retries,
         "rows_at_once": arguments.rows_at_once,
     }
-    return load_decoder(reference, **{key: value for key, value in options.items() if value is not None})
+    return {key: value for key, value in options.items() if value is not None}

@@ -26,6 +26,12 @@ differently in a batch of another size, and a contact-rich simulation makes anot
 Array = npt.NDArray[np.float64]
 
 
+def check_share(name: str, value: float) -> None:
+    """Refuse a factor outside [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise LpdsError(f"{name} must be in [0, 1], not {value}")
+
+
 @dataclass(frozen=True)
 class EvalReport:
     """Records of an evaluation, one entry an episode, in the order of the episodes' numbers."""
@@ -42,6 +48,8 @@ class EvalReport:
     scale: float
     final_obs: npt.NDArray[np.float32]
     """[E, O], the last observation; of one with pictures, its vectors end to end."""
+    noise_scale: float = 1.0
+    """Factor of eps; 1 is the prior that the decoder was trained on."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON object an episode."""
@@ -51,6 +59,7 @@ class EvalReport:
                 "seed": self.seed,
                 "episode": episode,
                 "scale": self.scale,
+                "noise_scale": self.noise_scale,
                 "return": float(total),
                 "success": float(success),
                 "success_at_end": float(at_end),
@@ -81,6 +90,7 @@ def evaluate_policy(
     episodes: int,
     seed: int,
     scale: float = 1.0,
+    noise_scale: float = 1.0,
     device: torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalReport:
@@ -93,6 +103,7 @@ def evaluate_policy(
         episodes: E.
         seed: of the evaluation.
         scale: s of ``w = eps + s Delta``; 0 is the frozen policy.
+        noise_scale: factor of eps; below 1 the policy repeats itself more and leaves the prior (0 decodes Delta alone).
         device: of policy and decoder.
         progress: called with (episodes done, E).
 
@@ -104,12 +115,12 @@ def evaluate_policy(
     """
     if episodes < 1:
         raise LpdsError(f"episodes must be at least 1, not {episodes}")
-    if not 0.0 <= scale <= 1.0:
-        raise LpdsError(f"scale must be in [0, 1], not {scale}")
+    check_share("scale", scale)
+    check_share("noise_scale", noise_scale)
     device = device or torch.device("cpu")
     env = make_lanes(min(LANES, episodes))
     try:
-        return _run(env, policy, decoder, episodes, seed, scale, device, progress)
+        return _run(env, policy, decoder, episodes, seed, scale, noise_scale, device, progress)
     finally:
         env.close()
 
@@ -121,6 +132,7 @@ def _run(
     episodes: int,
     seed: int,
     scale: float,
+    noise_scale: float,
     device: torch.device,
     progress: Callable[[int, int], None] | None,
 ) -> EvalReport:
@@ -137,7 +149,8 @@ def _run(
     while live.any():
         write(rows, slice(lanes), obs)
         for lane in np.flatnonzero(live):
-            eps[lane] = normal("evaluation", seed, int(number[lane]), int(decision[lane]), shape=eps.shape[1:])
+            draw = normal("evaluation", seed, int(number[lane]), int(decision[lane]), shape=eps.shape[1:])
+            eps[lane] = draw if noise_scale == 1.0 else noise_scale * draw
         with torch.no_grad():
             seen = look(decoder, rows, device)
             acted = policy.act(seen.decoder, seen.state, torch.from_numpy(eps).to(device), scale)
@@ -160,4 +173,4 @@ def _run(
                 obs, _ = env.reset(options={"reset_mask": ended & live})
             if progress is not None:
                 progress(finished, episodes)
-    return EvalReport(returns, success, at_end, lengths, seed, scale, final)
+    return EvalReport(returns, success, at_end, lengths, seed, scale, final, noise_scale)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lpds.compact import as_learned, is_compact, look
 from lpds.errors import LpdsError
+from lpds.evaluation import check_share
 from lpds.files import write_atomically, write_json
 from lpds.observations import Arrays, as_arrays, parts, shapes_fit
 from lpds.passport import check_fingerprint
@@ -34,24 +35,27 @@ class SteeredPolicy:
         self.decoder, self.policy, self.method = decoder, policy, method
         self._rng = np.random.default_rng()
 
-    def act(self, obs: Any, eps: npt.ArrayLike | None = None, scale: float = 1.0) -> FloatArray:
+    def act(self, obs: Any, eps: npt.ArrayLike | None = None, scale: float = 1.0, noise_scale: float = 1.0) -> FloatArray:
         """Choose action chunks.
 
         Args:
             obs: [B, O] raw observations, or a dict of [B, ...], pictures as the environment gives them.
             eps: [B, H, L] base noise; drawn from N(0, I) by default. What a method draws beside follows from it.
             scale: s in ``w = eps + s Delta(s)``, 0 to 1; 0 is the frozen policy to the bit.
+            noise_scale: factor of eps, 0 to 1; below 1 the policy repeats itself more, and ``w`` leaves the prior.
 
         Returns:
             float32 [B, T, A] in environment units.
 
         Raises:
-            LpdsError: a shape does not fit, or the scale is outside [0, 1].
+            LpdsError: a shape does not fit, or a scale is outside [0, 1].
         """
-        if not 0.0 <= scale <= 1.0:
-            raise LpdsError(f"scale must be in [0, 1], not {scale}")
+        check_share("scale", scale)
+        check_share("noise_scale", noise_scale)
         seen = look(self.decoder, self._observed(obs))
         noise = torch.from_numpy(self._noise(len(seen.state), eps))
+        if noise_scale != 1.0:
+            noise = noise_scale * noise
         with torch.no_grad():
             action: FloatArray = self.policy.act(seen.decoder, seen.state, noise, scale).action.numpy()
         return action

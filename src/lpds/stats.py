@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import norm
+from scipy.stats import t as student
 
 Array = npt.NDArray[np.float64]
 Interval = tuple[float, float, float]
@@ -19,7 +21,11 @@ FEWEST_PAIRS = 6
 
 
 def bootstrap_mean(x: npt.ArrayLike, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Mean of a sample with a percentile-bootstrap interval.
+    """Mean of a sample with a percentile-bootstrap interval, expanded for small samples.
+
+    The plain percentiles are too narrow by ``sqrt((N - 1) / N)`` and by the normal quantile in place of Student's; they are
+    taken further out by both (Hesterberg 2015, "expanded percentile"). Nothing helps three values, though: where they are
+    seeds, use :func:`crossed_difference`.
 
     Args:
         x: [N] values; NaN are left out.
@@ -36,8 +42,17 @@ def bootstrap_mean(x: npt.ArrayLike, *, level: float = 0.95, resamples: int = 10
         return math.nan, math.nan, math.nan
     draws = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size))
     means = values[draws].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    tail = _expanded_tail(values.size, level)
+    low, high = np.quantile(means, [tail, 1 - tail])
     return float(values.mean()), float(low), float(high)
+
+
+def _expanded_tail(size: int, level: float) -> float:
+    """Share of resamples to leave out on each side, for a sample of this size."""
+    if size < 2:
+        return (1 - level) / 2
+    wide = math.sqrt(size / (size - 1)) * float(student.ppf((1 + level) / 2, size - 1))
+    return float(norm.cdf(-wide))
 
 
 def wilson(successes: int, trials: int) -> Interval:
@@ -132,33 +147,57 @@ def two_level_bootstrap(
     return statistic(np.concatenate(groups)), float(low), float(high)
 
 
-def crossed_difference(
-    a: npt.ArrayLike, b: npt.ArrayLike, *, level: float = 0.95, resamples: int = 2_000, seed: int = 0
-) -> Interval:
-    """Mean of ``b - a`` where all seeds of both play the same episodes.
+def crossed_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, level: float = 0.95) -> Interval:
+    """Mean of ``b - a`` where all seeds of both play the same episodes, with an interval for other seeds and other episodes.
 
-    Every resample draws a's seeds, b's seeds and the episodes with replacement, each on its own: an episode that is easy is
-    easy for all of them, so episodes stay paired while seeds do not.
+    Seeds and episodes are crossed random effects: an episode that is easy is easy for all seeds, so episodes stay paired
+    while seeds do not. The variance of the mean is that of the seeds' means over S_a, over S_b, and that of the episodes'
+    differences over E, less the residual variance that these count twice; the interval is Student's t with the degrees of
+    freedom of Satterthwaite. Three seeds are few, and it says so: resampling them, as rliable does, covers the true value
+    two times in three where it should nineteen times in twenty.
 
     Args:
-        a: [S_a, E] values by seed and episode.
+        a: [S_a, E] values by seed and episode; one row has no seed to speak of (a frozen policy, or a single run).
         b: [S_b, E], the same episodes in the same order.
         level: coverage.
-        resamples: number of bootstrap samples.
-        seed: of the resampling.
 
     Returns:
-        (estimate, low, high).
+        (estimate, low, high); a single pair has no interval but its own value.
     """
     first, second = (np.atleast_2d(np.asarray(x, np.float64)) for x in (a, b))
-    rng = np.random.default_rng(seed)
-    episodes = rng.integers(first.shape[1], size=(resamples, first.shape[1]))
-    means = []
+    estimate = float(second.mean() - first.mean())
+    variance, freedom = _crossed_variance(first, second)
+    half = float(student.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
+    return estimate, estimate - half, estimate + half
+
+
+def crossed_mean(values: npt.ArrayLike, *, level: float = 0.95) -> Interval:
+    """Mean of [S, E] values by seed and episode, with the interval of :func:`crossed_difference` from zero."""
+    found = np.atleast_2d(np.asarray(values, np.float64))
+    return crossed_difference(np.zeros((1, found.shape[1])), found, level=level)
+
+
+def _crossed_variance(first: Array, second: Array) -> tuple[float, float]:
+    """Variance of the mean difference, and Satterthwaite's degrees of freedom (at least 1)."""
+    episodes = first.shape[1]
+    parts = [_variance_of_mean(second.mean(0) - first.mean(0))]
+    twice = 0.0
     for values in (first, second):
-        drawn = rng.integers(len(values), size=(resamples, len(values)))
-        means.append(np.array([values[np.ix_(rows, e)].mean() for rows, e in zip(drawn, episodes, strict=True)]))
-    low, high = np.quantile(means[1] - means[0], [(1 - level) / 2, (1 + level) / 2])
-    return float(second.mean() - first.mean()), float(low), float(high)
+        if len(values) > 1:
+            parts.append(_variance_of_mean(values.mean(1)))
+            if episodes > 1:
+                rest = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
+                twice += float((rest**2).sum()) / ((len(values) - 1) * (episodes - 1)) / values.size
+    # what is subtracted is an estimate too: never below the largest part
+    variance = max(sum(part for part, _ in parts) - twice, *(part for part, _ in parts))
+    if variance == 0.0:
+        return 0.0, 1.0
+    return variance, max(1.0, variance**2 / sum(part**2 / max(count, 1) for part, count in parts))
+
+
+def _variance_of_mean(values: Array) -> tuple[float, int]:
+    """Variance of a sample's mean, and its degrees of freedom; (0, 0) for one value."""
+    return (float(values.var(ddof=1)) / values.size, values.size - 1) if values.size > 1 else (0.0, 0)
 
 
 def probability_of_improvement(
@@ -211,20 +250,27 @@ def area_under_curve(steps: npt.ArrayLike, values: npt.ArrayLike, end: float | N
     return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else float(y[0])
 
 
-def episodes_to_decide(differences: npt.ArrayLike) -> int | None:
-    """How many more paired episodes would make the 95 % interval of the mean difference exclude zero.
+def episodes_to_decide(a: npt.ArrayLike, b: npt.ArrayLike) -> int | None:
+    """How many more episodes would make the interval of :func:`crossed_difference` exclude zero, the seeds being what they are.
 
-    From the normal approximation ``n = (1.96 sd / mean)^2``, if mean and deviation stay what they are.
+    If mean and variances stay what they are: the episodes' part of the variance falls with their number, the seeds' does not.
 
     Args:
-        differences: [E], b - a of every pair.
+        a: [S_a, E] values by seed and episode.
+        b: [S_b, E], the same episodes.
 
     Returns:
-        0 if it is decided already, ``None`` if no number would do (all pairs equal, or fewer than two).
+        0 if it is decided already, ``None`` if no number would do: only more seeds would, or all pairs are equal.
     """
-    values = np.asarray(differences, np.float64)
-    values = values[~np.isnan(values)]
-    if values.size < 2 or values.mean() == 0.0:
+    first, second = (np.atleast_2d(np.asarray(x, np.float64)) for x in (a, b))
+    mean, low, high = crossed_difference(first, second)
+    if low > 0.0 or high < 0.0:
+        return 0
+    episodes = first.shape[1]
+    part, _ = _variance_of_mean(second.mean(0) - first.mean(0))
+    if part == 0.0 or mean == 0.0:
         return None
-    needed = math.ceil((Z95 * values.std(ddof=1) / abs(values.mean())) ** 2)
-    return max(0, int(needed - values.size))
+    variance, freedom = _crossed_variance(first, second)
+    q2 = float(student.ppf(0.975, freedom)) ** 2
+    room = mean**2 - q2 * max(variance - part, 0.0)
+    return None if room <= 0.0 else max(1, math.ceil(q2 * part * episodes / room) - episodes)

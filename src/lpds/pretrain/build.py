@@ -10,15 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from lpds.decoders.base import BaseDecoder
 from lpds.decoders.store import save_decoder
-from lpds.errors import unknown_name
+from lpds.errors import LpdsError, unknown_name
 from lpds.files import write_json
 from lpds.pretrain.clone import CloneSettings, clone
 from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Demonstrations
 from lpds.pretrain.recipes import DATA, SCRIPTED, ZOO
+from lpds.registry import resolve
 
 FORMAT_VERSION = 1
+MAKERS: dict[str, str] = {"pi0": "lpds.pretrain.pi0:make_pi0"}
+"""Kinds that ``clone`` does not train: what makes (decoder, training) of (data, changes, out, instruction, progress)."""
 CARD_SEED = 1_000_000
 """Evaluation seed of the cards; apart from every seed that learning or its evaluation uses."""
 
@@ -32,10 +36,11 @@ def pretrain(
     task: str | None = None,
     env: str | None = None,
     episodes: int = 100,
+    instruction: str | None = None,
     changes: dict[str, Any] | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> dict[str, Any]:
-    """Train a decoder and write ``decoder.safetensors`` and ``card.json``.
+    """Train a decoder and write it with its ``card.json``.
 
     Args:
         name: a zoo recipe, whose settings are then the defaults, or any name.
@@ -45,26 +50,26 @@ def pretrain(
         task: whose environment the card's return is measured in; the recipe's by default.
         env: a Gymnasium id instead.
         episodes: behind the card's return; 0 for none.
-        changes: differences from the recipe's :class:`CloneSettings`.
+        instruction: what a pi0 is told.
+        changes: differences from the recipe's :class:`CloneSettings`; with ``kind`` one of :data:`MAKERS`, from that kind's.
         progress: called with (step, steps, running loss).
 
     Returns:
         The card.
     """
-    recipe = ZOO.get(name)
-    base = recipe.clone if recipe is not None else CloneSettings()
-    unknown = set(changes or {}) - set(asdict(base))
-    if unknown:
-        raise unknown_name("setting", min(unknown), asdict(base))
-    settings = replace(base, **(changes or {}))
+    recipe, changes = ZOO.get(name), dict(changes or {})
     demonstrations = open_data(data, normalization)
-    decoder = clone(demonstrations, settings, name=name, progress=progress)
-    save_decoder(decoder, out)
+    if changes.get("kind") in MAKERS:
+        make = resolve("kind", MAKERS, changes.pop("kind"))
+        decoder, training = make(demonstrations, changes, out, instruction, progress)
+    else:
+        base = recipe.clone if recipe is not None else CloneSettings()
+        decoder, training = _clone(name, demonstrations, base, changes, out, instruction, progress)
     card = {
         "format_version": FORMAT_VERSION,
         "name": name,
         "data": data_card(name, demonstrations),
-        "training": asdict(settings),
+        "training": training,
         "decoder": decoder.describe(),
         "latent_shape": list(decoder.spec.latent_shape),
         "action_shape": list(decoder.spec.action_shape),
@@ -76,6 +81,27 @@ def pretrain(
         card |= _level(decoder, task, env, episodes)
     write_json(out / "card.json", card)
     return card
+
+
+def _clone(
+    name: str,
+    data: Demonstrations,
+    base: CloneSettings,
+    changes: dict[str, Any],
+    out: Path,
+    instruction: str | None,
+    progress: Callable[[int, int, float], None] | None,
+) -> tuple[BaseDecoder, dict[str, Any]]:
+    """One of the project's own decoders, and its training for the card."""
+    unknown = set(changes) - set(asdict(base))
+    if unknown:
+        raise unknown_name("setting", min(unknown), asdict(base))
+    settings = replace(base, **changes)
+    if instruction is not None:
+        raise LpdsError(f"an instruction is for the kinds {', '.join(MAKERS)}; {settings.kind!r} reads none")
+    decoder = clone(data, settings, name=name, progress=progress)
+    save_decoder(decoder, out)
+    return decoder, asdict(settings)
 
 
 def data_card(name: str, data: Demonstrations) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def clone(
         LpdsError: an unknown kind, or episodes shorter than a chunk.
     """
     if settings.kind not in ("diffusion", "flow"):
-        raise LpdsError(f"unknown decoder kind {settings.kind!r} (choices: diffusion, flow)")
+        raise LpdsError(f"unknown decoder kind {settings.kind!r} (choices: diffusion, flow, pi0)")
     generator = torch.Generator().manual_seed(settings.seed)
     normaliser = normaliser_of(data)
     obs = normaliser.observation(torch.from_numpy(data.obs))

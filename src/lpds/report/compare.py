@@ -13,13 +13,16 @@ import numpy as np
 from lpds.errors import LpdsError
 from lpds.report.read import Array, Comparison, Group, RunData, column_interval, evaluation_points, group_runs, read_runs
 from lpds.stats import (
+    FEWEST_PAIRS,
     Interval,
     area_under_curve,
     bootstrap_mean,
     crossed_difference,
+    crossed_mean,
     episodes_to_decide,
     iqm,
     probability_of_improvement,
+    told_apart,
     two_level_bootstrap,
 )
 
@@ -36,9 +39,9 @@ class Row:
     steps: int
     """Primitive steps of the shortest run."""
     mean: Interval
-    """Over seeds and the last evaluation's episodes (two-level bootstrap)."""
+    """Over seeds and the last evaluation's episodes, which are crossed (:func:`lpds.stats.crossed_difference`)."""
     iqm: Interval
-    """Interquartile mean of the same."""
+    """Interquartile mean of the same; a two-level bootstrap, as rliable has it, too narrow where seeds are few."""
     success: Interval
     """Share at any step; NaN where the environment does not say."""
     area: Interval
@@ -46,18 +49,18 @@ class Row:
     difference: Interval
     """Paired with the reference's episodes: this minus the reference."""
     improvement: Interval
-    """Probability that a run of this is better than one of the reference; over seeds' means."""
+    """Probability that a run of this is better than one of the reference; over seeds' means, of which each has several."""
     more: int | None
     """Episodes that would decide the difference's sign: 0 if it is decided, ``None`` if none would."""
+    pairs: int
+    """Episodes that both played."""
 
     @property
     def verdict(self) -> str:
         """better, worse or undecided, against the reference; nothing for the reference itself."""
         if math.isnan(self.difference[0]):
             return ""
-        if self.difference[1] > 0.0:
-            return "better"
-        return "worse" if self.difference[2] < 0.0 else "undecided"
+        return {1: "better", -1: "worse", 0: "undecided"}[told_apart(self.difference, self.pairs)]
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,8 @@ class CompareReport:
                 line += f"{'-' if math.isnan(row.area[0]) else format(row.area[0], '.1f'):>9}"
                 line += f"{_say(row.success, '.0%'):>20}" if shares else ""
                 line += f"{_say(row.difference, '+.1f'):>28}{_say(row.improvement, '.2f'):>20}  {row.verdict}"
-                if row.verdict == "undecided" and row.more:
-                    line += f": about {row.more:,} more episodes would decide it"
+                if row.verdict == "undecided":
+                    line += _hint(row)
                 lines.append(line.rstrip())
             lines.append("")
         return "\n".join([*lines, *self.notes]).rstrip()
@@ -118,9 +121,14 @@ def compare(runs: Sequence[str | Path], reference: str | None = None) -> Compare
     Raises:
         LpdsError: no run there, none finished, or no such reference.
     """
+    found_runs = read_runs([Path(run) for run in runs])
+    worlds: dict[str, set[str]] = {}
+    for run in found_runs:
+        worlds.setdefault(run.task, set()).add(run.env_name)
     tasks: dict[str, list[RunData]] = {}
-    for run in read_runs([Path(run) for run in runs]):
-        tasks.setdefault(run.task, []).append(run)
+    for run in found_runs:  # one task in two environments is two tasks
+        name = run.task if len(worlds[run.task]) == 1 else f"{run.task} in {run.env_name}"
+        tasks.setdefault(name, []).append(run)
     rows: list[Row] = []
     references: dict[str, str] = {}
     notes: list[str] = []
@@ -128,7 +136,8 @@ def compare(runs: Sequence[str | Path], reference: str | None = None) -> Compare
         left_out = [run.folder.name for run in members if not _finished(run)]
         if left_out:
             notes.append(f"{task}: left out, not finished: {', '.join(left_out)}")
-        found, name = _compare_task(task, group_runs([run for run in members if _finished(run)]), reference, notes)
+        groups = [_each_seed_once(task, group, notes) for group in group_runs([run for run in members if _finished(run)])]
+        found, name = _compare_task(task, groups, reference, notes)
         rows += found
         if found:
             references[task] = name
@@ -171,16 +180,30 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
     return rows, chosen.label if chosen else "frozen" if len(own) == 1 else "each one's own frozen policy"
 
 
+def _each_seed_once(task: str, group: Group, notes: list[str]) -> Group:
+    """The first run of every seed: the same seed twice is the same draw twice."""
+    kept: dict[Any, RunData] = {}
+    for run in group.runs:
+        if run.seed in kept:
+            first = kept[run.seed].folder
+            notes.append(f"{task}: {run.folder} left out: {group.label} has seed {run.seed} already, from {first}")
+        else:
+            kept[run.seed] = run
+    return replace(group, runs=tuple(kept.values()))
+
+
 def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
     returns = side.columns["return"]
-    difference, improvement, more = NAN3, NAN3, None
+    difference, improvement, more, pairs = NAN3, NAN3, None, 0
     if side is not reference:
         shared = sorted(set(side.keys) & set(reference.keys))
         a, b = (s.columns["return"][:, [s.keys.index(key) for key in shared]] for s in (reference, side))
+        pairs = len(shared)
         if shared:
             difference = crossed_difference(a, b)
-            more = episodes_to_decide(b.mean(0) - a.mean(0))
-        improvement = probability_of_improvement(reference.columns["return"].mean(1), returns.mean(1))
+            more = episodes_to_decide(a, b)
+        if len(a) > 1 and len(b) > 1:  # a run against a single one is no probability
+            improvement = probability_of_improvement(reference.columns["return"].mean(1), returns.mean(1))
     points = [evaluation_points(run, "return") for run in side.runs]
     areas = [area_under_curve([s for s, _ in p], [np.nanmean(v) for _, v in p], end) for p in points if p]
     return Row(
@@ -188,13 +211,14 @@ def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
         side.label,
         len(returns),
         steps,
-        two_level_bootstrap(list(returns)),
+        crossed_mean(returns),
         two_level_bootstrap(list(returns), iqm),
         column_interval("success", side.columns["success"].ravel()),
         bootstrap_mean(areas),
         difference,
         improvement,
         more,
+        pairs,
     )
 
 
@@ -242,6 +266,14 @@ def _episodes(runs: list[RunData], *, frozen: bool) -> tuple[list[tuple[int, int
 def _finished(run: RunData) -> bool:
     comparison: Comparison | None = run.comparison()
     return comparison is not None and comparison.final
+
+
+def _hint(row: Row) -> str:
+    if row.pairs < FEWEST_PAIRS:
+        return f": fewer than {FEWEST_PAIRS} episodes cannot decide it"
+    if row.more:
+        return f": about {row.more:,} more episodes would decide it"
+    return ": only more seeds would decide it" if row.more is None and row.seeds > 1 else ""
 
 
 def _say(found: Interval, form: str = ".1f") -> str:

@@ -100,6 +100,11 @@ class RunData:
         return self._setting("steps")
 
     @property
+    def env_name(self) -> str:
+        """What it ran in."""
+        return str(self.config.get("env_name"))
+
+    @property
     def steps(self) -> int:
         """Primitive steps done, as far as the files tell."""
         return max((int(row["step"]) for rows in (self.metrics, self.evaluations) for row in rows), default=0)
@@ -181,7 +186,8 @@ class RunData:
         """Equal for runs that differ in nothing but their seed."""
         run = {key: value for key, value in self.config.get("run", {}).items() if key not in NOT_COMPARED}
         decoder = self.config.get("decoder", {}).get("fingerprint")
-        return json.dumps([self.task, self.method, decoder, run, self.config.get("settings", {})], sort_keys=True)
+        facts = [self.task, self.env_name, self.method, decoder, run, self.config.get("settings", {})]
+        return json.dumps(facts, sort_keys=True)
 
     def _setting(self, name: str) -> int | None:
         value = self.config.get("run", {}).get(name)

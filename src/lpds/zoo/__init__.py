@@ -63,7 +63,7 @@ def _open(reference: str, options: dict[str, Any]) -> BaseDecoder:
 
 def environment_of(reference: str) -> str | None:
     """Where a decoder acts: the environment that its card was measured in, or a task's; None where nothing says so."""
-    name = reference.removeprefix("folder:")
+    name = reference.removeprefix("folder:").removeprefix("lerobot:")
     card = (FOLDER / name if name in names() else Path(name)) / "card.json"
     measured: str | None = json.loads(card.read_text()).get("env") if card.is_file() else None
     env: str | None = resolve("task", TASKS, measured).env if measured is not None and measured in TASKS else measured

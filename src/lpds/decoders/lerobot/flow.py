@@ -14,6 +14,7 @@ from lpds.errors import LpdsError
 from lpds.types import Shape
 
 TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
+EMPTY = "observation.images.empty_camera_"
 
 
 class Pi0Decoder(LeRobotDecoder):
@@ -46,7 +47,7 @@ class Pi0Decoder(LeRobotDecoder):
         return (int(self._config.chunk_size), int(self._config.max_action_dim)), 0, int(self._config.chunk_size)
 
     def _observed(self) -> dict[str, Shape]:
-        shapes = {key: shape for key, shape in super()._observed().items() if ".empty_camera_" not in key}
+        shapes = {key: shape for key, shape in super()._observed().items() if not key.startswith(EMPTY)}
         if self._options.task is None:
             length = (int(self._config.tokenizer_max_length),)
             shapes |= {TOKENS: length, MASK: length}
@@ -65,8 +66,10 @@ class Pi0Decoder(LeRobotDecoder):
             return torch.zeros_like(x_t)
 
         batch = {key: value for key, value in batch.items() if key.startswith("observation.")}
-        first = next(value for key, value in batch.items() if ".images." in key)
-        noise = torch.zeros(len(first), *self.spec.latent_shape, device=first.device)
+        rows = len(batch[TOKENS])
+        if f"{EMPTY}0" in self._config.input_features and not any(".images." in key for key in batch):
+            batch |= blank_camera(self._config, rows)
+        noise = torch.zeros(rows, *self.spec.latent_shape, device=self._options.device)
         model.denoise_step = note
         try:
             self._policy.predict_action_chunk(batch, noise=noise)
@@ -134,6 +137,12 @@ def _last_values(cache: Any) -> Tensor:
         last = cache.layers[-1].values if hasattr(cache, "layers") else cache.value_cache[-1]  # [B, heads, tokens, width]
         values = last.transpose(1, 2)
     return values.flatten(2)
+
+
+def blank_camera(config: Any, rows: int) -> dict[str, Tensor]:
+    """A black picture for the first empty camera of a policy without any other, since LeRobot's inference wants one."""
+    height, width = config.image_resolution
+    return {f"{EMPTY}0": torch.zeros(rows, 3, height, width, device=config.device)}
 
 
 def _repeated(value: Any, count: int) -> Any:

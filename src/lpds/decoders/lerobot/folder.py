@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lpds.decoders.base import refuse_non_finite
+from lpds.decoders.lerobot.tiny import built_with, read_sizes
 from lpds.errors import LpdsError, one_line
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -123,7 +124,8 @@ def build_policy(folder: Path, config: Any) -> Any:
     path = folder / WEIGHTS
     if not path.is_file():
         raise LpdsError(f"no weights in {folder}: {WEIGHTS} is missing")
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting
+    sizes = read_sizes(folder)
+    with contextlib.redirect_stdout(io.StringIO()), built_with(config.type, sizes):  # it prints a greeting
         try:
             policy = cls(config)
         except Exception as error:

@@ -22,6 +22,8 @@ NEEDED = {
     "QUANTILE10": ("q10", "q90"),
 }
 FILES = ("policy_preprocessor.json", "policy_postprocessor.json")
+TOKENIZER = "tokenizer"
+"""Folder of a policy's own tokenizer, beside its configuration; else it is found by its saved name."""
 AFTER = ("unnormalizer_processor", "device_processor")
 """Post-processing steps that are functions of the action alone."""
 LANGUAGE = (
@@ -139,6 +141,8 @@ def _open(folder: Path, file: str, device: str, *, text: bool, tokenizer: str | 
             overrides["tokenizer_processor"] = {"tokenizer": object(), "tokenizer_name": None}
         elif tokenizer is not None:
             overrides["tokenizer_processor"] = {"tokenizer_name": str(tokenizer)}
+        elif (folder / TOKENIZER).is_dir():  # as an object, so that no path enters the fingerprint
+            overrides["tokenizer_processor"] = {"tokenizer": _own_tokenizer(folder / TOKENIZER), "tokenizer_name": None}
     sides = {
         FILES[0]: (convert.batch_to_transition, convert.transition_to_batch),
         FILES[1]: (convert.policy_action_to_transition, convert.transition_to_policy_action),
@@ -149,6 +153,14 @@ def _open(folder: Path, file: str, device: str, *, text: bool, tokenizer: str | 
         )
     except Exception as error:  # missing state files, unknown steps, a tokenizer that cannot be fetched
         raise LpdsError(f"{folder / file} cannot be opened: {one_line(error)}") from None
+
+
+def _own_tokenizer(folder: Path) -> Any:
+    transformers: Any = importlib.import_module("transformers")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the library has a class for each way to be broken
+        raise LpdsError(f"tokenizer {folder} cannot be opened: {one_line(error)}") from None
 
 
 def _step_names(path: Path) -> list[str]:
