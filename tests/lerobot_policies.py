@@ -48,14 +48,14 @@ def save(folder, policy, kind, stats=None):
     return folder
 
 
-def diffusion(folder, *, image=False, stats=None, **changes):
-    """A DiffusionPolicy; state and environment state, or state and one camera."""
+def diffusion(folder, *, image=False, size=32, stats=None, **changes):
+    """A DiffusionPolicy; state and environment state, or state and one camera (of 64 pixels or more, to see anything)."""
     from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
     from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 
     torch.manual_seed(0)
     inputs = {STATE: feature("STATE", 4)}
-    inputs |= {CAMERA: feature("VISUAL", 3, 32, 32)} if image else {ENVIRONMENT: feature("ENV", 5)}
+    inputs |= {CAMERA: feature("VISUAL", 3, size, size)} if image else {ENVIRONMENT: feature("ENV", 5)}
     settings = {
         "down_dims": (16, 32),
         "diffusion_step_embed_dim": 16,
@@ -67,7 +67,7 @@ def diffusion(folder, *, image=False, stats=None, **changes):
         "spatial_softmax_num_keypoints": 8,
         "pretrained_backbone_weights": None,
         "use_group_norm": True,
-        "crop_shape": (28, 28) if image else None,
+        "crop_shape": (size - 4, size - 4) if image else None,
         "device": "cpu",
     }
     config = DiffusionConfig(input_features=inputs, output_features={"action": feature("ACTION", 3)}, **settings | changes)

@@ -1,4 +1,4 @@
-"""Every snippet of docs/your-policy.md does what it says, with budgets cut."""
+"""Every snippet of docs/your-policy.md and docs/large-decoders.md does what it says, with budgets cut."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from lpds.cli import main
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "your-policy.md").read_text()
+LARGE = (DOCS / "large-decoders.md").read_text()
 SMALL = {
     "warmup_steps": 64,
     "warmup_fits": 2,
@@ -43,9 +44,9 @@ class my_model:
 """
 
 
-def snippets(heading):
+def snippets(heading, page=PAGE):
     """(language, text) of the fenced blocks below a heading."""
-    section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    section = page.split(f"## {heading}\n")[1].split("\n## ")[0]
     return re.findall(r"```(\w*)\n(.*?)```", section, flags=re.DOTALL)
 
 
@@ -120,6 +121,97 @@ def test_a_policy_that_lerobot_saved(page, monkeypatch):
     assert (
         lpds.load_policy("runs/lerobot").decoder.fingerprint == lpds.load_decoder("lerobot:outputs/last", flat=True).fingerprint
     )
+
+
+class Watched(gymnasium.Env):
+    """One camera and a state, by the names of whoever watches."""
+
+    action_space = gymnasium.spaces.Box(-10.0, 10.0, (7,), np.float32)
+
+    def __init__(self, picture, state, size, numbers):
+        box = gymnasium.spaces.Box
+        self.observation_space = gymnasium.spaces.Dict(
+            {picture: box(0, 255, (size, size, 3), np.uint8), state: box(-np.inf, np.inf, (numbers,), np.float32)}
+        )
+        self._keys = (picture, state)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self._observation(), float(action[0]), False, self.steps >= 16, {}
+
+    def _observation(self):
+        picture, state = (self.observation_space[key] for key in self._keys)
+        return dict(
+            zip(self._keys, (picture.sample(), self.np_random.normal(size=state.shape).astype(np.float32)), strict=True)
+        )
+
+
+class Model:
+    """A large policy in small: pools the picture's blocks, and adds what is left to the noise."""
+
+    @staticmethod
+    def encode(obs):
+        light = obs["picture"].float().mean(-1) / 255.0
+        return torch.nn.functional.avg_pool2d(light.unsqueeze(1), 8).flatten(1)
+
+    @classmethod
+    def sample(cls, obs, initial_noise):
+        return torch.tanh(initial_noise + cls.encode(obs)[:, :1, None] + obs["state"].unsqueeze(1))
+
+
+def cut(monkeypatch):
+    steer = lpds.steer
+    monkeypatch.setattr(lpds, "steer", lambda **settings: steer(**settings | SMALL | {"steps": 128, "quiet": True}))
+
+
+def test_a_large_policy_of_your_own(page, monkeypatch):
+    cut(monkeypatch)
+    (_, make), (_, use) = snippets("A policy of your own", LARGE)
+
+    def env():
+        return Watched("picture", "state", 64, 7)
+
+    names = {"my_model": Model, "make_my_env": env}
+    exec(make, names)
+    names["obs"] = lpds.make_env(env, 3, 8).reset()[0]
+    exec(use, names)
+    assert names["actions"].shape == (3, 8, 7)
+    assert names["policy"].policy.form == "lowrank"
+
+
+def test_a_large_policy_that_lerobot_saved(page, monkeypatch):
+    pytest.importorskip("lerobot", reason="lerobot is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    import lerobot_policies
+
+    from lpds.decoders.lerobot.folder import import_lerobot
+
+    import_lerobot("pi0")
+    cut(monkeypatch)
+    ((_, python),) = snippets("A policy that LeRobot saved", LARGE)
+    tokenizer = lerobot_policies.words_tokenizer(page / "tokenizer")
+    load = lpds.load_decoder
+    monkeypatch.setattr(lpds, "load_decoder", lambda path, **options: load(path, tokenizer=tokenizer, **options))
+    with pytest.MonkeyPatch.context() as patch:
+        lerobot_policies.shrink(patch, "pi0")
+        lerobot_policies.flow(page / "outputs" / "pi0", patch, "pi0", tokenizer)
+        camera, state = lerobot_policies.CAMERA, lerobot_policies.STATE
+        exec(python, {"lpds": lpds, "make_my_env": lambda: Watched(camera, state, 56, 8)})
+    assert (page / "runs" / "pi0" / "policy" / "policy.json").is_file()
+
+
+def test_the_memory_line_of_the_page():
+    from lpds.replay import Replay
+    from lpds.types import LatentSpec
+
+    replay = Replay(LatentSpec((544,), (50, 32), (20, 7)), 50_004, 4, 4, torch.device("cpu"), kept_next=2)
+    assert snippets("Memory", LARGE)[0][1].strip() == replay.describe_memory()
 
 
 def test_a_policy_that_lives_elsewhere(page):

@@ -238,6 +238,31 @@ def test_pictures_are_the_benchmarks_own_turned_by_180_degrees_under_lerobots_na
     filmed.close()
 
 
+@installed
+def test_the_task_with_cameras_is_what_pi0_takes():
+    with rendering_backend() as backend:
+        if backend not in ("egl", "osmesa"):
+            pytest.skip("needs EGL or OSMesa")
+    from lpds.compact import look
+    from lpds.decoders.callable import wrap_decoder
+    from lpds.envs.build import check_fit, make_env
+
+    pictures = {f"observation.images.{name}": (3, 256, 256) for name in ("image", "image2")}
+    decoder = wrap_decoder(
+        lambda obs, w: w[:, :20, :7],
+        obs_shape={**pictures, "observation.state": (8,)},
+        latent_shape=(50, 32),
+        action_shape=(20, 7),
+        name="pi0",
+    )
+    made = make_env("libero-90-cameras:57", 1, 20)
+    check_fit(made, decoder.spec, "pi0")
+    seen = look(decoder, made.reset(seed=1)[0])
+    assert seen.state.shape == (1, 8 + 2 * 3 * 256 * 256)
+    assert 20 < float(seen.state[:, 8:].mean()) < 235
+    made.close()
+
+
 def test_cameras_without_opengl_are_refused_in_a_line(monkeypatch, refused):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(robosuite, "_available_backend", lambda: NO_RENDERING)

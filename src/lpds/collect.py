@@ -11,7 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lpds.compact import Sight, look
 from lpds.envs.chunk import ChunkedVectorEnv, chunk_return
+from lpds.observations import parts, select, write
 from lpds.random import normal
 from lpds.types import Decoder, Policy, Shape
 
@@ -59,6 +61,7 @@ class Collector:
         kept_noises: int,
         device: torch.device,
         extras: Mapping[str, Shape] | None = None,
+        kept_next: int = 0,
     ) -> None:
         """Reset every environment.
 
@@ -72,20 +75,25 @@ class Collector:
             kept_noises: M base noises decoded and put into every row.
             device: of the rows.
             extras: what a row holds beside, by name and shape.
+            kept_next: K chunks decoded for the observation after the decision and put into every row.
         """
         self.env, self.decoder, self.device = env, decoder, device
         self._seed, self._gamma, self._discount = seed, gamma, discount
-        self._offset, self._kept = reward_offset, kept_noises
+        self._offset, self._kept, self._kept_next = reward_offset, kept_noises, kept_next
         self._extras = dict(extras or {})
         self.obs, _ = env.reset(seed=seed)
         self.episodes = [Episode() for _ in range(env.num_envs)]
+        self._ahead: Sight | None = None  # what the next decision is made in, where it has been looked at already
 
-    def step(self, policy: Policy, scale: float) -> tuple[dict[str, Tensor], list[EpisodeRecord], int]:
+    def step(
+        self, policy: Policy, scale: float, target: Policy | None = None
+    ) -> tuple[dict[str, Tensor], list[EpisodeRecord], int]:
         """Make one decision in every sub-environment.
 
         Args:
             policy: chooses the latent.
             scale: 0 for the frozen policy, 1 for the learned one.
+            target: chooses the latents of the next chunks that are kept; ``policy`` by default.
 
         Returns:
             The rows for the replay, the episodes that ended in the order of their sub-environments, and the primitive
@@ -95,52 +103,94 @@ class Collector:
         addresses = [(self._seed, lane, e.number, e.decision) for lane, e in enumerate(self.episodes)]
         shape = (policy.draws, *spec.latent_shape)
         eps = torch.from_numpy(np.stack([normal("train", *at, shape=shape) for at in addresses]))
-        obs = torch.from_numpy(self.obs).to(self.device)
+        seen = self._ahead or look(self.decoder, self.obs, self.device)
         with torch.no_grad():
-            decision = policy.act(self.decoder, obs, eps.to(self.device), scale)
-            kept, decoded = self._decode_kept(obs, addresses)
+            decision = policy.act(seen.decoder, seen.state, eps.to(self.device), scale)
+            kept, decoded = self._decode_kept(seen, addresses)
         action = decision.action
         chunks = action.cpu().numpy()
         next_obs, reward, terminated, truncated, info = self.env.step(chunks)
         rewards = info["rewards"] + self._offset * (np.arange(self.env.chunk) < info["k"][:, None])
-        target, discount = chunk_return(rewards, info["k"], terminated, self._gamma, self._discount)
+        summed, discount = chunk_return(rewards, info["k"], terminated, self._gamma, self._discount)
         over = terminated | truncated
+        ahead, following = self._look_ahead(next_obs, info["final_obs"], over, addresses, target or policy, scale)
         rows = {
-            "obs": obs,
+            "obs": seen.state,
             "action": action.flatten(1),
-            "reward": torch.from_numpy(target),
+            "reward": torch.from_numpy(summed),
             "discount": torch.from_numpy(discount),
-            "next_obs": torch.from_numpy(info["final_obs"]),
             "base_noise": kept,
             "base_action": decoded,
             "over": torch.from_numpy(over.astype(np.float32)),
+            **following,
         }
         for name, wanted in self._extras.items():
-            rows[name] = decision.extra.get(name, torch.zeros(len(obs), *wanted))
+            rows[name] = decision.extra.get(name, torch.zeros(len(seen.state), *wanted))
         records = self._account(chunks, reward, over, info)
-        self.obs = next_obs
+        self.obs, self._ahead = next_obs, ahead
         return rows, records, int(info["k"].sum())
 
     @torch.no_grad()
-    def complete(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Give rows that were not collected, R of every field, the base noises that collected ones have."""
-        addresses = [(self._seed, row) for row in range(len(rows["obs"]))]
-        parts = [
-            self._decode_kept(rows["obs"][at : at + 256].to(self.device), addresses[at : at + 256], "demonstrations")
-            for at in range(0, len(addresses), 256)
-        ]
-        kept, decoded = (torch.cat(values) for values in zip(*parts, strict=True))
-        return {**rows, "base_noise": kept, "base_action": decoded}
+    def complete(self, rows: dict[str, Tensor], target: Policy) -> dict[str, Tensor]:
+        """Give rows that were not collected, R of every field, what collected ones have of the frozen policy."""
+        done = []
+        for at in range(0, len(rows["obs"]), 256):
+            part = {name: value[at : at + 256] for name, value in rows.items()}
+            addresses = [(self._seed, at + row) for row in range(len(part["obs"]))]
+            seen, ahead = (look(self.decoder, part[name], self.device) for name in ("obs", "next_obs"))
+            kept, decoded = self._decode_kept(seen, addresses, "demonstrations")
+            following = self._decode_next(ahead, addresses, target, 0.0, "demonstrations next")
+            done.append({**part, "obs": seen.state, **following, "base_noise": kept, "base_action": decoded})
+        return {name: torch.cat([part[name] for part in done]) for name in done[0]}
 
-    def _decode_kept(self, obs: Tensor, addresses: Sequence[tuple[int, ...]], stream: str = "kept") -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _look_ahead(
+        self,
+        next_obs: Any,
+        final_obs: Any,
+        over: npt.NDArray[np.bool_],
+        addresses: Sequence[tuple[int, ...]],
+        target: Policy,
+        scale: float,
+    ) -> tuple[Sight, dict[str, Tensor]]:
+        """Look at where the next decisions are made, and give the rows what follows them: the same, until an episode ends."""
+        ahead = look(self.decoder, next_obs, self.device)
+        following = self._decode_next(ahead, addresses, target, scale)
+        ended = [int(lane) for lane in np.flatnonzero(over)]
+        if ended:
+            last = look(self.decoder, select(final_obs, ended), self.device)
+            there = self._decode_next(last, [addresses[lane] for lane in ended], target, scale)
+            index = torch.tensor(ended, device=self.device)
+            following = {name: value.index_copy(0, index, there[name]) for name, value in following.items()}
+        return ahead, following
+
+    def _decode_next(
+        self, ahead: Sight, addresses: Sequence[tuple[int, ...]], target: Policy, scale: float, stream: str = "next"
+    ) -> dict[str, Tensor]:
+        """The next state, and K chunks there with the latents they came from."""
+        count, rows = self._kept_next, len(addresses)
+        if not count:
+            return {"next_obs": ahead.state}
+        shape = (count, target.draws, *self.decoder.spec.latent_shape)
+        eps = torch.from_numpy(np.stack([normal(stream, *at, shape=shape) for at in addresses])).to(self.device)
+        states = ahead.state.repeat_interleave(count, 0)
+        decision = target.act(ahead.decoder, states, eps.flatten(0, 1), scale)
+        latent = eps[:, :, 0] if decision.latent is None else decision.latent
+        return {
+            "next_obs": ahead.state,
+            "next_action": decision.action.reshape(rows, count, -1),
+            "next_latent": latent.reshape(rows, count, -1),
+        }
+
+    def _decode_kept(self, seen: Sight, addresses: Sequence[tuple[int, ...]], stream: str = "kept") -> tuple[Tensor, Tensor]:
         """M base noises per state and their chunks, [N, M, H * L] and [N, M, T * A]."""
         spec, count, lanes = self.decoder.spec, self._kept, len(addresses)
         if not count:
             return torch.empty(lanes, 0, spec.latent_size), torch.empty(lanes, 0, spec.action_size)
         draws = [normal(stream, *at, shape=(count, *spec.latent_shape)) for at in addresses]
         noise = torch.from_numpy(np.stack(draws)).to(self.device)
-        context = self.decoder.prepare(obs.repeat_interleave(count, 0))
-        action = self.decoder.decode(context, noise.flatten(0, 1))
+        context = seen.decoder.prepare(seen.state.repeat_interleave(count, 0))
+        action = seen.decoder.decode(context, noise.flatten(0, 1))
         return noise.flatten(2), action.flatten(1).unflatten(0, (lanes, count))
 
     def _account(
@@ -163,7 +213,7 @@ class Collector:
 
     def tensors(self) -> dict[str, Tensor]:
         """The actions of the episodes under way and the observations they led to."""
-        out = {"obs": torch.from_numpy(self.obs.copy())}
+        out = {_named(key): torch.from_numpy(value.copy()) for key, value in parts(self.obs).items()}
         for lane, episode in enumerate(self.episodes):
             shape = (0, *self.decoder.spec.action_shape)
             chunks = np.stack(episode.chunks) if episode.chunks else np.empty(shape, np.float32)
@@ -189,19 +239,26 @@ class Collector:
             One line for every sub-environment whose replay led elsewhere; its episode starts anew.
         """
         complaints = []
-        saved = tensors["obs"].numpy()
+        saved = {key: tensors[_named(key)].numpy() for key in parts(self.obs)}
+        self._ahead = None
         for lane, fact in enumerate(facts):
             chunks = list(tensors[f"chunks.{lane}"].numpy())
             reached = self.env.replay(lane, fact["number"], chunks)
             success = float("nan") if fact["success"] is None else fact["success"]
             episode = Episode(fact["number"], len(chunks), fact["total"], fact["length"], success, chunks)
-            if not np.array_equal(reached, saved[lane]):
-                worst = float(np.abs(reached - saved[lane]).max())
+            pairs = [(value.astype(np.float32), saved[key][lane].astype(np.float32)) for key, value in parts(reached).items()]
+            worst = max(float(np.abs(now - then).max()) for now, then in pairs)
+            if worst > 0.0:
                 complaints.append(
                     f"sub-environment {lane}: replaying {len(chunks)} decisions of episode {fact['number']} missed the "
                     f"saved observation by {worst:.3g}; that episode starts anew"
                 )
                 reached, episode = self.env.replay(lane, fact["number"], []), Episode(fact["number"])
-            self.obs[lane] = reached
+            write(self.obs, lane, reached)
             self.episodes[lane] = episode
         return complaints
+
+
+def _named(part: str) -> str:
+    """What a part of the observation is called in a checkpoint."""
+    return f"obs.{part}" if part else "obs"

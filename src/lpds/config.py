@@ -115,6 +115,10 @@ class LPDSSettings(CriticSettings):
     """b of Delta = b tanh(u / b), per coordinate; inf for none."""
     state_cap: float = math.inf
     """Largest ``||Delta(s)||^2`` of a single state, as a multiple of delta; inf for none."""
+    shift_form: str = "full"
+    """Delta over the chunk: full (every coordinate), tied (one shift for all steps) or lowrank; eps is white in all of them."""
+    shift_rank: int = 2
+    """r of ``shift_form=lowrank``, at most the latent's H steps."""
     dual: str = "adaptive"
     """adaptive (eq. 7), fixed (a penalty of weight ``alpha_init``) or off (no Lagrangian)."""
     dual_step: float = 0.01
@@ -131,14 +135,21 @@ class LPDSSettings(CriticSettings):
     """M decoded base noises stored with every state; 0 draws and decodes fresh ones at every update."""
     distill_noises: int = 2
     """Noises per state that one distillation update (eq. 3) sees."""
+    target_actions: str = "auto"
+    """Where the target's chunks of the next state (eq. 2) come from: decode (at every update), kept (decoded when the row is
+    made, with Delta as it then is), or auto: decode, but kept where the replay holds a large decoder's features only."""
+    kept_next: int = 2
+    """K chunks per next state where they are kept; the target is the mean of their values."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         delta_to_sum(self.delta, self.delta_unit, 1)
         choose("dual", self.dual, ("adaptive", "fixed", "off"))
         choose("target_shift", self.target_shift, ("slow", "current"))
+        choose("target_actions", self.target_actions, ("auto", "decode", "kept"))
+        choose("shift_form", self.shift_form, ("full", "tied", "lowrank"))
         choose("pessimism", self.pessimism, ("min", "mean"))
-        positive(self, "noise_bound", "state_cap", "dual_step", "actor_lr", "distill_noises")
+        positive(self, "noise_bound", "state_cap", "dual_step", "actor_lr", "distill_noises", "shift_rank", "kept_next")
         if not self.kept_noises >= 0 or (self.kept_noises and self.distill_noises > self.kept_noises):
             raise LpdsError(
                 f"distill_noises {self.distill_noises} cannot be drawn from kept_noises {self.kept_noises} "

@@ -20,9 +20,9 @@ SHOWN = 64
 """Warm-up states, evenly spaced, that a run folder keeps for its report."""
 
 
-def probe_states(obs: Tensor, count: int = STATES) -> Tensor:
-    """Pick [count, O] evenly spaced rows of the warm-up's [N, O] observations."""
-    return obs[:: max(1, len(obs) // count)][:count].clone()
+def probe_rows(first: int, last: int, count: int = STATES) -> Tensor:
+    """Pick ``count`` evenly spaced rows of the warm-up's, which are those from ``first`` up to ``last``."""
+    return torch.arange(first, last, max(1, (last - first) // count))[:count]
 
 
 def action_entropy(policy: Policy, decoder: Decoder, obs: Tensor) -> float:

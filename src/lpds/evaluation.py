@@ -11,8 +11,10 @@ import numpy.typing as npt
 import torch
 
 from lpds.config import check_seed
+from lpds.compact import look
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError, unknown_name
+from lpds.observations import blank, vectors, write
 from lpds.random import normal
 from lpds.stats import Interval, bootstrap_mean, wilson
 from lpds.threads import one_thread
@@ -46,7 +48,7 @@ class EvalReport:
     seed: int
     scale: float
     final_obs: npt.NDArray[np.float32]
-    """[E, O], the last observation."""
+    """[E, O], the last observation; of one with pictures, its vectors end to end."""
     noise_scale: float = 1.0
     """Factor of eps; 1 is the prior that the decoder was trained on."""
 
@@ -142,18 +144,19 @@ def _run(
     number = np.arange(lanes)  # the episode under way in every lane; beyond E the lane idles
     decision = np.zeros(lanes, np.int64)
     obs, _ = env.reset(seed=seed)
-    final = np.zeros((episodes, obs.shape[1]), np.float32)
-    rows = np.zeros((LANES, obs.shape[1]), np.float32)
+    final = np.zeros((episodes, vectors(obs).shape[1]), np.float32)
+    rows = blank(obs, LANES)
     eps = np.zeros((LANES, policy.draws, *decoder.spec.latent_shape), np.float32)
     live, finished = number < episodes, 0
     while live.any():
-        rows[:lanes] = obs
+        write(rows, slice(lanes), obs)
         for lane in np.flatnonzero(live):
             draw = normal("evaluation", seed, int(number[lane]), int(decision[lane]), shape=eps.shape[1:])
             eps[lane] = draw if noise_scale == 1.0 else noise_scale * draw
         with torch.no_grad():
-            state = torch.from_numpy(rows).to(device)
-            action = policy.act(decoder, state, torch.from_numpy(eps).to(device), scale).action[:lanes].cpu().numpy()
+            seen = look(decoder, rows, device)
+            acted = policy.act(seen.decoder, seen.state, torch.from_numpy(eps).to(device), scale)
+            action = acted.action[:lanes].cpu().numpy()
         obs, reward, terminated, truncated, info = env.step(action)
         decision += 1
         e = number[live]
@@ -163,7 +166,7 @@ def _run(
         at_end[e] = info["success_last"][live]
         ended = live & (terminated | truncated)
         if ended.any():
-            final[number[ended]] = info["final_obs"][ended]
+            final[number[ended]] = vectors(info["final_obs"])[ended]
             finished += int(ended.sum())
             number[ended] += lanes
             decision[ended] = 0

@@ -75,6 +75,7 @@ class Scaling(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
+        self.outputs = size
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from lpds.compact import as_learned, is_compact, look
 from lpds.errors import LpdsError
 from lpds.evaluation import check_share
 from lpds.files import write_atomically, write_json
+from lpds.observations import Arrays, as_arrays, parts, shapes_fit
 from lpds.passport import check_fingerprint
 from lpds.registry import METHODS, resolve
 from lpds.types import Decoder, Method
@@ -32,13 +35,11 @@ class SteeredPolicy:
         self.decoder, self.policy, self.method = decoder, policy, method
         self._rng = np.random.default_rng()
 
-    def act(
-        self, obs: npt.ArrayLike, eps: npt.ArrayLike | None = None, scale: float = 1.0, noise_scale: float = 1.0
-    ) -> FloatArray:
+    def act(self, obs: Any, eps: npt.ArrayLike | None = None, scale: float = 1.0, noise_scale: float = 1.0) -> FloatArray:
         """Choose action chunks.
 
         Args:
-            obs: [B, O] raw observations.
+            obs: [B, O] raw observations, or a dict of [B, ...], pictures as the environment gives them.
             eps: [B, H, L] base noise; drawn from N(0, I) by default. What a method draws beside follows from it.
             scale: s in ``w = eps + s Delta(s)``, 0 to 1; 0 is the frozen policy to the bit.
             noise_scale: factor of eps, 0 to 1; below 1 the policy repeats itself more, and ``w`` leaves the prior.
@@ -51,28 +52,39 @@ class SteeredPolicy:
         """
         check_share("scale", scale)
         check_share("noise_scale", noise_scale)
-        state = self._state(obs)
-        noise = torch.from_numpy(self._noise(len(state), eps))
+        seen = look(self.decoder, self._observed(obs))
+        noise = torch.from_numpy(self._noise(len(seen.state), eps))
         if noise_scale != 1.0:
             noise = noise_scale * noise
         with torch.no_grad():
-            action: FloatArray = self.policy.act(self.decoder, state, noise, scale).action.numpy()
+            action: FloatArray = self.policy.act(seen.decoder, seen.state, noise, scale).action.numpy()
         return action
 
-    def shift(self, obs: npt.ArrayLike) -> FloatArray:
-        """Delta(s), float32 [B, H, L]; zeros for a method that does not shift."""
-        state = self._state(obs)
+    def shift(self, obs: Any) -> FloatArray:
+        """Delta(s), float32 [B, H, L]; zeros for a method that does not shift.
+
+        Args:
+            obs: as in :meth:`act`; or, where the decoder offers features, states [B, F] out of a replay.
+        """
+        replayed = is_compact(self.decoder) and getattr(obs, "shape", ())[1:] == as_learned(self.decoder).spec.obs_shape
+        state = torch.from_numpy(obs) if replayed else look(self.decoder, self._observed(obs)).state
         shift = self.policy.shift(state)
         if shift is None:
             return np.zeros((len(state), *self.decoder.spec.latent_shape), np.float32)
         out: FloatArray = shift.numpy()
         return out
 
-    def _state(self, obs: npt.ArrayLike) -> Tensor:
-        state = np.asarray(obs, np.float32)
-        if state.shape[1:] != self.decoder.spec.obs_shape or state.ndim < 2:
-            raise LpdsError(f"obs must be [B, {self.decoder.spec.obs_size}], not {list(state.shape)}")
-        return torch.from_numpy(state)
+    def _observed(self, obs: Any) -> Arrays:
+        arrays, spec = as_arrays(obs), self.decoder.spec
+        found = {key: value.shape[1:] for key, value in parts(arrays).items()}
+        pictures = {key: value.dtype == np.uint8 for key, value in parts(arrays).items()}
+        single = min(value.ndim for value in parts(arrays).values()) < 2
+        if single or not shapes_fit(found if isinstance(arrays, dict) else found[""], pictures, spec):
+            several = isinstance(spec.obs_shape, Mapping) or len(spec.obs_shape) != 1
+            wanted = spec.obs_shape if several else f"[B, {spec.obs_size}]"
+            given = {key: list(value.shape) for key, value in parts(arrays).items()}
+            raise LpdsError(f"obs must be {wanted}, not {given if isinstance(arrays, dict) else given['']}")
+        return arrays
 
     def _noise(self, count: int, eps: npt.ArrayLike | None) -> FloatArray:
         """All draws of a decision [B, n, H, L]; those beyond a given eps follow from it."""
@@ -142,7 +154,7 @@ def load_policy(run: str | Path, decoder: Decoder | None = None) -> SteeredPolic
         raise LpdsError(f"policy in {folder} cannot be read: {error}") from None
     decoder = find_decoder(facts["decoder"], decoder, f"the policy in {run}")
     settings = {key: float("inf") if value == "inf" else value for key, value in facts["settings"].items()}
-    policy = resolve("method", METHODS, facts["method"]).open_policy(decoder, settings, tensors)
+    policy = resolve("method", METHODS, facts["method"]).open_policy(as_learned(decoder), settings, tensors)
     return SteeredPolicy(decoder, policy, facts["method"])
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from lpds.envs.build import check_fit, environment_factory, make_env
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError, one_line
+from lpds.observations import conform
 from lpds.random import normal
 from lpds.types import Decoder, LatentSpec, Shape
 
@@ -155,7 +156,7 @@ def open_environment(
     return chunked, name, None
 
 
-def meet(decoder: Decoder, env: ChunkedVectorEnv, samples: int, seed: int) -> tuple[Tensor | None, Exception | None]:
+def meet(decoder: Decoder, env: ChunkedVectorEnv, samples: int, seed: int) -> tuple[Any, Exception | None]:
     """Roll the frozen decoder out, N decisions at a time.
 
     Args:
@@ -165,16 +166,16 @@ def meet(decoder: Decoder, env: ChunkedVectorEnv, samples: int, seed: int) -> tu
         seed: of the noise.
 
     Returns:
-        The observations met [<= samples, O] (``None`` if there are none), and what was raised on the way.
+        The observations met, [<= samples, O] or a dict of them (``None`` if there are none), and what was raised on the way.
     """
-    met: list[Tensor] = []
+    met: list[Any] = []
     rounds = -(-samples // env.num_envs)
     noise = normal("probe", seed, 99, shape=(rounds, env.num_envs, *decoder.spec.latent_shape))
     try:
         obs = env.reset()[0]
         for index in range(rounds):
-            met.append(torch.from_numpy(obs))
-            action = decoder(met[-1].clone(), torch.from_numpy(noise[index]))
+            met.append(conform(obs, decoder.spec))
+            action = decoder(take(met[-1], torch.arange(env.num_envs)), torch.from_numpy(noise[index]))
             if not bool(torch.isfinite(action).all()):
                 break  # a finding of its own; an environment must not be fed with it
             obs, _, terminated, truncated, _ = env.step(action.cpu().numpy())
@@ -182,5 +183,11 @@ def meet(decoder: Decoder, env: ChunkedVectorEnv, samples: int, seed: int) -> tu
             if over.any() and env.metadata["autoreset_mode"] is AutoresetMode.DISABLED:
                 obs = env.reset(options={"reset_mask": over})[0]
     except Exception as error:  # any code at all may be inside a decoder or an environment; the report names it
-        return torch.cat(met)[:samples] if met else None, error
-    return torch.cat(met)[:samples], None
+        return _joined(met, samples) if met else None, error
+    return _joined(met, samples), None
+
+
+def _joined(met: list[Any], samples: int) -> Any:
+    if isinstance(met[0], dict):
+        return {key: torch.cat([obs[key] for obs in met])[:samples] for key in met[0]}
+    return torch.cat(met)[:samples]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-_STREAMS = {"train": 0, "evaluation": 1, "kept": 2, "probe": 3, "demonstrations": 4}
+_STREAMS = {"train": 0, "evaluation": 1, "kept": 2, "probe": 3, "demonstrations": 4, "next": 5, "demonstrations next": 6}
 
 
 def normal(stream: str, *address: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

@@ -89,7 +89,10 @@ class Table(dict[str, str]):
         return members.index(number) if number in members else None
 
 
-ENVIRONMENTS = Table(_ENVIRONMENTS, {"libero-90": ("lpds.envs.libero:maker", 90)})
+ENVIRONMENTS = Table(
+    _ENVIRONMENTS,
+    {"libero-90": ("lpds.envs.libero:maker", 90), "libero-90-cameras": ("lpds.envs.libero:camera_maker", 90)},
+)
 TASKS = Table(_TASKS, {"libero-90": ("lpds.tasks:libero_90", 90)})
 
 

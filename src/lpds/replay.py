@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from lpds.errors import LpdsError
+from lpds.frames import Frames
 from lpds.types import Batch, LatentSpec, Shape
 
 
@@ -21,6 +25,7 @@ class Replay:
         lanes: int,
         device: torch.device,
         extras: Mapping[str, Shape] | None = None,
+        kept_next: int = 0,
     ) -> None:
         """Reserve the ring.
 
@@ -31,24 +36,57 @@ class Replay:
             lanes: rows of one insertion.
             device: where the rows live.
             extras: further fields of a row, by name and shape.
+            kept_next: K chunks of the next state stored with a row, with their latents.
+
+        Raises:
+            LpdsError: it would not fit into the machine's memory.
         """
         self.lanes, self.device = lanes, device
         self.capacity = -(-capacity // lanes) * lanes
         self.inserted = 0
         self._extras = dict(extras or {})
         sizes: dict[str, Shape] = {
-            "obs": (spec.obs_size,),
+            "obs": (spec.vector_size,),
             "action": (spec.action_size,),
             "reward": (),
             "discount": (),
-            "next_obs": (spec.obs_size,),
+            "next_obs": (spec.vector_size,),
             "base_noise": (kept_noises, spec.latent_size),
             "base_action": (kept_noises, spec.action_size),
             "over": (),
             **self._extras,
         }
+        if kept_next:
+            sizes |= {"next_action": (kept_next, spec.action_size), "next_latent": (kept_next, spec.latent_size)}
+        self._next = tuple(name for name in ("next_action", "next_latent") if name in sizes)
+        self.row_bytes = {name: 4 * math.prod(size) for name, size in sizes.items()}
+        if spec.pictures:
+            self.row_bytes["pictures"] = spec.picture_size
+        self._check_memory()
+        self._frames = Frames(spec.picture_size, self.capacity, lanes, device) if spec.pictures else None
         # empty, not zeros: pages that are never written are never taken from the system
         self._rows = {name: torch.empty((self.capacity, *size), device=device) for name, size in sizes.items()}
+
+    @property
+    def memory(self) -> int:
+        """Bytes of a full ring."""
+        return self.capacity * sum(self.row_bytes.values())
+
+    def describe_memory(self) -> str:
+        """One line: what a full ring takes, and what of a row takes how much of it."""
+        row = sum(self.row_bytes.values())
+        largest = sorted(self.row_bytes.items(), key=lambda entry: -entry[1])[:4]
+        shares = ", ".join(f"{name} {size / row:.0%}" for name, size in largest if size)
+        return f"replay: {self.capacity:,} decisions of {row:,} bytes, {self.memory / 1e9:.3g} GB at most ({shares})"
+
+    def _check_memory(self) -> None:
+        total = memory_of(self.device)
+        if self.memory > total:
+            fits = int(0.8 * total / sum(self.row_bytes.values()))
+            raise LpdsError(
+                f"{self.describe_memory()} do not fit into the {total / 1e9:.3g} GB of this "
+                f"{'machine' if self.device.type == 'cpu' else 'device'}: set replay_size to {fits:,} or less"
+            )
 
     def __len__(self) -> int:
         return min(self.inserted, self.capacity)
@@ -56,6 +94,11 @@ class Replay:
     def insert(self, rows: dict[str, Tensor]) -> None:
         """Write one round: ``lanes`` rows of every field; ``over`` [lanes] is 1 where an episode ended."""
         start = self.inserted % self.capacity
+        if self._frames is not None:
+            numbers = self._rows["obs"].shape[1]
+            pictures, following = (rows[name][:, numbers:] for name in ("obs", "next_obs"))
+            self._frames.insert(start, pictures, following, rows["over"])
+            rows = {**rows, "obs": rows["obs"][:, :numbers], "next_obs": rows["next_obs"][:, :numbers]}
         for name, value in rows.items():
             self._rows[name][start : start + self.lanes] = value
         self.inserted += self.lanes
@@ -91,15 +134,17 @@ class Replay:
             reward, discount, last = (value[index] for value in returns)
         else:
             reward, discount, last = self._span(index, n_step)
+        next_obs = rows["next_obs"][last]
         return Batch(
-            rows["obs"][index],
+            self.states(index),
             rows["action"][index],
             reward,
             discount,
-            rows["next_obs"][last],
+            next_obs if self._frames is None else torch.cat([next_obs, self._frames.after(last)], 1),
             rows["base_noise"][pair],
             rows["base_action"][pair],
             {name: rows[name][index] for name in self._extras},
+            **{name: rows[name][last] for name in self._next},
         )
 
     def _span(self, index: Tensor, n_step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,20 +202,35 @@ class Replay:
             totals[rows], factors[rows], lasts[rows] = total, factor, last
         return totals.to(self.device), factors.to(self.device), lasts.to(self.device)
 
+    def states(self, index: Tensor) -> Tensor:
+        """Whole states [B, O] of rows [B], pictures and all."""
+        obs = self._rows["obs"][index]
+        return obs if self._frames is None else torch.cat([obs, self._frames.at(index)], 1)
+
     def everything(self, name: str) -> Tensor:
-        """All rows of one field, oldest first only while nothing has been overwritten."""
+        """All rows of one field, of states their numbers; oldest first only while nothing has been overwritten."""
         return self._rows[name][: len(self)]
 
     def segment(self, first: int) -> dict[str, Tensor]:
         """Rows inserted since count ``first``, for an append-only file; those already overwritten are left out."""
         first = max(first, self.inserted - self.capacity)
         index = torch.arange(first, self.inserted) % self.capacity
-        return {name: value[index.to(self.device)].cpu().contiguous() for name, value in self._rows.items()}
+        rows = {name: value[index.to(self.device)].cpu().contiguous() for name, value in self._rows.items()}
+        return rows if self._frames is None else rows | self._frames.segment(index.to(self.device))
 
     def restore(self, first: int, rows: dict[str, Tensor]) -> None:
         """Put a segment back; segments come in the order they were taken."""
         count = len(rows["obs"])
         index = (torch.arange(first, first + count) % self.capacity).to(self.device)
-        for name, value in rows.items():
-            self._rows[name][index] = value.to(self.device)
+        for name in self._rows.keys() & rows.keys():
+            self._rows[name][index] = rows[name].to(self.device)
+        if self._frames is not None:
+            self._frames.restore(index, rows)
         self.inserted = first + count
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that a machine or a device has in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lpds.checkpoint import CheckpointStore
 from lpds.collect import Collector, EpisodeRecord
+from lpds.compact import as_learned
 from lpds.config import RunSettings
-from lpds.diagnose import SHOWN, action_entropy, probe_states
+from lpds.diagnose import SHOWN, action_entropy, probe_rows
 from lpds.envs.build import EnvLike, make_env, make_eval_env
 from lpds.errors import RunFault
 from lpds.evaluation import EvalReport, evaluate_policy
@@ -66,13 +67,21 @@ class Runner:
             kept_noises=method.kept_noises,
             device=device,
             extras=method.extras,
+            kept_next=method.kept_next,
         )
         # a decision takes at least one step, so a run never inserts more rows than it has steps
         self._given = 0 if demonstrations is None else len(demonstrations["obs"]) // c.num_envs * c.num_envs
         capacity = min(c.replay_size, c.steps + c.num_envs + self._given)
-        self.replay = Replay(decoder.spec, capacity, method.kept_noises, c.num_envs, device, method.extras)
+        self._learned = as_learned(decoder)
+        kept = (method.kept_noises, c.num_envs, device, method.extras, method.kept_next)
+        self.replay = Replay(self._learned.spec, capacity, *kept)
+        display.say(self.replay.describe_memory())
+        if method.kept_next:
+            display.say(
+                f"targets: {method.kept_next} chunks of the next state, decoded when a decision is made and kept with it"
+            )
         if demonstrations is not None:
-            rows = self.collector.complete(demonstrations)
+            rows = self.collector.complete(demonstrations, method.target)
             for start in range(0, self._given, c.num_envs):
                 self.replay.insert({name: value[start : start + c.num_envs] for name, value in rows.items()})
         self.store = CheckpointStore(out / "checkpoint")
@@ -83,7 +92,7 @@ class Runner:
         self._success_ema = math.nan
         self._behind = False  # a fault came between a round and what is learned from it
         self._sums: dict[str, Tensor] = {}
-        self._probe = torch.empty(0, decoder.spec.obs_size, device=device)  # states of the entropy, from the warm-up
+        self._probe = torch.empty(0, self._learned.spec.obs_size, device=device)  # states of the entropy, from the warm-up
         self._next = {"log": 0, "eval": 0, "checkpoint": c.checkpoint_every}
         self._wall, self._started, self._last_row = 0.0, time.perf_counter(), (0.0, 0, 0)
         self.stop_requested = False
@@ -112,7 +121,8 @@ class Runner:
                 if self.stop_requested:
                     self.save()
                     return False
-                rows, records, taken = self.collector.step(self.method.behaviour, 1.0 if self._warm else 0.0)
+                scale = 1.0 if self._warm else 0.0
+                rows, records, taken = self.collector.step(self.method.behaviour, scale, self.method.target)
                 self.replay.insert(rows)
                 self.step += taken
                 self._record(records)
@@ -142,9 +152,10 @@ class Runner:
         c = self.c
         if not self._warm:
             self._warm = True
-            collected = self.replay.everything("obs")[self._given :]
-            self._probe = probe_states(collected)
-            save_states(self.out, probe_states(collected, SHOWN))
+            first, last = self._given, len(self.replay)
+            self._probe = self.replay.states(probe_rows(first, last).to(self._device))
+            if self._learned is self.decoder:  # a report decodes at them; features are no observations
+                save_states(self.out, self.replay.states(probe_rows(first, last, SHOWN).to(self._device)))
             returns = self.replay.returns_to_go()
             scale = c.reward_scale or RETURN_STD / max(float(returns[0][self._given :].std()), 1e-6)
             self.method.calibrate(self.replay.everything("obs"), self.replay.everything("action"), scale)
@@ -213,7 +224,8 @@ class Runner:
             probe = torch.Generator().manual_seed(self.c.seed)
             batch = self.replay.sample(self.c.batch_size, probe, self._noises)
             row |= {key: float(value) for key, value in self.method.diagnose(batch, self._noise(probe)).items()}
-            row["action_entropy"] = action_entropy(self.method.policy, self.decoder, self._probe)
+            if self._learned.decodes_states:
+                row["action_entropy"] = action_entropy(self.method.policy, self._learned, self._probe)
         row |= {key: float(value[0] / value[1]) for key, value in self._sums.items()}
         self._sums = {}
         recent = np.asarray(self._recent, np.float64).reshape(-1, 2)

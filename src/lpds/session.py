@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpds.compact import as_learned
 from lpds.config import RunSettings
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike
@@ -64,7 +65,19 @@ def build_learner(
     """Make the method from a generator seeded by the run; a decoder that it cannot work with is refused here."""
     torch.set_num_threads(settings.threads)
     generator = torch.Generator().manual_seed(settings.seed)
-    return resolve("method", METHODS, method)(method_settings, decoder, generator=generator, device=device), generator
+    learned = as_learned(decoder)
+    learner: Method = resolve("method", METHODS, method)(method_settings, learned, generator=generator, device=device)
+    if learned.spec.pictures and not learner.sees_pictures:
+        raise LpdsError(
+            f"decoder {decoder.name!r} takes pictures and offers no features of them, and {method} has no encoder: use lpds, "
+            "or give the decoder features (docs/large-decoders.md)"
+        )
+    if learner.decodes and not learned.decodes_states:
+        raise LpdsError(
+            f"the replay holds features of what decoder {decoder.name!r} saw, which it cannot decode, but {method} decodes at "
+            "replayed states: use lpds with target_actions kept (or auto) and kept_noises of at least 1, or dsrl-sac"
+        )
+    return learner, generator
 
 
 def read_demonstrations(settings: RunSettings, method: str, learner: Method, decoder: Decoder) -> dict[str, Tensor] | None:

@@ -25,6 +25,8 @@ class LatentSpec:
     """``(T, A)``, the executed slice of the decoded chunk."""
     free: tuple[bool, ...] | None = None
     """For each of the L latent columns, whether it may be steered; ``None`` means all. Masked ones keep Delta = 0."""
+    pictures: tuple[tuple[int, int, int], ...] = ()
+    """``(C, H, W)`` of the pictures that the last columns of a state are, values 0 to 255; see :mod:`lpds.compact`."""
 
     @property
     def latent_size(self) -> int:
@@ -48,6 +50,16 @@ class LatentSpec:
         if isinstance(self.obs_shape, Mapping):
             return sum(math.prod(shape) for shape in self.obs_shape.values())
         return math.prod(self.obs_shape)
+
+    @property
+    def picture_size(self) -> int:
+        """P, columns of a state that are pictures."""
+        return sum(math.prod(shape) for shape in self.pictures)
+
+    @property
+    def vector_size(self) -> int:
+        """V, columns of a state that are numbers."""
+        return self.obs_size - self.picture_size
 
     def free_mask(self) -> Tensor | None:
         """float32 [1, H * L] of zeros and ones, or ``None`` when every coordinate is free."""
@@ -76,6 +88,10 @@ class Batch:
     """[B, M, T * A], their decoded chunks."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     """[B, ...], what the method asked to keep with a decision (:attr:`Method.extras`)."""
+    next_action: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0))
+    """[B, K, T * A], chunks decoded for ``next_obs`` when the row was made; K = 0 when none are kept."""
+    next_latent: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0))
+    """[B, K, H * L], the latents they were decoded from, shifted as Delta then was."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,8 @@ class Decoder(Protocol):
 
     name: str
     reference: str | None
+    decodes_states: bool
+    """Whether a state out of the replay can be decoded again; not where it is features of a larger observation."""
 
     @property
     def spec(self) -> LatentSpec:
@@ -169,10 +187,16 @@ class Method(Protocol):
 
     kept_noises: int
     """M base noises per state that the collector shall decode and store with a transition."""
+    kept_next: int
+    """K chunks per next state that the collector shall decode, with :attr:`target`, and store with a transition."""
+    decodes: bool
+    """Whether learning decodes at replayed states."""
     extras: Mapping[str, Shape]
     """Names and shapes of what :attr:`Decision.extra` holds for this method."""
     learns: bool
     """Whether there is anything to update."""
+    sees_pictures: bool
+    """Whether a state may hold pictures (:attr:`LatentSpec.pictures`)."""
 
     @property
     def policy(self) -> Policy:
@@ -182,6 +206,11 @@ class Method(Protocol):
     @property
     def behaviour(self) -> Policy:
         """What collects; the same as ``policy`` for most methods."""
+        ...
+
+    @property
+    def target(self) -> Policy:
+        """What chooses the chunks of next states that are kept."""
         ...
 
     def block_rounds(self, total_rounds: int) -> int:

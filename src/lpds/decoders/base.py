@@ -25,6 +25,10 @@ class BaseDecoder(ABC):
 
     secrets: tuple[str, ...] = ()
     """Options of its loader that no run folder may hold."""
+    decodes_states = True
+    """Whether what is learned from and kept, the observation or its features (:meth:`from_features`), can be decoded again."""
+    shares_context = False
+    """Whether :meth:`prepare` is so dear that it is done once for all noises of a state; see :meth:`repeat`."""
     can_be_lost = False
     """Whether a decode may raise :class:`DecoderFault`, so that a run must be able to take back a half-done update."""
 
@@ -75,6 +79,23 @@ class BaseDecoder(ABC):
     def prepare(self, obs: Tensor) -> Any:
         """Compute what depends on the state alone; the identity unless a subclass knows better."""
         return obs
+
+    @property
+    def feature_size(self) -> int | None:
+        """F, where :meth:`features` stand in the place of observations too large to learn from; else ``None``."""
+        return None
+
+    def repeat(self, context: Any, count: int) -> Any:
+        """A context with every state ``count`` times in a row; a tensor, or a table or sequence of such."""
+        return repeat_rows(context, count)
+
+    def features(self, context: Any) -> Tensor:
+        """Features float32 [B, F] of the observations behind a context, for Delta and the critics; of nothing else."""
+        raise LpdsError(f"decoder {self.name!r} offers no features")
+
+    def from_features(self, features: Tensor) -> Any:
+        """The context behind features [B, F], where ``decodes_states`` says that they hold all of it."""
+        raise LpdsError(f"decoder {self.name!r} cannot decode its features again: it needs the observation")
 
     @abstractmethod
     def decode(self, context: Any, w: Tensor) -> Tensor:
@@ -145,6 +166,17 @@ class MinMaxNormaliser:
     def to(self, device: torch.device) -> MinMaxNormaliser:
         """The same on another device."""
         return MinMaxNormaliser(**{name: value.to(device) for name, value in self.tensors().items()})
+
+
+def repeat_rows(value: Any, count: int) -> Any:
+    """Every row ``count`` times in a row, in tensors and in tables and sequences of them; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.repeat_interleave(count, 0)
+    if isinstance(value, Mapping):
+        return {key: repeat_rows(entry, count) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(repeat_rows(entry, count) for entry in value)
+    return value
 
 
 def hash_tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:

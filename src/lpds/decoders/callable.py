@@ -17,9 +17,35 @@ from lpds.types import LatentSpec, Shape
 class CallableDecoder(BaseDecoder):
     """A user's own policy, called as it is. Its fingerprint is made of its name, its shapes and what it decodes."""
 
-    def __init__(self, fn: Callable[..., Any], spec: LatentSpec, name: str) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        spec: LatentSpec,
+        name: str,
+        features: Callable[[Any], Any] | None = None,
+        feature_size: int | None = None,
+    ) -> None:
         super().__init__(spec, name)
-        self._fn = fn
+        self._fn, self._features, self._feature_size = fn, features, feature_size
+        self.decodes_states = features is None
+
+    @property
+    def feature_size(self) -> int | None:
+        """F, of the user's function."""
+        return self._feature_size
+
+    def features(self, context: Any) -> Tensor:
+        """Call the user's function on the observations; an array or a tensor of [B, F] must come back."""
+        if self._features is None:
+            return super().features(context)
+        rows = len(next(iter(context.values()))) if isinstance(context, Mapping) else len(context)
+        with torch.no_grad():
+            found = torch.as_tensor(self._features(context)).detach().to(torch.float32)
+        if tuple(found.shape) != (rows, self.feature_size):
+            raise LpdsError(
+                f"the features of decoder {self.name!r} are {list(found.shape)}, expected {[rows, self.feature_size]}"
+            )
+        return found
 
     def decode(self, context: Any, w: Tensor) -> Tensor:
         """Call the function; an array or a tensor of [B, T, A] must come back."""
@@ -57,7 +83,13 @@ class CallableDecoder(BaseDecoder):
         probe = torch.round(first.double() / 10.0**exponent, decimals=2) + 0.0
         spec = self.spec
         facts = {"name": self.name, "latent": spec.latent_shape, "action": spec.action_shape, "free": spec.free}
-        return hash_tensors({"probe": probe, "exponent": exponent}, facts)
+        tensors = {"probe": probe, "exponent": exponent}
+        if self._features is not None:  # a Delta that was learned on some features is nothing on others
+            found = self.features(obs).double()
+            if not torch.equal(found, self.features(obs).double()):
+                raise LpdsError(f"the features of decoder {self.name!r} are stochastic: the same observation gave two vectors")
+            tensors["features"] = torch.round(found / found.abs().max().clamp(min=1e-12), decimals=2) + 0.0
+        return hash_tensors(tensors, facts)
 
     def _probe(self) -> tuple[Any, Tensor]:
         def draw(index: int, shape: Shape) -> Tensor:
@@ -80,6 +112,8 @@ def wrap_decoder(
     action_shape: tuple[int, int],
     name: str,
     free: tuple[bool, ...] | None = None,
+    features: Callable[[Any], Any] | None = None,
+    feature_size: int | None = None,
 ) -> CallableDecoder:
     """Make any function a decoder that can be steered.
 
@@ -91,13 +125,18 @@ def wrap_decoder(
         action_shape: (T, A), the executed chunk.
         name: part of the fingerprint, by which a Delta knows its decoder.
         free: for each of the L latent columns whether it may be steered; all by default.
+        features: ``features(obs) -> [B, feature_size]``, a short vector of what matters in an observation of pictures or
+            several entries, for instance pooled features of the policy's own frozen encoder: all that Delta and the critics
+            see, and all that is kept of the observation. Pictures come as the environment gives them (uint8).
+        feature_size: its length.
 
     Returns:
         The decoder. A function that is not deterministic is refused when it is steered, and reported by
         :func:`lpds.check`.
 
     Raises:
-        LpdsError: a shape is not made of positive integers, or ``free`` does not have L entries.
+        LpdsError: a shape is not made of positive integers, or ``free`` does not have L entries, or ``features`` and
+            ``feature_size`` are not given together.
     """
     shapes = list(obs_shape.values()) if isinstance(obs_shape, Mapping) else [obs_shape]
     for what, shape in [*(("obs_shape", s) for s in shapes), ("latent_shape", latent_shape), ("action_shape", action_shape)]:
@@ -108,9 +147,11 @@ def wrap_decoder(
             raise LpdsError(f"{what} must have two entries, not {tuple(shape)}")
     if free is not None and (len(free) != latent_shape[1] or not any(free)):
         raise LpdsError(f"free must have {latent_shape[1]} entries, at least one of them true, not {free}")
+    if (features is None) != (feature_size is None) or (feature_size is not None and feature_size < 1):
+        raise LpdsError(f"features= and feature_size= go together, and the size is a positive number, not {feature_size}")
     if isinstance(obs_shape, Mapping):
         frozen: Shape | Mapping[str, Shape] = {key: tuple(value) for key, value in obs_shape.items()}
     else:
         frozen = tuple(obs_shape)
     spec = LatentSpec(frozen, (latent_shape[0], latent_shape[1]), (action_shape[0], action_shape[1]), free)
-    return CallableDecoder(fn, spec, name)
+    return CallableDecoder(fn, spec, name, features, feature_size)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from lpds.envs.chunk import ChunkedVectorEnv, EnvFactory
 from lpds.errors import LpdsError, unknown_name
+from lpds.observations import shapes_fit
 from lpds.registry import ENVIRONMENTS, resolve
 from lpds.types import LatentSpec
 
@@ -105,8 +107,13 @@ def check_fit(env: ChunkedVectorEnv, spec: LatentSpec, decoder: str) -> None:
     Raises:
         LpdsError: says both sizes.
     """
-    obs, action = env.single_observation_space.shape, env.primitive_action_space.shape
-    if obs != spec.obs_shape:
-        raise LpdsError(f"decoder {decoder!r} takes observations {spec.obs_shape}, but {env.name} gives {obs}")
+    space, action = env.single_observation_space, env.primitive_action_space.shape
+    boxes = dict(space.items()) if isinstance(space, gymnasium.spaces.Dict) else {"": space}
+    shapes = {key: tuple(box.shape or ()) for key, box in boxes.items()}
+    obs = shapes if isinstance(space, gymnasium.spaces.Dict) else shapes[""]
+    if not shapes_fit(obs, {key: box.dtype == np.uint8 for key, box in boxes.items()}, spec):
+        hint = " (gymnasium.wrappers.FlattenObservation makes one vector of it)" if len(obs) > 1 else ""
+        hint = "" if isinstance(spec.obs_shape, Mapping) else hint
+        raise LpdsError(f"decoder {decoder!r} takes observations {spec.obs_shape}, but {env.name} gives {obs}{hint}")
     if action != (spec.action_shape[1],):
         raise LpdsError(f"decoder {decoder!r} gives actions of {spec.action_shape[1]} numbers, but {env.name} takes {action}")

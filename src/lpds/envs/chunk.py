@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from lpds.errors import EnvironmentFault, LpdsError, unknown_name
+from lpds.observations import Arrays, as_arrays, is_picture, parts, stack
 from lpds.random import episode_seed
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
@@ -53,6 +54,27 @@ def chunk_return(
     return reward.astype(np.float32), np.where(terminated, 0.0, discount).astype(np.float32)
 
 
+def _observed_space(space: Any, name: str) -> gymnasium.spaces.Space[Any]:
+    """What the observations are here: vectors and pictures, one or several."""
+
+    def part(box: Any) -> gymnasium.spaces.Space[Any] | None:
+        if not isinstance(box, gymnasium.spaces.Box) or not box.shape:
+            return None
+        return box if is_picture(box.dtype, box.shape) else gymnasium.spaces.Box(-np.inf, np.inf, box.shape, np.float32)
+
+    if isinstance(space, gymnasium.spaces.Dict):
+        boxes = {key: box for key, entry in space.items() if (box := part(entry)) is not None}
+        if boxes and len(boxes) == len(space.spaces):
+            return gymnasium.spaces.Dict(boxes)
+    one = part(space)
+    if one is None:
+        raise LpdsError(
+            f"{name} has observation space {space}; a Box, or a Dict of them, is needed "
+            "(gymnasium.wrappers.FlattenObservation makes one of most others)"
+        )
+    return one
+
+
 @dataclass
 class _Lane:
     """One sub-environment and the episode under way in it."""
@@ -65,10 +87,11 @@ class _Lane:
     obs: Any = None
 
 
-class ChunkedVectorEnv(VectorEnv[Array, Array, Array]):
+class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
     """N environments that each take a chunk of T actions at a time and stop by themselves inside it.
 
-    ``step`` returns observations [N, O] after the last executed step, the undiscounted sum of the executed rewards,
+    ``step`` returns observations [N, O] (or a dict of [N, ...], pictures as uint8) after the last executed step, the
+    undiscounted sum of the executed rewards,
     ``terminated``, ``truncated``, and in ``info``:
 
     - ``rewards`` [N, T], zero where nothing was executed, and ``k`` [N], the steps executed;
@@ -114,11 +137,6 @@ class ChunkedVectorEnv(VectorEnv[Array, Array, Array]):
         box, observation = first.action_space, first.observation_space
         if not isinstance(box, gymnasium.spaces.Box) or len(box.shape) != 1:
             raise LpdsError(f"{name} has action space {box}; steering needs a Box with one axis")
-        if not isinstance(observation, gymnasium.spaces.Box) or len(observation.shape) != 1:
-            raise LpdsError(
-                f"{name} has observation space {observation}; a Box with one axis is needed "
-                "(gymnasium.wrappers.FlattenObservation makes one of most others)"
-            )
         self.name, self.num_envs, self.chunk = name, num_envs, chunk
         self._base_seed, self._evaluation, self._autoreset = seed, evaluation, autoreset
         self._low, self._high = box.low.astype(np.float64), box.high.astype(np.float64)
@@ -127,7 +145,7 @@ class ChunkedVectorEnv(VectorEnv[Array, Array, Array]):
         self.metadata = {**first.metadata, "autoreset_mode": autoreset}
         self.render_mode = first.render_mode
         self.spec = first.spec
-        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, observation.shape, np.float32)
+        self.single_observation_space = _observed_space(observation, name)
         low, high = np.tile(box.low, (chunk, 1)), np.tile(box.high, (chunk, 1))
         self.single_action_space = gymnasium.spaces.Box(low, high, dtype=box.dtype.type)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -137,7 +155,7 @@ class ChunkedVectorEnv(VectorEnv[Array, Array, Array]):
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, dict[str, Any]]:
+    ) -> tuple[Arrays, dict[str, Any]]:
         """Start the next episode everywhere, or where ``options["reset_mask"]`` says.
 
         Args:
@@ -160,7 +178,7 @@ class ChunkedVectorEnv(VectorEnv[Array, Array, Array]):
                 self._start(index, lane.episode + 1)
         return self._observations(), self._episode_info()
 
-    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+    def step(self, actions: Array) -> tuple[Arrays, Array, Array, Array, dict[str, Any]]:
         """Execute one chunk [N, T, A] in every sub-environment; actions are clipped to the box."""
         actions = np.asarray(actions)
         if actions.shape != self.action_space.shape:
@@ -206,7 +224,7 @@ class ChunkedVectorEnv(VectorEnv[Array, Array, Array]):
 
     # -- exact resume ----------------------------------------------------------------------------------------------
 
-    def replay(self, index: int, episode: int, chunks: Sequence[Array]) -> Array:
+    def replay(self, index: int, episode: int, chunks: Sequence[Array]) -> Arrays:
         """Bring one sub-environment to where an episode was: reset it with that episode's seed, repeat its chunks.
 
         Args:
@@ -222,10 +240,10 @@ class ChunkedVectorEnv(VectorEnv[Array, Array, Array]):
         for chunk in chunks:
             for position in range(self.chunk):
                 if lane.over:
-                    return np.asarray(lane.obs, np.float32)
+                    return as_arrays(lane.obs)
                 _, ended, cut, _ = self._primitive_step(index, chunk[position])
                 lane.over = ended or cut
-        return np.asarray(lane.obs, np.float32)
+        return as_arrays(lane.obs)
 
     @property
     def episodes(self) -> list[int]:
@@ -266,15 +284,15 @@ class ChunkedVectorEnv(VectorEnv[Array, Array, Array]):
             ) from error
 
     def _check_finite(self, index: int, value: Any, what: str) -> None:
-        if not np.isfinite(value).all():
+        if not all(np.isfinite(part).all() for part in parts(value).values()):
             lane = self._lanes[index]
             raise EnvironmentFault(
                 f"{self.name} returned NaN or infinity in {what} "
                 f"(sub-environment {index}, episode seed {lane.seed}, step {lane.steps})"
             )
 
-    def _observations(self) -> Array:
-        return np.stack([np.asarray(lane.obs, np.float32) for lane in self._lanes])
+    def _observations(self) -> Arrays:
+        return stack([as_arrays(lane.obs) for lane in self._lanes])
 
     def _episode_info(self) -> dict[str, Any]:
         return {

@@ -67,6 +67,11 @@ def maker(number: int) -> Callable[..., LiberoEnv]:
     return functools.partial(make_libero, number)
 
 
+def camera_maker(number: int) -> Callable[..., LiberoEnv]:
+    """What ``libero-90-cameras:NUMBER`` stands for: both cameras' pictures at 256 pixels and the robot's state, as pi0 sees."""
+    return functools.partial(make_libero, number, cameras=("agentview", "wrist"), size=256)
+
+
 def make_libero(number: int, *, render_mode: str | None = None, **options: Any) -> LiberoEnv:
     """Make a task of LIBERO-90; see :class:`LiberoEnv`."""
     return LiberoEnv(number, render_mode=render_mode, **options)

@@ -26,6 +26,8 @@ class BaseMethod(Learner[Policy]):
     """The floor of every comparison."""
 
     learns = False
+    decodes = False
+    sees_pictures = True
 
     def __init__(
         self,

@@ -190,6 +190,8 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
 class DSRLSAC(_SoftActorCritic):
     """SAC over scaled latents; the decoder is a part of the environment."""
 
+    decodes = False
+
     def __init__(
         self, settings: DSRLSACSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device
     ) -> None:

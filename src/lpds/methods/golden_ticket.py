@@ -68,6 +68,7 @@ class GoldenTicket(Learner[LatentPolicy]):
             device: of the tickets.
         """
         super().__init__()
+        self.decodes, self.sees_pictures = False, True
         count = settings.tickets
         self.settings = settings
         self.tickets = torch.randn((count, *decoder.spec.latent_shape), generator=generator).to(device)

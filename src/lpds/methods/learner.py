@@ -40,6 +40,9 @@ class Learner(ABC, Generic[P]):
 
     learns = True
     kept_noises = 0
+    kept_next = 0
+    decodes = True
+    sees_pictures = False
     extras: Mapping[str, Shape] = {}
     policy: P
     settings: Any
@@ -50,6 +53,11 @@ class Learner(ABC, Generic[P]):
     @property
     def behaviour(self) -> P:
         """What collects."""
+        return self.policy
+
+    @property
+    def target(self) -> Policy:
+        """What chooses the next chunks that are kept, where any are."""
         return self.policy
 
     def block_rounds(self, total_rounds: int) -> int:

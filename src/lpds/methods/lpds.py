@@ -15,6 +15,9 @@ Where the paper is silent, or this differs from it:
 - *Warm start.* With ``critics_only`` an update stops after (3): the runner fits both critics to the warm-up's returns,
   which are on-policy for the frozen policy, before Delta moves (``warmup_fits``; 0 is the paper's loop).
 - *Kept noises.* The distillation pairs (eps, Phi(s, eps)) of a state may be decoded once and kept (``kept_noises``).
+- *Kept targets.* So may the next state's chunks in (2), with Delta' as it is when the row is made (``target_actions=kept``):
+  then no update calls the decoder, and theta' lags by the age of the row. The mean over K of them stands for (2)'s one.
+- *Pictures* in the state go through an encoder (:mod:`lpds.methods.encoder`) that (2) trains; all else sees it detached.
 - Inputs are scaled by the warm-up's mean and deviation. Delta's last layer starts at zero: the start is Phi itself.
 """
 
@@ -26,11 +29,12 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lpds.config import LPDSSettings, delta_to_sum
+from lpds.methods.encoder import shifted_pictures
 from lpds.methods.learner import Learner
-from lpds.methods.shift import ShiftPolicy
+from lpds.methods.shift import ShiftPolicy, open_shift
 from lpds.methods.state import adam
 from lpds.nn import EnsembleMLP, Scaling, polyak
 from lpds.types import Batch, Decoder, LatentSpec, Metrics, Shape
@@ -40,6 +44,7 @@ class LPDS(Learner[ShiftPolicy]):
     """The learner: Delta, Q^A, Q^W, alpha and their slow copies."""
 
     policy_kind: type[ShiftPolicy] = ShiftPolicy
+    sees_pictures = True
 
     def __init__(self, settings: LPDSSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
         """Build the networks.
@@ -54,14 +59,18 @@ class LPDS(Learner[ShiftPolicy]):
         c, spec = settings, decoder.spec
         self.settings, self.decoder = c, decoder
         self.kept_noises = c.kept_noises
+        kept = c.target_actions == "kept" or (c.target_actions == "auto" and not decoder.decodes_states)
+        self.kept_next = c.kept_next if kept else 0
+        self.decodes = not (self.kept_noises and self.kept_next)
         shifted = self._shifted_spec()
         self.delta = delta_to_sum(c.delta, c.delta_unit, shifted.free_size)
-        d, o, a = spec.latent_size, spec.obs_size, spec.action_size
+        d, a = spec.latent_size, spec.action_size
 
         sizes = (c.width, c.depth, c.activation)
 
         def shift_policy() -> ShiftPolicy:
-            return self.policy_kind(shifted, *sizes, c.noise_bound, c.state_cap * self.delta, generator)
+            form = (c.shift_form, c.shift_rank)
+            return self.policy_kind(shifted, *sizes, c.noise_bound, c.state_cap * self.delta, generator, *form)
 
         self.policy = shift_policy().to(device)
         self.slow_policy = shift_policy().to(device).requires_grad_(False)
@@ -69,6 +78,7 @@ class LPDS(Learner[ShiftPolicy]):
         def critic(inputs: int) -> EnsembleMLP:
             return EnsembleMLP(c.critics, inputs, 1, c.width, c.depth, generator, c.activation).to(device)
 
+        o = self.policy.scaling.outputs
         self.q_action, self.q_latent = critic(o + a), critic(o + d)
         self.q_slow = critic(o + a).requires_grad_(False)
         self.slow_policy.load_state_dict(self.policy.state_dict())
@@ -81,8 +91,9 @@ class LPDS(Learner[ShiftPolicy]):
 
         parts = ("policy", "slow_policy", "q_action", "q_slow", "q_latent", "action_scaling")
         self.state.modules = {name: getattr(self, name) for name in parts}
-        self.adam_action, self.adam_latent = adam(self.q_action, c.lr), adam(self.q_latent, c.lr)
-        self.adam_shift = adam(self.policy, c.actor_lr)
+        self.adam_action = adam(nn.ModuleList([self.q_action, self.policy.scaling]), c.lr)
+        self.adam_latent = adam(self.q_latent, c.lr)
+        self.adam_shift = adam(self.policy, c.actor_lr, without=self.policy.scaling)
         self.state.optimisers = {"q_action": self.adam_action, "q_latent": self.adam_latent, "policy": self.adam_shift}
         self.alpha = torch.tensor(0.0 if c.dual == "off" else c.alpha_init, device=device)  # the multiple a
         self.q_scale = torch.zeros((), device=device)  # s; zero until the first actor update
@@ -92,9 +103,12 @@ class LPDS(Learner[ShiftPolicy]):
     def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
         """Standard normal tensors that one update consumes."""
         d = self.decoder.spec.latent_size
-        shapes: dict[str, Shape] = {"next": (batch_size, d), "actor": (batch_size, d)}
+        shapes: dict[str, Shape] = {} if self.kept_next else {"next": (batch_size, d)}
+        shapes["actor"] = (batch_size, d)
         if not self.kept_noises:
             shapes["base"] = (batch_size, self.settings.distill_noises, d)
+        if self.decoder.spec.pictures:
+            shapes["moves"] = (batch_size, 4)
         return shapes
 
     def calibrate(self, obs: Tensor, action: Tensor, reward_scale: float) -> None:
@@ -106,22 +120,32 @@ class LPDS(Learner[ShiftPolicy]):
 
     def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
         """One pass over equations 2, 3, 6, 7 on B transitions; returns detached scalars."""
-        obs = self.policy.scaling(batch.obs)
-        metrics = self._td(batch, obs, noise["next"])
-        metrics |= self._distill(batch, obs, noise)
+        seen, next_seen, spec = batch.obs, batch.next_obs, self.decoder.spec
+        if spec.pictures:
+            seen, next_seen = (
+                shifted_pictures(o, spec, n) for o, n in zip((seen, next_seen), noise["moves"].split(2, 1), strict=True)
+            )
+        obs = self.policy.scaling(seen)  # with a gradient for equation 2 only, which trains an encoder of pictures
+        metrics = self._td(batch, obs, noise.get("next"), next_seen)
+        metrics |= self._distill(batch, obs.detach(), noise)
         if not critics_only:
-            metrics |= self._ascend(batch, obs, noise["actor"])
+            metrics |= self._ascend(batch, obs.detach(), noise["actor"])
         slow, fast = zip(*self._pairs, strict=True)
         polyak([p for group in slow for p in group], [p for group in fast for p in group], self.settings.tau)
         return metrics
 
-    def _td(self, batch: Batch, obs: Tensor, next_eps: Tensor) -> Metrics:
-        """Eq. 2: y = r + gamma Qbar^A(s', Phi(s', eps' + Delta'(s')))."""
+    def _td(self, batch: Batch, obs: Tensor, next_eps: Tensor | None, next_seen: Tensor | None = None) -> Metrics:
+        """Eq. 2: y = r + gamma Qbar^A(s', Phi(s', eps' + Delta'(s'))); without eps' the chunks are the kept ones."""
         with torch.no_grad():
-            chooser = self.slow_policy if self.settings.target_shift == "slow" else self.policy
-            next_action = self._steered(batch.next_obs, next_eps, chooser(batch.next_obs))
-            next_q = self._value(self.q_slow, self.policy.scaling(batch.next_obs), next_action)
-            y = self.reward_scale * batch.reward + batch.discount * self._reduce(next_q)
+            if next_eps is None:
+                next_action = batch.next_action
+            else:
+                shift = self.target(batch.next_obs)
+                next_action = self._steered(batch.next_obs, next_eps, shift).unsqueeze(1)
+            count = next_action.shape[1]
+            next_obs = _each(self.slow_policy.scaling(batch.next_obs if next_seen is None else next_seen), count)
+            next_q = self._reduce(self._value(self.q_slow, next_obs, next_action.flatten(0, 1)))
+            y = self.reward_scale * batch.reward + batch.discount * next_q.unflatten(0, (-1, count)).mean(1)
         q = self._value(self.q_action, obs, batch.action)
         loss = (q - y).square().sum(0).mean()
         self.adam_action.zero_grad(set_to_none=True)
@@ -182,12 +206,22 @@ class LPDS(Learner[ShiftPolicy]):
         """What is too dear for every update: the distillation gap at the steered latent, the tail of ||Delta||^2."""
         shift = self.policy(batch.obs)
         obs, norm_sq, w = self.policy.scaling(batch.obs), shift.square().sum(1), noise["actor"] + shift
-        gap = self._latent_value(obs, w) - self._value(self.q_action, obs, self._decode(batch.obs, w))
+        if self.kept_next:  # at the latents that the kept chunks were decoded from
+            obs = _each(self.policy.scaling(batch.next_obs), self.kept_next)
+            at, action = batch.next_latent.flatten(0, 1), batch.next_action.flatten(0, 1)
+        else:
+            at, action = w, self._decode(batch.obs, w)
+        gap = self._latent_value(obs, at) - self._value(self.q_action, obs, action)
         return {
             "distill_gap_steered": gap.mean() / self.reward_scale,
             "delta_sq_p95": torch.quantile(norm_sq, 0.95),
             "w_norm": w.norm(dim=1).mean(),
         }
+
+    @property
+    def target(self) -> ShiftPolicy:
+        """Delta' of eq. 2."""
+        return self.slow_policy if self.settings.target_shift == "slow" else self.policy
 
     @property
     def _finite_delta(self) -> float:
@@ -200,10 +234,7 @@ class LPDS(Learner[ShiftPolicy]):
             with torch.no_grad():
                 rows = batch.obs.repeat_interleave(eps.shape[1], 0)
                 action = self._decode(rows, eps.flatten(0, 1)).unflatten(0, eps.shape[:2])
-        count = eps.shape[1]
-        if count > 1:
-            obs = obs.repeat_interleave(count, 0)
-        return obs, eps.flatten(0, 1), action.flatten(0, 1)
+        return _each(obs, eps.shape[1]), eps.flatten(0, 1), action.flatten(0, 1)
 
     def _shifted_spec(self) -> LatentSpec:
         """Shapes of what Delta shifts."""
@@ -244,7 +275,9 @@ class LPDS(Learner[ShiftPolicy]):
     @staticmethod
     def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ShiftPolicy:
         """Build Delta again from a saved policy."""
-        sizes = {key: settings[key] for key in ("width", "depth", "activation", "noise_bound", "cap_sq")}
-        policy = ShiftPolicy(decoder.spec, **sizes, generator=torch.Generator())
-        policy.load_state_dict(dict(tensors))
-        return policy.requires_grad_(False)
+        return open_shift(ShiftPolicy, decoder.spec, settings, tensors)
+
+
+def _each(rows: Tensor, count: int) -> Tensor:
+    """Every row ``count`` times in a row."""
+    return rows if count == 1 else rows.repeat_interleave(count, 0)

@@ -11,6 +11,7 @@ dual, warm start, scaling - is :mod:`lpds.methods.lpds`, by inheritance.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from lpds.config import LPDSASettings
 from lpds.methods.lpds import LPDS
-from lpds.methods.shift import ShiftPolicy
+from lpds.methods.shift import ShiftPolicy, open_shift
 from lpds.types import Batch, Decision, Decoder, LatentSpec, Metrics, Shape
 
 
@@ -49,8 +50,7 @@ class LPDSA(LPDS):
 
     def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
         """Standard normal tensors that one update consumes."""
-        d = self.decoder.spec.latent_size
-        return {"next": (batch_size, d), "actor": (batch_size, d)}
+        return {name: shape for name, shape in super().noise_shapes(batch_size).items() if name != "base"}
 
     @torch.no_grad()
     def diagnose(self, batch: Batch, noise: dict[str, Tensor]) -> Metrics:
@@ -65,8 +65,7 @@ class LPDSA(LPDS):
         return {}
 
     def _shifted_spec(self) -> LatentSpec:
-        spec = self.decoder.spec
-        return LatentSpec(spec.obs_shape, spec.action_shape, spec.action_shape)
+        return _action_spec(self.decoder)
 
     def _steered(self, obs: Tensor, eps: Tensor, shift: Tensor) -> Tensor:
         action = self._decode(obs, eps).unflatten(1, self.decoder.spec.action_shape)
@@ -78,11 +77,12 @@ class LPDSA(LPDS):
     @staticmethod
     def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ActionShiftPolicy:
         """Build Delta again from a saved policy."""
-        spec = LatentSpec(decoder.spec.obs_shape, decoder.spec.action_shape, decoder.spec.action_shape)
-        sizes = {key: settings[key] for key in ("width", "depth", "activation", "noise_bound", "cap_sq")}
-        policy = ActionShiftPolicy(spec, **sizes, generator=torch.Generator())
-        policy.load_state_dict(dict(tensors))
-        return policy.requires_grad_(False)
+        return open_shift(ActionShiftPolicy, _action_spec(decoder), settings, tensors)
+
+
+def _action_spec(decoder: Decoder) -> LatentSpec:
+    """Shapes with the chunk in the latent's place, all of it free."""
+    return replace(decoder.spec, latent_shape=decoder.spec.action_shape, free=None)
 
 
 def shifted_action(decoder: Decoder, action: Tensor, shift: Tensor) -> Tensor:

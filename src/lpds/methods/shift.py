@@ -1,19 +1,32 @@
-"""The part of LP-DS that acts: a bounded, state-dependent shift of the base noise."""
+"""The part of LP-DS that acts: a bounded, state-dependent shift of the base noise, in one of several forms."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lpds.errors import LpdsError, unknown_name
+from lpds.methods.encoder import make_encoder
 from lpds.methods.learner import LatentPolicy
-from lpds.nn import EnsembleMLP, Scaling
+from lpds.nn import EnsembleMLP
 from lpds.types import LatentSpec
 
 
 class ShiftPolicy(nn.Module, LatentPolicy):
-    """``w = eps + Delta(s)`` (eq. 1), bounded per coordinate and, if asked, per state."""
+    """``w = eps + Delta(s)`` (eq. 1), bounded per coordinate and, if asked, per state.
+
+    Delta is an [H, L] matrix of one of these forms; eps is white in all of them:
+
+    - ``full``: every coordinate by itself, ``Delta = b tanh(u(s) / b)``;
+    - ``tied``: one [L] shift for all H steps of the chunk;
+    - ``lowrank``: ``Delta = B^T C(s)``, C = ``b tanh(u(s) / b)`` [r, L] and B [r, H] a time basis that is learned too. B is
+      divided by its largest ``sum_r |B_rh|`` where that exceeds 1, so that b bounds Delta as well. It starts as the first
+      r cosines, divided by r: the constant one, which is ``tied``, the half wave, ...
+    """
 
     def __init__(
         self,
@@ -24,26 +37,45 @@ class ShiftPolicy(nn.Module, LatentPolicy):
         noise_bound: float,
         cap_sq: float,
         generator: torch.Generator,
+        shift_form: str = "full",
+        shift_rank: int = 1,
     ) -> None:
         super().__init__()
         self.spec, self.noise_bound, self.cap_sq = spec, noise_bound, cap_sq
-        self.scaling = Scaling(spec.obs_size)
-        self.net = EnsembleMLP(1, spec.obs_size, spec.latent_size, width, depth, generator, activation)
+        steps, columns = spec.latent_shape
+        rows = {"full": steps, "tied": 1, "lowrank": shift_rank}
+        if shift_form not in rows:
+            raise unknown_name("shift_form", shift_form, rows)
+        if rows[shift_form] > steps:
+            raise LpdsError(f"shift_rank must be at most {steps}, the steps of the latent, not {shift_rank}")
+        self.form, self.rows = shift_form, rows[shift_form]
+        self.scaling = make_encoder(spec, generator)
+        self.net = EnsembleMLP(1, self.scaling.outputs, self.rows * columns, width, depth, generator, activation)
         self.net.zero_head()
+        if shift_form == "lowrank":
+            self.basis = nn.Parameter(cosines(self.rows, steps) / self.rows)
         self.register_buffer("mask", spec.free_mask(), persistent=False)
         self.mask: Tensor | None
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Delta(s) [B, H * L] for raw observations [B, O]."""
-        shift: Tensor = self.net(self.scaling(obs)).squeeze(0)
+        """Delta(s) [B, H * L] for observations [B, O]."""
+        shift: Tensor = self.net(self.scaling(obs).detach()).squeeze(0)
         if math.isfinite(self.noise_bound):
             shift = self.noise_bound * torch.tanh(shift / self.noise_bound)
+        if self.form != "full":
+            shift = (self._over_time().T @ shift.unflatten(1, (self.rows, -1))).flatten(1)
         if self.mask is not None:
             shift = shift * self.mask
         if math.isfinite(self.cap_sq):
             norm_sq = shift.square().sum(1, keepdim=True)
             shift = shift * torch.rsqrt(torch.clamp(norm_sq / self.cap_sq, min=1.0))
         return shift
+
+    def _over_time(self) -> Tensor:
+        """B [r, H]: what of each of the r shifts reaches a step of the chunk."""
+        if self.form == "tied":
+            return torch.ones(1, self.spec.latent_shape[0], device=self.net.biases[-1].device)
+        return self.basis / self.basis.abs().sum(0).amax().clamp(min=1.0)
 
     @torch.no_grad()
     def shift(self, obs: Tensor, scale: float = 1.0) -> Tensor | None:
@@ -54,3 +86,21 @@ class ShiftPolicy(nn.Module, LatentPolicy):
         """``w = eps + scale * Delta(s)`` [B, H, L]; scale 0 gives eps to the bit."""
         shift = self.shift(obs, scale)
         return eps if shift is None else eps + shift
+
+
+P = TypeVar("P", bound=ShiftPolicy)
+
+
+def open_shift(kind: type[P], spec: LatentSpec, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> P:
+    """Build Delta again from a saved policy; one saved before there were forms is ``full``."""
+    sizes = {key: settings[key] for key in ("width", "depth", "activation", "noise_bound", "cap_sq")}
+    form = {key: settings[key] for key in ("shift_form", "shift_rank") if key in settings}
+    policy = kind(spec, **sizes, **form, generator=torch.Generator())
+    policy.load_state_dict(dict(tensors))
+    return policy.requires_grad_(False)
+
+
+def cosines(count: int, steps: int) -> Tensor:
+    """The first waves of the cosine transform over a chunk, [count, H]; the first is 1 everywhere."""
+    order, step = torch.arange(count).unsqueeze(1), torch.arange(steps)
+    return torch.cos(math.pi * order * (step + 0.5) / steps)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from lpds.errors import LpdsError
 
 
-def adam(module: nn.Module, lr: float) -> torch.optim.Adam:
-    """Fused Adam over a module, with torch's default moments."""
-    return torch.optim.Adam(module.parameters(), lr=lr, fused=True)
+def adam(module: nn.Module, lr: float, *, without: nn.Module | None = None) -> torch.optim.Adam:
+    """Fused Adam over a module, or what of it is not in another one, with torch's default moments."""
+    left_out = set() if without is None else {id(parameter) for parameter in without.parameters()}
+    return torch.optim.Adam([p for p in module.parameters() if id(p) not in left_out], lr=lr, fused=True)
 
 
 class LearnerState:

@@ -15,6 +15,7 @@ class DiffusionPolicyDecoder(LeRobotDecoder):
     """A one-dimensional U-Net conditioned on the last n observations; the noise is the whole chunk [horizon, A]."""
 
     unused = ("steps", "task", "tokenizer")
+    pooling = "the U-Net's conditioning"
 
     def _configure(self) -> None:
         config, chosen = self._config, self._options.ddim_steps
@@ -56,8 +57,13 @@ class DiffusionPolicyDecoder(LeRobotDecoder):
     def _rows(self, context: Tensor) -> int:
         return len(context)
 
-    def _repeat(self, context: Tensor, count: int) -> Tensor:
-        return context.repeat_interleave(count, 0)
+    def features(self, context: Tensor) -> Tensor:
+        """What the U-Net is conditioned on: normalised states and encoded pictures of the last n observations."""
+        return context.float()
+
+    def from_features(self, features: Tensor) -> Tensor:
+        """They are all that it knows of the observation."""
+        return features.to(self._options.device)
 
     def _sampler(self) -> dict[str, Any]:
         config = self._config

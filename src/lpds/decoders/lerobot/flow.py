@@ -21,7 +21,13 @@ class Pi0Decoder(LeRobotDecoder):
     """pi0; the noise is [chunk_size, max_action_dim], of which only the arm's own columns are free."""
 
     unused = ("ddim_steps",)
+    pooling = "last layer's values, mean and maximum over the prefix; state"
     steps_name = "num_inference_steps"
+
+    @property
+    def decodes_states(self) -> bool:  # type: ignore[override]
+        """Only where the state is the observation: pooled features do not hold the prefix."""
+        return self._options.flat
 
     def _configure(self) -> None:
         config, steps = self._config, self._options.steps
@@ -82,8 +88,16 @@ class Pi0Decoder(LeRobotDecoder):
     def _rows(self, context: dict[str, Any]) -> int:
         return len(context["prefix_pad_masks"])
 
-    def _repeat(self, context: dict[str, Any], count: int) -> dict[str, Any]:
+    def repeat(self, context: dict[str, Any], count: int) -> dict[str, Any]:
+        """A context with every state ``count`` times in a row."""
         return {key: _repeated(value, count) for key, value in context.items()}
+
+    def features(self, context: dict[str, Any]) -> Tensor:
+        """The frozen prefix pooled over its tokens: mean and maximum of the last layer's values, then the state beside it."""
+        values, there = _last_values(context["past_key_values"]), context["prefix_pad_masks"].bool().unsqueeze(-1)
+        mean = (values * there).sum(1) / there.sum(1)
+        highest = values.masked_fill(~there, -torch.inf).amax(1)
+        return torch.cat([mean, highest, *([context["state"]] if "state" in context else [])], 1).float()
 
     def _sampler(self) -> dict[str, Any]:
         return {"kind": "euler", "steps": int(getattr(self._config, self.steps_name))}
@@ -113,6 +127,16 @@ class SmolVLADecoder(Pi0Decoder):
         if not self._config.use_cache:
             raise LpdsError(f"{self._folder} was saved with use_cache false; without the cache its prefix is lost")
         self._config.load_vlm_weights = False  # they are among the saved weights; this would download them
+
+
+def _last_values(cache: Any) -> Tensor:
+    """Values of the last layer [B, tokens, n] in a cache of transformers, or in SmolVLA's table of layers."""
+    if isinstance(cache, Mapping):
+        values: Tensor = cache[max(cache)]["value_states"]  # [B, tokens, heads, width]
+    else:
+        last = cache.layers[-1].values if hasattr(cache, "layers") else cache.value_cache[-1]  # [B, heads, tokens, width]
+        values = last.transpose(1, 2)
+    return values.flatten(2)
 
 
 def blank_camera(config: Any, rows: int) -> dict[str, Tensor]:

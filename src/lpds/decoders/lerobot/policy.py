@@ -42,6 +42,9 @@ class LeRobotDecoder(BaseDecoder):
 
     unused: tuple[str, ...] = ()
     """Options that mean nothing to a family."""
+    pooling: str
+    """What :meth:`features` are made of, in words that go into the fingerprint: a Delta is nothing on others."""
+    shares_context = True
 
     def __init__(self, folder: Path, options: Options) -> None:
         self._options = options
@@ -64,6 +67,7 @@ class LeRobotDecoder(BaseDecoder):
                 raise LpdsError(f"flat=True takes vectors only; {folder} also needs {wide or 'an instruction (pass task=)'}")
             obs_shape = (sum(math.prod(shape) for shape in shapes.values()),)
         self._shapes = shapes
+        self._feature_size: int | None = None
         latent, start, most = self._layout()
         self._start, actions = start, int(config.action_feature.shape[0])
         count = int(config.n_action_steps) if options.execute is None else options.execute
@@ -73,6 +77,18 @@ class LeRobotDecoder(BaseDecoder):
         free = None if latent[1] == actions else tuple(column < actions for column in range(latent[1]))
         name = folder.parent.name if folder.name == "pretrained_model" else folder.name
         super().__init__(LatentSpec(obs_shape, latent, (count, actions), free), name, f"lerobot:{folder}")
+
+    @property
+    def feature_size(self) -> int | None:
+        """F of the frozen network's features; ``None`` for a policy opened ``flat``, whose vector says it all."""
+        if self._options.flat:
+            return None
+        if self._feature_size is None:
+            with torch.no_grad():
+                self._feature_size = self.features(
+                    self.prepare({k: torch.zeros(1, *s) for k, s in self._shapes.items()})
+                ).shape[1]
+        return self._feature_size
 
     def prepare(self, obs: Any) -> Any:
         """What does not depend on the noise: observations normalised and encoded, with the prefix's key-value cache."""
@@ -92,7 +108,7 @@ class LeRobotDecoder(BaseDecoder):
         if rows != len(w):
             if rows == 0 or len(w) % rows:
                 raise LpdsError(f"{len(w)} latents for {rows} states: not a whole number each")
-            context = self._repeat(context, len(w) // rows)
+            context = self.repeat(context, len(w) // rows)
         with torch.no_grad():
             chunk = self._sample(context, w.to(self._options.device, torch.float32))
             steps, actions = self.spec.action_shape
@@ -138,10 +154,6 @@ class LeRobotDecoder(BaseDecoder):
         """B of a context."""
 
     @abstractmethod
-    def _repeat(self, context: Any, count: int) -> Any:
-        """A context with every state ``count`` times in a row."""
-
-    @abstractmethod
     def _sampler(self) -> dict[str, Any]:
         """Facts that decide what a noise becomes."""
 
@@ -174,5 +186,6 @@ class LeRobotDecoder(BaseDecoder):
             "latent": spec.latent_shape,
             "action": spec.action_shape,
             "start": self._start,
+            **({} if self._options.flat else {"features": self.pooling}),
         }
         return hash_tensors({**self._policy.state_dict(), **self._processors.tensors()}, facts)

@@ -1,0 +1,182 @@
+"""What a method meets in place of a large decoder's observations: a short vector, and contexts computed once.
+
+Pictures, instruction and state are what the decoder sees. Delta and the critics see one vector [B, O], the *state*: the
+observation itself where it is one, else the decoder's own frozen features of it. :func:`look` computes the state and, where
+that is dear, the context that all noises of the state share; :func:`as_learned` is the same decoder for a method, which
+meets states only, and in the replay long after their contexts are gone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpds.errors import LpdsError
+from lpds.observations import channels_first, conform, has_channels_last
+from lpds.types import Decoder, LatentSpec, Shape
+
+
+@dataclass(frozen=True)
+class Sight:
+    """B observations as a policy meets them."""
+
+    decoder: Decoder
+    """To be asked with ``state``, each row as often as there are noises for it."""
+    state: Tensor
+    """float32 [B, O]."""
+
+
+class CompactDecoder:
+    """A decoder whose observations are its features; the spec says so, all else is the decoder's own."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._inner = decoder
+        self.name, self.reference, self.decodes_states = decoder.name, decoder.reference, bool(decoder.decodes_states)
+        size = decoder.feature_size
+        self.spec: LatentSpec = decoder.spec if size is None else replace(decoder.spec, obs_shape=(size,))
+
+    @property
+    def fingerprint(self) -> str:
+        """The decoder's."""
+        return str(self._inner.fingerprint)
+
+    def __call__(self, obs: Tensor, w: Tensor) -> Tensor:
+        """Decode [B, H, L] at states [B, O]; see :class:`lpds.types.Decoder`."""
+        return self.decode(self.prepare(obs), w)
+
+    def prepare(self, obs: Tensor) -> Any:
+        """The context of features alone, where they are enough for it."""
+        return self._inner.from_features(obs)
+
+    def decode(self, context: Any, w: Tensor) -> Tensor:
+        """Decode noises against a context."""
+        out: Tensor = self._inner.decode(context, w)
+        return out
+
+    def action_range(self) -> tuple[Tensor, Tensor]:
+        """The decoder's."""
+        low, high = self._inner.action_range()
+        return low, high
+
+    def describe(self) -> dict[str, Any]:
+        """The decoder's."""
+        return dict(self._inner.describe())
+
+
+class _Shown(CompactDecoder):
+    """A decoder that has been shown B observations: their contexts are at hand, whoever asks."""
+
+    def __init__(self, decoder: Any, context: Any, rows: int) -> None:
+        super().__init__(decoder)
+        self._context, self._rows = context, rows
+
+    def prepare(self, obs: Tensor) -> Any:
+        """The context of those B observations, each as often in a row as in ``obs``."""
+        times, rest = divmod(len(obs), max(1, self._rows))
+        if rest:
+            raise LpdsError(f"{len(obs)} states for {self._rows} observations: not a whole number each")
+        return self._context if times == 1 else self._inner.repeat(self._context, times)
+
+
+class PictureDecoder(CompactDecoder):
+    """A decoder whose states are the observations: numbers end to end, then the pictures, values 0 to 255.
+
+    Of a dict, numbers and pictures come in the order of its keys.
+    """
+
+    def __init__(self, decoder: Any) -> None:
+        super().__init__(decoder)
+        shapes = decoder.spec.obs_shape
+        self._shapes: dict[str, Shape] = dict(sorted(shapes.items())) if isinstance(shapes, Mapping) else {"": tuple(shapes)}
+        numbers = [key for key, shape in self._shapes.items() if len(shape) < 3]
+        self._order = numbers + [key for key in self._shapes if key not in numbers]
+        self._pictures = {key: self._channels_first(key) for key in self._order[len(numbers) :]}
+        merged = tuple((math.prod(shape[:-2]), *shape[-2:]) for shape in self._pictures.values())
+        size = decoder.spec.obs_size
+        self.spec = replace(decoder.spec, obs_shape=(size,), pictures=merged)
+
+    def state(self, obs: Any) -> Tensor:
+        """float32 [B, O] of observations as the decoder takes them."""
+        entries = obs if isinstance(obs, Mapping) else {"": obs}
+        flat = []
+        for key in self._order:
+            value = entries[key]
+            if key in self._pictures:
+                value = value if value.dtype == torch.uint8 else (255.0 * value).round().clamp(0.0, 255.0)
+                value = value.movedim(-1, -3) if has_channels_last(self._shapes[key]) else value
+            flat.append(value.flatten(1).float())
+        return torch.cat(flat, 1)
+
+    def prepare(self, obs: Tensor) -> Any:
+        """The context of the observations behind states [B, O]."""
+        entries: dict[str, Tensor] = {}
+        flat = obs.split([math.prod(self._shapes[key]) for key in self._order], 1)
+        for key, value in zip(self._order, flat, strict=True):
+            if key not in self._pictures:
+                entries[key] = value.unflatten(1, self._shapes[key])
+            elif has_channels_last(self._shapes[key]):
+                entries[key] = value.unflatten(1, self._pictures[key]).movedim(-3, -1).to(torch.uint8)
+            else:
+                entries[key] = value.unflatten(1, self._pictures[key]) / 255.0
+        return self._inner.prepare(entries if isinstance(self._inner.spec.obs_shape, Mapping) else entries[""])
+
+    def _channels_first(self, key: str) -> Shape:
+        shape = self._shapes[key]
+        return channels_first(shape) if has_channels_last(shape) else shape
+
+
+def has_pictures(decoder: Decoder) -> bool:
+    """Whether observations hold pictures, and nothing stands in their place."""
+    shape = decoder.spec.obs_shape
+    shapes = shape.values() if isinstance(shape, Mapping) else [shape]
+    return not is_compact(decoder) and any(len(one) >= 3 for one in shapes)
+
+
+def is_compact(decoder: Decoder) -> bool:
+    """Whether features stand in the place of observations."""
+    return getattr(decoder, "feature_size", None) is not None
+
+
+def as_learned(decoder: Decoder) -> Decoder:
+    """The decoder for a method, which asks it with states [B, O].
+
+    Raises:
+        LpdsError: its observations are neither one vector nor with pictures, and it offers no features of them.
+    """
+    if is_compact(decoder):
+        return CompactDecoder(decoder)
+    if has_pictures(decoder):
+        return PictureDecoder(decoder)
+    shape = decoder.spec.obs_shape
+    if isinstance(shape, Mapping) or len(shape) != 1:
+        kinds = ", ".join(f"{key} {one}" for key, one in shape.items()) if isinstance(shape, Mapping) else str(shape)
+        raise LpdsError(
+            f"decoder {decoder.name!r} takes {kinds}: steering learns from one vector, from pictures, or from features "
+            "(features= and feature_size= of wrap_decoder; docs/large-decoders.md)"
+        )
+    return decoder
+
+
+def look(decoder: Decoder, obs: Any, device: torch.device | None = None) -> Sight:
+    """Show observations, arrays or tensors [B, ...] or a dict of them, to a decoder.
+
+    The context is computed here, and once, where features come of it or where the decoder says that it is dear.
+    """
+    seen = conform(obs, decoder.spec, device)
+    known: Any = decoder
+    compact = is_compact(decoder)
+    if has_pictures(decoder):
+        pictured = PictureDecoder(decoder)
+        return Sight(pictured, pictured.state(seen))
+    if not compact and not getattr(decoder, "shares_context", False):
+        return Sight(decoder, seen)
+    with torch.no_grad():
+        context = known.prepare(seen)
+        there = next(iter(seen.values())) if isinstance(seen, Mapping) else seen
+        state = known.features(context).to(there.device) if compact else seen
+    return Sight(_Shown(decoder, context, len(state)), state)
