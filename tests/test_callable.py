@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scripted import TINY, assert_same_run, toy_decoder
 
+import lpds
 from lpds import wrap_decoder
 
 SHAPES = {"obs_shape": (11,), "latent_shape": (4, 3), "action_shape": (4, 3), "name": "mine"}
@@ -30,11 +32,67 @@ def test_the_function_itself_is_called(inputs):
     assert torch.equal(wrap()(obs, w), linear(obs, w))
 
 
-def test_the_function_gets_the_inputs_as_they_are(inputs):
-    seen = []
-    wrap(lambda obs, w: seen.append((obs, w)) or w)(*inputs)
-    assert seen[0][0] is inputs[0]
-    assert seen[0][1] is inputs[1]
+def test_the_function_may_work_in_place_and_return_its_buffer_again(inputs):
+    """It gets copies of what it is given, and what it returns is copied: nothing of a run changes behind its back."""
+    obs, w = inputs
+    buffer = torch.zeros(64, 4, 3)
+
+    def untidy(o, noise):
+        o.clamp_(-0.1, 0.1)
+        noise.mul_(2.0)
+        buffer[: len(noise)] = noise
+        return buffer[: len(noise)]
+
+    kept_obs, kept_w = obs.clone(), w.clone()
+    first = wrap(untidy)(obs, w)
+    wrap(untidy)(obs, -w)
+    assert torch.equal(first, 2.0 * kept_w)
+    assert torch.equal(obs, kept_obs)
+    assert torch.equal(w, kept_w)
+    assert torch.equal(wrap(lambda o, noise: noise.numpy()[:, ::-1])(obs, w), w.flip(1))
+
+
+def test_a_stochastic_function_with_one_buffer_is_stochastic_all_the_same(inputs, refused):
+    buffer = torch.zeros(64, 4, 3)
+
+    def drawn(o, w):
+        buffer[: len(w)] = torch.rand(w.shape)
+        return buffer[: len(w)]
+
+    with refused("is stochastic"):
+        wrap(drawn).fingerprint  # noqa: B018
+
+
+def test_inputs_of_another_float_type_are_taken_and_others_refused(inputs, refused):
+    obs, w = inputs
+    assert torch.equal(wrap()(obs.double(), w.double()), wrap()(obs, w))
+    with refused("takes tensors, not a ndarray"):
+        wrap()(obs.numpy(), w)
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (lambda w: 1 / 0, "decoder 'linear' raised ZeroDivisionError"),
+        (lambda w: w * float("nan"), "decoder 'linear' returned NaN or infinite actions"),
+        (lambda w: w[:, :1], "decoder 'linear' returned actions"),
+    ],
+)
+def test_a_function_that_breaks_in_a_run_saves_it_and_the_run_goes_on_where_it_was(tmp_path, refused, broken, words):
+    """As an environment's fault does; resumed with the function mended, the run is the one that never broke."""
+    whole = toy_decoder()
+    calls = [0]
+
+    def sometimes(obs, w):
+        calls[0] += 1
+        return broken(w) if calls[0] == 150 else whole._fn(obs, w)
+
+    shapes = {"obs_shape": (2,), "latent_shape": (4, 2), "action_shape": (4, 2), "name": "linear"}
+    lpds.steer("toy", decoder=whole, out=tmp_path / "whole", **TINY)
+    with refused(words, "the run is saved at step"):
+        lpds.steer("toy", decoder=wrap_decoder(sometimes, **shapes), out=tmp_path / "run", **TINY)
+    assert lpds.resume(tmp_path / "run", decoder=whole, quiet=True).finished
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_arrays_and_other_float_types_come_back_as_float32(inputs):

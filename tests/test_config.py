@@ -16,6 +16,7 @@ import lpds
 from lpds.config import LPDSSettings, RunSettings, from_json, override, to_json
 from lpds.envs.four_mode import make_four_mode
 from lpds.errors import LpdsError
+from lpds.log import read_json_lines
 from lpds.methods.base import BaseMethod, BasePolicy
 from lpds.policy import load_policy
 from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
@@ -288,3 +289,55 @@ def test_numbers_out_of_an_array_are_numbers():
     settings = override(RunSettings, {"seed": np.int64(3), "gamma": np.float32(0.5)})
     assert (settings.seed, settings.gamma) == (3, 0.5)
     assert type(settings.seed) is int
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        (Scripted([]), "not an environment (Scripted)"),
+        (3, "env must be a Gymnasium id or a function that makes an environment, not 3"),
+        (lambda: 1 / 0, "environment <lambda> cannot be made: ZeroDivisionError"),
+    ],
+)
+def test_what_is_no_environment(tmp_path, refused, env, words):
+    with refused(words):
+        steer(tmp_path, env=env)
+    with refused(words):
+        lpds.evaluate(toy_decoder(), env=env, episodes=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_file_that_is_none(tmp_path, refused):
+    steer(tmp_path)
+    path = tmp_path / "run" / "policy" / "policy.json"
+    facts = json.loads(path.read_text())
+    path.write_text("{}")
+    with refused("policy.json is not that of a policy: method, settings, decoder missing"):
+        load_policy(tmp_path / "run", toy_decoder())
+    path.write_text(json.dumps({**facts, "settings": {**facts["settings"], "width": 7}}))
+    with refused("settings and weights do not belong together"):
+        load_policy(tmp_path / "run", toy_decoder())
+
+
+def test_a_warm_up_that_says_nothing_of_the_rewards_leaves_them_as_they_are(tmp_path, capsys):
+    """No reward before the first update: a factor made of rounding would blow up what comes later."""
+    silent = lambda: Scripted([([0.0] * 5, "terminated")])  # noqa: E731
+    decoder = lpds.wrap_decoder(lambda s, w: w, obs_shape=(2,), latent_shape=(2, 1), action_shape=(2, 1), name="w")
+    lpds.steer(decoder=decoder, env=silent, out=tmp_path / "run", **(TINY | {"quiet": False}))
+    assert "the warm-up's returns do not vary" in capsys.readouterr().err
+    assert not any(math.isnan(row["td_loss"]) for row in read_json_lines(tmp_path / "run" / "metrics.jsonl") if row["td_loss"])
+    one = {"num_envs": 1, "warmup_steps": 1, "warmup_fits": 0, "steps": 60}
+    assert lpds.steer(decoder=decoder, env=silent, out=tmp_path / "one", **(TINY | one)).finished
+
+
+def test_a_budget_that_is_all_warm_up_says_so(tmp_path, capsys):
+    steer(tmp_path, steps=100, warmup_steps=8000, quiet=False)
+    assert "NOTHING WAS LEARNED: the warm-up of 8,000 steps took the whole budget" in capsys.readouterr().err
+
+
+def test_actions_that_are_not_finite_are_the_callers(refused):
+    env = lpds.make_env("Pendulum-v1", num_envs=1, chunk=2)
+    env.reset()
+    with refused("the chunk for Pendulum-v1 holds NaN"):
+        env.step(np.full((1, 2, 1), np.nan, np.float32))
+    env.close()

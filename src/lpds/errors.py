@@ -19,7 +19,7 @@ class EnvironmentFault(RunFault):
 
 
 class DecoderFault(RunFault):
-    """A decoder that lives elsewhere was lost, or refused."""
+    """A decoder that lives elsewhere was lost or refused, or a user's own raised or returned what is no action."""
 
 
 def one_line(error: Exception) -> str:

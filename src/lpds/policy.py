@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lpds.compact import as_learned, is_compact, look
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, one_line
 from lpds.evaluation import check_share
 from lpds.files import write_atomically, write_json
 from lpds.observations import Arrays, as_arrays, parts, shapes_fit
@@ -131,7 +131,7 @@ def save_states(folder: Path, obs: Tensor) -> None:
         raise LpdsError(f"states in {folder} not saved ({error})") from None
 
 
-def load_policy(run: str | Path, decoder: Decoder | None = None) -> SteeredPolicy:
+def load_policy(run: str | Path, decoder: Decoder | str | None = None) -> SteeredPolicy:
     """Open the policy of a run folder, or of a folder of committed results.
 
     Args:
@@ -152,9 +152,18 @@ def load_policy(run: str | Path, decoder: Decoder | None = None) -> SteeredPolic
         raise LpdsError(f"no policy in {run} (policy/policy.json is missing)") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise LpdsError(f"policy in {folder} cannot be read: {error}") from None
+    missing = [key for key in ("method", "settings", "decoder") if not isinstance(facts, dict) or key not in facts]
+    if missing:
+        raise LpdsError(f"{folder / 'policy.json'} is not that of a policy: {', '.join(missing)} missing")
+    if isinstance(decoder, str):
+        decoder = load_decoder(decoder)
     decoder = find_decoder(facts["decoder"], decoder, f"the policy in {run}")
     settings = {key: float("inf") if value == "inf" else value for key, value in facts["settings"].items()}
-    policy = resolve("method", METHODS, facts["method"]).open_policy(as_learned(decoder), settings, tensors)
+    method = resolve("method", METHODS, facts["method"])
+    try:
+        policy = method.open_policy(as_learned(decoder), settings, tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise LpdsError(f"policy in {folder}: settings and weights do not belong together ({one_line(error)})") from None
     return SteeredPolicy(decoder, policy, facts["method"])
 
 

@@ -130,6 +130,8 @@ class Runner:
                     self.method.observe([record.lane for record in records], [record.total for record in records])
                 if self.step >= c.warmup_steps and self.method.learns:
                     self._learn()
+            if not self._warm and self.method.learns:
+                self._display.say(f"NOTHING WAS LEARNED: the warm-up of {c.warmup_steps:,} steps took the whole budget")
             self._due(last=True)
         except RunFault as fault:
             self.save()
@@ -157,7 +159,7 @@ class Runner:
             if self._learned is self.decoder:  # a report decodes at them; features are no observations
                 save_states(self.out, self.replay.states(probe_rows(first, last, SHOWN).to(self._device)))
             returns = self.replay.returns_to_go()
-            scale = c.reward_scale or RETURN_STD / max(float(returns[0][self._given :].std()), 1e-6)
+            scale = c.reward_scale or self._reward_scale(returns[0][self._given :])
             self.method.calibrate(self.replay.everything("obs"), self.replay.everything("action"), scale)
             for _ in range(c.warmup_fits):
                 batch = self.replay.sample(c.batch_size, self._generator, self._noises, returns)
@@ -171,6 +173,17 @@ class Runner:
             for metrics in self.method.learn(self, updates):
                 self._sum(metrics)
                 self.updates += 1
+
+    def _reward_scale(self, returns: Tensor) -> float:
+        """What makes the warm-up's returns [N] deviate by :data:`RETURN_STD`; 1 where they do not vary."""
+        spread = float(returns.std()) if len(returns) > 1 else 0.0
+        if spread > 1e-6 * float(returns.abs().max()):
+            return RETURN_STD / spread
+        self._display.say(
+            "the warm-up's returns do not vary, so they say nothing of the rewards' size: rewards are left as they are "
+            "(--reward-scale sets a factor, a longer --warmup-steps may meet a reward)"
+        )
+        return 1.0
 
     @property
     def generator(self) -> torch.Generator:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lpds.decoders.base import BaseDecoder, hash_tensors
-from lpds.errors import LpdsError
+from lpds.errors import DecoderFault, LpdsError, one_line
 from lpds.random import normal
 from lpds.types import LatentSpec, Shape
 
 
 class CallableDecoder(BaseDecoder):
     """A user's own policy, called as it is. Its fingerprint is made of its name, its shapes and what it decodes."""
+
+    can_be_lost = True
 
     def __init__(
         self,
@@ -48,18 +51,29 @@ class CallableDecoder(BaseDecoder):
         return found
 
     def decode(self, context: Any, w: Tensor) -> Tensor:
-        """Call the function; an array or a tensor of [B, T, A] must come back."""
-        with torch.no_grad():
-            result = self._fn(context, w)
+        """Call the function on copies, so that it may work in place; an array or a tensor of [B, T, A] must come back.
+
+        Raises:
+            DecoderFault: it raised, or what came back is of another shape or not finite. In a run that saves and stops.
+        """
+        given = {key: value.clone() for key, value in context.items()} if isinstance(context, Mapping) else context.clone()
         try:
-            action = torch.as_tensor(result)
+            with torch.no_grad():
+                result = self._fn(given, w.clone())
+        except Exception as error:
+            raise DecoderFault(f"decoder {self.name!r} raised {one_line(error)}") from error
+        try:
+            found = np.ascontiguousarray(result) if isinstance(result, np.ndarray) else result
+            # a copy: a function may return the same buffer again
+            action = torch.as_tensor(found).detach().to(w.device, torch.float32, copy=True)
         except (TypeError, ValueError, RuntimeError):
             kind = type(result).__name__
-            raise LpdsError(f"decoder {self.name!r} must return an array or a tensor of actions, not a {kind}") from None
-        action = action.detach().to(w.device, torch.float32)
+            raise DecoderFault(f"decoder {self.name!r} must return an array or a tensor of actions, not a {kind}") from None
         wanted = (w.shape[0], *self.spec.action_shape)
         if tuple(action.shape) != wanted:
-            raise LpdsError(f"decoder {self.name!r} returned actions {list(action.shape)}, expected {list(wanted)}")
+            raise DecoderFault(f"decoder {self.name!r} returned actions {list(action.shape)}, expected {list(wanted)}")
+        if not bool(torch.isfinite(action).all()):
+            raise DecoderFault(f"decoder {self.name!r} returned NaN or infinite actions")
         return action
 
     def describe(self) -> dict[str, Any]:
@@ -69,8 +83,6 @@ class CallableDecoder(BaseDecoder):
     def _fingerprint(self) -> str:
         obs, w = self._probe()
         first, second = self(obs, w), self(obs, w)
-        if not bool(torch.isfinite(first).all()):
-            raise LpdsError(f"decoder {self.name!r} returned NaN or infinite actions on a probe")
         if not torch.equal(first, second):
             raise LpdsError(
                 f"decoder {self.name!r} is stochastic: the same observation and latent gave two different actions. "

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from lpds.envs.chunk import ChunkedVectorEnv, EnvFactory
-from lpds.errors import LpdsError, unknown_name
+from lpds.errors import LpdsError, one_line, unknown_name
 from lpds.observations import shapes_fit
 from lpds.registry import ENVIRONMENTS, resolve
 from lpds.types import LatentSpec
@@ -32,8 +32,13 @@ def environment_factory(env: EnvLike, render_mode: str | None = None) -> tuple[E
     Raises:
         LpdsError: the id is unknown; the nearest are suggested.
     """
+    wanted = "env must be a Gymnasium id or a function that makes an environment"
+    if isinstance(env, gymnasium.Env):
+        raise LpdsError(f"{wanted}, not an environment ({type(env).__name__}): each sub-environment is made anew")
     if callable(env):
         return _flattening(env), getattr(env, "__name__", type(env).__name__)
+    if not isinstance(env, str):
+        raise LpdsError(f"{wanted}, not {env!r}")
     if env in ENVIRONMENTS or env.partition(":")[0] in ENVIRONMENTS.families:
         make = resolve("environment", ENVIRONMENTS, env)
         return _flattening(functools.partial(make, render_mode=render_mode)), env
@@ -84,8 +89,10 @@ def make_env(
     factory, name = environment_factory(env)
     try:
         first = factory()
-    except (gymnasium.error.Error, ImportError) as error:
-        raise LpdsError(f"environment {name} cannot be made: {' '.join(str(error).split())}") from error
+    except LpdsError:
+        raise
+    except Exception as error:
+        raise LpdsError(f"environment {name} cannot be made: {one_line(error)}") from error
     if not isinstance(first, gymnasium.Env):
         raise LpdsError(f"the factory {name} returned {type(first).__name__}, expected a single gymnasium.Env")
     ready = [first]

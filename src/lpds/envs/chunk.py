@@ -17,7 +17,8 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from lpds.errors import EnvironmentFault, LpdsError, unknown_name
+from lpds.config import check_seed
+from lpds.errors import DecoderFault, EnvironmentFault, LpdsError, unknown_name
 from lpds.observations import Arrays, as_arrays, is_picture, parts, stack
 from lpds.random import episode_seed
 
@@ -138,7 +139,7 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         if not isinstance(box, gymnasium.spaces.Box) or len(box.shape) != 1:
             raise LpdsError(f"{name} has action space {box}; steering needs a Box with one axis")
         self.name, self.num_envs, self.chunk = name, num_envs, chunk
-        self._base_seed, self._evaluation, self._autoreset = seed, evaluation, autoreset
+        self._base_seed, self._evaluation, self._autoreset = check_seed("seed", seed), evaluation, autoreset
         self._low, self._high = box.low.astype(np.float64), box.high.astype(np.float64)
         self._act_dtype = box.dtype
         self.primitive_action_space = box
@@ -168,9 +169,9 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         given = (options or {}).get("reset_mask")
         mask = np.ones(self.num_envs, bool) if given is None else np.asarray(given, bool)
         if seed is not None:
-            if not isinstance(seed, int):
+            if isinstance(seed, list):
                 raise LpdsError("seed must be one integer: every sub-environment's seed is derived from it")
-            self._base_seed = seed
+            self._base_seed = check_seed("seed", seed)
             for lane in self._lanes:
                 lane.episode = -1
         for index, lane in enumerate(self._lanes):
@@ -198,6 +199,11 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
                     self._start(index, lane.episode + 1)
                     info["seed"][index], info["episode"][index] = lane.seed, lane.episode
                 continue
+            if not np.isfinite(actions[index]).all():
+                raise DecoderFault(
+                    f"the chunk for {self.name} holds NaN or infinity (sub-environment {index}, episode seed {lane.seed}, "
+                    f"step {lane.steps})"
+                )
             for position in range(self.chunk):
                 reward, ended, cut, says = self._primitive_step(index, actions[index, position])
                 rewards[index, position] = reward
