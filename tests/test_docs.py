@@ -158,11 +158,11 @@ class Model:
     @staticmethod
     def encode(obs):
         light = obs["picture"].float().mean(-1) / 255.0
-        return torch.nn.functional.avg_pool2d(light.unsqueeze(1), 8).flatten(1)
+        return {"pooled": torch.nn.functional.avg_pool2d(light.unsqueeze(1), 8).flatten(1), "state": obs["state"]}
 
-    @classmethod
-    def sample(cls, obs, initial_noise):
-        return torch.tanh(initial_noise + cls.encode(obs)[:, :1, None] + obs["state"].unsqueeze(1))
+    @staticmethod
+    def sample(encoded, initial_noise):
+        return torch.tanh(initial_noise + encoded["pooled"][:, :1, None] + encoded["state"].unsqueeze(1))
 
 
 def cut(monkeypatch):

@@ -187,7 +187,7 @@ def test_what_is_refused(tmp_path, refused):
             steer(tmp_path / "a", **{"kept_noises": 0 if "method" in changes else 3, **changes})
     with refused("features= and feature_size= go together"):
         spot_decoder(feature_size=None)
-    with refused("the features of decoder 'spot' are [2, 4], expected [2, 5]"):
+    with refused("the features of decoder 'spot' are [2, 4], expected [B, 5]"):
         steer(tmp_path / "a", decoder=spot_decoder(feature_size=5))
     with refused("takes observations {'picture'", "gives (2,)"):
         steer(tmp_path / "a", env=make_four_mode)
@@ -236,6 +236,34 @@ def test_one_prefix_a_decision_and_one_more_where_an_episode_ends():
     assert ended > 3
     assert sum(decoder.rows) == 3 * 13 + ended  # the first look, one after each decision, and the ends
     assert decoder.decoded == 12 * 3 * (1 + 4 + 2) + 2 * ended
+
+
+def test_a_wrapped_function_may_share_what_it_prepares():
+    counted = []
+
+    def prepare(obs):
+        counted.append(len(obs["speed"]))
+        return where(obs), {"speed": obs["speed"]}
+
+    decoder = lpds.wrap_decoder(
+        lambda context, w: torch.tanh(w - 0.5 * context[0][:, None, :2]),
+        obs_shape=SHAPES,
+        latent_shape=(3, 2),
+        action_shape=(3, 2),
+        name="spot",
+        prepare=prepare,
+        features=lambda context: context[0],
+        feature_size=4,
+    )
+    assert decoder.fingerprint == spot_decoder().fingerprint
+    counted.clear()
+    works = [collector(made, seed=2) for made in (decoder, spot_decoder())]
+    ended = 0
+    for _ in range(8):
+        rows, other = (work.step(Shifted(), 1.0)[0] for work in works)
+        assert all(torch.equal(value, other[name]) for name, value in rows.items())
+        ended += int(rows["over"].sum())
+    assert sum(counted) == 3 * 9 + ended
 
 
 def test_an_update_asks_nothing_of_the_decoder():

@@ -27,10 +27,19 @@ class CallableDecoder(BaseDecoder):
         name: str,
         features: Callable[[Any], Any] | None = None,
         feature_size: int | None = None,
+        prepare: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(spec, name)
+        self._prepare, self.shares_context = prepare, prepare is not None
         self._fn, self._features, self._feature_size = fn, features, feature_size
         self.decodes_states = features is None
+
+    def prepare(self, obs: Any) -> Any:
+        """What the user's functions share; the observations themselves by default."""
+        if self._prepare is None:
+            return obs
+        with torch.no_grad():
+            return self._prepare(obs)
 
     @property
     def feature_size(self) -> int | None:
@@ -38,16 +47,13 @@ class CallableDecoder(BaseDecoder):
         return self._feature_size
 
     def features(self, context: Any) -> Tensor:
-        """Call the user's function on the observations; an array or a tensor of [B, F] must come back."""
+        """Call the user's function on the context; an array or a tensor of [B, F] must come back."""
         if self._features is None:
             return super().features(context)
-        rows = len(next(iter(context.values()))) if isinstance(context, Mapping) else len(context)
         with torch.no_grad():
             found = torch.as_tensor(self._features(context)).detach().to(torch.float32)
-        if tuple(found.shape) != (rows, self.feature_size):
-            raise LpdsError(
-                f"the features of decoder {self.name!r} are {list(found.shape)}, expected {[rows, self.feature_size]}"
-            )
+        if found.ndim != 2 or found.shape[1] != self.feature_size:
+            raise LpdsError(f"the features of decoder {self.name!r} are {list(found.shape)}, expected [B, {self.feature_size}]")
         return found
 
     def decode(self, context: Any, w: Tensor) -> Tensor:
@@ -97,8 +103,8 @@ class CallableDecoder(BaseDecoder):
         facts = {"name": self.name, "latent": spec.latent_shape, "action": spec.action_shape, "free": spec.free}
         tensors = {"probe": probe, "exponent": exponent}
         if self._features is not None:  # a Delta that was learned on some features is nothing on others
-            found = self.features(obs).double()
-            if not torch.equal(found, self.features(obs).double()):
+            found, again = (self.features(self.prepare(obs)).double() for _ in range(2))
+            if not torch.equal(found, again):
                 raise LpdsError(f"the features of decoder {self.name!r} are stochastic: the same observation gave two vectors")
             tensors["features"] = torch.round(found / found.abs().max().clamp(min=1e-12), decimals=2) + 0.0
         return hash_tensors(tensors, facts)
@@ -126,6 +132,7 @@ def wrap_decoder(
     free: tuple[bool, ...] | None = None,
     features: Callable[[Any], Any] | None = None,
     feature_size: int | None = None,
+    prepare: Callable[[Any], Any] | None = None,
 ) -> CallableDecoder:
     """Make any function a decoder that can be steered.
 
@@ -141,6 +148,8 @@ def wrap_decoder(
             several entries, for instance pooled features of the policy's own frozen encoder: all that Delta and the critics
             see, and all that is kept of the observation. Pictures come as the environment gives them (uint8).
         feature_size: its length.
+        prepare: ``prepare(obs) -> context``, what is dear and the same for every noise: tensors [B, ...], or a dict or a tuple
+            of them. It is done once a state, and ``fn`` and ``features`` get the context in place of ``obs``.
 
     Returns:
         The decoder. A function that is not deterministic is refused when it is steered, and reported by
@@ -166,4 +175,4 @@ def wrap_decoder(
     else:
         frozen = tuple(obs_shape)
     spec = LatentSpec(frozen, (latent_shape[0], latent_shape[1]), (action_shape[0], action_shape[1]), free)
-    return CallableDecoder(fn, spec, name, features, feature_size)
+    return CallableDecoder(fn, spec, name, features, feature_size, prepare)
