@@ -62,10 +62,9 @@ class CallableDecoder(BaseDecoder):
         Raises:
             DecoderFault: it raised, or what came back is of another shape or not finite. In a run that saves and stops.
         """
-        given = {key: value.clone() for key, value in context.items()} if isinstance(context, Mapping) else context.clone()
         try:
             with torch.no_grad():
-                result = self._fn(given, w.clone())
+                result = self._fn(_copy(context), w.clone())
         except Exception as error:
             raise DecoderFault(f"decoder {self.name!r} raised {one_line(error)}") from error
         try:
@@ -120,6 +119,17 @@ class CallableDecoder(BaseDecoder):
         else:
             obs = draw(1, shape)
         return obs, draw(0, self.spec.latent_shape)
+
+
+def _copy(value: Any) -> Any:
+    """Tensors, and tables and sequences of them, as copies; what only the user's functions know as it is."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copy(part) for key, part in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_copy(part) for part in value)
+    return value
 
 
 def wrap_decoder(
