@@ -130,6 +130,9 @@ def resume(
     """
     folder = Path(run)
     config = read_config(folder)
+    missing = [key for key in CONFIG_KEYS if key not in config]
+    if missing:
+        raise LpdsError(f"{folder / 'config.json'} is not that of a run: {', '.join(missing)} missing")
     with locked(folder):
         frozen = find_decoder(config["decoder"], decoder, f"the run in {run}")
         chosen_env = env if env is not None else config["env"]
@@ -265,9 +268,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise LpdsError(f"no run in {folder} (config.json is missing)") from None
     except (OSError, ValueError) as error:
         raise LpdsError(f"{folder / 'config.json'} cannot be read: {error}") from None
-    missing = [key for key in CONFIG_KEYS if not isinstance(config, dict) or key not in config]
-    if missing:
-        raise LpdsError(f"{folder / 'config.json'} is not that of a run: {', '.join(missing)} missing")
+    if not isinstance(config, dict):
+        raise LpdsError(f"{folder / 'config.json'} is not that of a run")
     return config
 
 

@@ -64,7 +64,7 @@ class BaseDecoder(ABC):
         Raises:
             LpdsError: a shape does not fit; the message says which.
         """
-        obs, w = _as_float32(obs), _as_float32(w)
+        obs, w = as_float32(obs), as_float32(w)
         self._check_inputs(obs, w)
         with torch.no_grad():
             return self.decode(self.prepare(obs), w)
@@ -139,10 +139,10 @@ class BaseDecoder(ABC):
         return {int(obs[key].shape[0]) for key in shapes}
 
 
-def _as_float32(value: Any) -> Any:
+def as_float32(value: Any) -> Any:
     """Tensors of another floating type as float32; everything else as it is."""
     if isinstance(value, Mapping):
-        return {key: _as_float32(part) for key, part in value.items()}
+        return {key: as_float32(part) for key, part in value.items()}
     if not isinstance(value, Tensor):
         raise LpdsError(f"a decoder takes tensors, not a {type(value).__name__} (torch.as_tensor makes one)")
     return value.float() if value.is_floating_point() and value.dtype != torch.float32 else value

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpds.decoders.base import BaseDecoder, hash_tensors
+from lpds.decoders.base import BaseDecoder, as_float32, hash_tensors
 from lpds.errors import DecoderFault, LpdsError, one_line
 from lpds.random import normal
 from lpds.types import LatentSpec, Shape
@@ -56,15 +56,31 @@ class CallableDecoder(BaseDecoder):
             raise LpdsError(f"the features of decoder {self.name!r} are {list(found.shape)}, expected [B, {self.feature_size}]")
         return found
 
+    def __call__(self, obs: Any, w: Tensor) -> Tensor:
+        """Decode a batch; see :meth:`BaseDecoder.__call__`. NaN are handed back, for one to see where they are."""
+        obs, w = as_float32(obs), as_float32(w)
+        self._check_inputs(obs, w)
+        return self._called(self.prepare(obs), w)
+
     def decode(self, context: Any, w: Tensor) -> Tensor:
-        """Call the function on copies, so that it may work in place; an array or a tensor of [B, T, A] must come back.
+        """What runs and evaluations call.
 
         Raises:
-            DecoderFault: it raised, or what came back is of another shape or not finite. In a run that saves and stops.
+            DecoderFault: the function raised, or what came back is of another shape or not finite. In a run that saves and
+                stops, with nothing learned from it.
         """
+        action = self._called(context, w)
+        if not bool(torch.isfinite(action).all()):
+            raise DecoderFault(f"decoder {self.name!r} returned NaN or infinite actions")
+        return action
+
+    def _called(self, context: Any, w: Tensor) -> Tensor:
+        """Call the function on copies, so that it may work in place; an array or a tensor of [B, T, A] must come back."""
         try:
             with torch.no_grad():
                 result = self._fn(_copy(context), w.clone())
+        except LpdsError:
+            raise
         except Exception as error:
             raise DecoderFault(f"decoder {self.name!r} raised {one_line(error)}") from error
         try:
@@ -77,8 +93,6 @@ class CallableDecoder(BaseDecoder):
         wanted = (w.shape[0], *self.spec.action_shape)
         if tuple(action.shape) != wanted:
             raise DecoderFault(f"decoder {self.name!r} returned actions {list(action.shape)}, expected {list(wanted)}")
-        if not bool(torch.isfinite(action).all()):
-            raise DecoderFault(f"decoder {self.name!r} returned NaN or infinite actions")
         return action
 
     def describe(self) -> dict[str, Any]:
@@ -88,6 +102,8 @@ class CallableDecoder(BaseDecoder):
     def _fingerprint(self) -> str:
         obs, w = self._probe()
         first, second = self(obs, w), self(obs, w)
+        if not bool(torch.isfinite(first).all()):
+            raise LpdsError(f"decoder {self.name!r} returned NaN or infinite actions on a probe")
         if not torch.equal(first, second):
             raise LpdsError(
                 f"decoder {self.name!r} is stochastic: the same observation and latent gave two different actions. "

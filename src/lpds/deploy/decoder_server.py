@@ -109,11 +109,13 @@ class DecoderServer:
             return pack({"actions": actions, "server_timing": {"infer_ms": took}})
         except WireError as error:
             return _refusal(error.kind, str(error))
-        except LpdsError as error:
-            return _refusal("decoder", str(error))
-        except Exception as error:  # any code may be inside a decoder; its words are for this side only
+        except Exception as error:
+            if isinstance(error, LpdsError) and error.__cause__ is None:
+                return _refusal("decoder", str(error))
+            # any code may be inside a decoder; its words, and what quotes them, are for this side only
             self._say(traceback.format_exc().rstrip())
-            return _refusal("internal", f"the decoder failed with {type(error).__name__}; the server's output says more")
+            kind = type(error.__cause__ or error).__name__
+            return _refusal("internal", f"the decoder failed with {kind}; the server's output says more")
 
     def _observation(self, value: Any, rows: int) -> Any:
         shape = self.decoder.spec.obs_shape
