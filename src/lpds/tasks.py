@@ -23,7 +23,8 @@ TOY = Task(
     method={"*": {"width": 64, "lr": 1e-3, "tau": 0.01}, "lpds": {"delta": 0.05, "actor_lr": 1e-3}},
 )
 HOPPER = Task("hopper", env="Hopper-v5", decoder="hopper", run=_GYM, method={"*": {"width": 128}, "lpds": {"delta": 0.5}})
-WALKER2D = Task("walker2d", env="Walker2d-v5", decoder="walker2d", run=_GYM)
+# one nat of KL: at the paper's 0.35 the shift is too small to keep this decoder from falling (docs/learning.md)
+WALKER2D = Task("walker2d", env="Walker2d-v5", decoder="walker2d", run=_GYM, method={"lpds": {"delta": 2.0}})
 HALFCHEETAH = Task("halfcheetah", env="HalfCheetah-v5", decoder="halfcheetah", run=_GYM)
 
 _ADROIT = {"warmup_steps": 8_000, "gamma": 0.99**0.25}
@@ -67,7 +68,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "paper": Preset(
             run={"warmup_fits": 0, "updates_per_decision": 1.0},
             method={"kept_noises": 0, "distill_noises": 1, "activation": "tanh", "width": 256},
-            by_task={"hopper": {"width": 128, "delta": 0.5}},
+            by_task={"hopper": {"width": 128, "delta": 0.5}, "walker2d": {"delta": 0.35}},
             decoders={"hopper": "hopper-c8"},
         )
     },
