@@ -39,12 +39,13 @@ def do_list(arguments: argparse.Namespace) -> int:
 
 def do_steer(arguments: argparse.Namespace) -> int:
     """Improve a frozen policy."""
-    from lpds.api import steer
+    from lpds.api import resolve_preset, steer
     from lpds.registry import TASKS, resolve
 
     reference = arguments.decoder
     if reference is None and _options(arguments) and arguments.task is not None:  # options of the task's own decoder
-        reference = resolve("task", TASKS, arguments.task).decoder
+        named = resolve_preset(arguments.preset, arguments.method).decoders
+        reference = named.get(arguments.task, resolve("task", TASKS, arguments.task).decoder)
     decoder = None if reference is None else _load(reference, arguments)
     run = steer(
         arguments.task,
