@@ -115,6 +115,8 @@ class LPDSSettings(CriticSettings):
     """b of Delta = b tanh(u / b), per coordinate; inf for none."""
     state_cap: float = math.inf
     """Largest ``||Delta(s)||^2`` of a single state, as a multiple of delta; inf for none."""
+    noise_scale: float = 1.0
+    """k of w = k eps + Delta(s), in what acts and in eqs. 2 and 6: 1 is the paper's and keeps all of the prior's noise."""
     shift_form: str = "full"
     """Delta over the chunk: full (every coordinate), tied (one shift for all steps) or lowrank; eps is white in all of them."""
     shift_rank: int = 2
@@ -150,6 +152,7 @@ class LPDSSettings(CriticSettings):
         choose("shift_form", self.shift_form, ("full", "tied", "lowrank"))
         choose("pessimism", self.pessimism, ("min", "mean"))
         positive(self, "noise_bound", "state_cap", "dual_step", "actor_lr", "distill_noises", "shift_rank", "kept_next")
+        check_share("noise_scale", self.noise_scale)
         if not self.kept_noises >= 0 or (self.kept_noises and self.distill_noises > self.kept_noises):
             raise LpdsError(
                 f"distill_noises {self.distill_noises} cannot be drawn from kept_noises {self.kept_noises} "
@@ -326,6 +329,12 @@ def choose(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is not among the choices."""
     if value not in choices:
         raise unknown_name(name, value, choices)
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuse a factor outside [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise LpdsError(f"{name} must be in [0, 1], not {value}")
 
 
 MAY_BE_INFINITE = ("noise_bound", "state_cap", "value_clip")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from lpds.compact import look
-from lpds.config import check_seed
+from lpds.config import check_seed, check_share
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError, unknown_name
 from lpds.observations import blank, vectors, write
@@ -25,12 +25,6 @@ LANES = 20
 differently in a batch of another size, and a contact-rich simulation makes another episode of the last bit."""
 
 Array = npt.NDArray[np.float64]
-
-
-def check_share(name: str, value: float) -> None:
-    """Refuse a factor outside [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise LpdsError(f"{name} must be in [0, 1], not {value}")
 
 
 @dataclass(frozen=True)

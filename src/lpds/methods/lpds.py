@@ -17,6 +17,7 @@ Where the paper is silent, or this differs from it:
 - *Kept noises.* The distillation pairs (eps, Phi(s, eps)) of a state may be decoded once and kept (``kept_noises``).
 - *Kept targets.* So may the next state's chunks in (2), with Delta' as it is when the row is made (``target_actions=kept``):
   then no update calls the decoder, and theta' lags by the age of the row. The mean over K of them stands for (2)'s one.
+- *Less noise.* ``noise_scale`` k < 1 acts, and learns, with w = k eps + Delta; eq. 3 stays at the whole noise.
 - *Pictures* in the state go through an encoder (:mod:`lpds.methods.encoder`) that (2) trains; all else sees it detached.
 - Inputs are scaled by the warm-up's mean and deviation. Delta's last layer starts at zero: the start is Phi itself.
 """
@@ -64,12 +65,13 @@ class LPDS(Learner[ShiftPolicy]):
         self.decodes = not (self.kept_noises and self.kept_next)
         shifted = self._shifted_spec()
         self.delta = delta_to_sum(c.delta, c.delta_unit, shifted.free_size)
-        d, a = spec.latent_size, spec.action_size
+        d, a, k = spec.latent_size, spec.action_size, c.noise_scale
+        self._quiet_nats = shifted.free_size * (0.5 * (k * k - 1.0) - math.log(k)) if k > 0.0 else math.inf
 
         sizes = (c.width, c.depth, c.activation)
 
         def shift_policy() -> ShiftPolicy:
-            form = (c.shift_form, c.shift_rank)
+            form = (c.shift_form, c.shift_rank, k)
             return self.policy_kind(shifted, *sizes, c.noise_bound, c.state_cap * self.delta, generator, *form)
 
         self.policy = shift_policy().to(device)
@@ -196,7 +198,7 @@ class LPDS(Learner[ShiftPolicy]):
         return {
             "q_latent": q.detach().mean() / self.reward_scale,
             "delta_sq_mean": mean_sq,
-            "kl_nats": 0.5 * mean_sq,  # eq. 4
+            "kl_nats": 0.5 * mean_sq + self._quiet_nats,  # eq. 4; KL(N(Delta, k^2 I) || N(0, I))
             "alpha": self.alpha * self.q_scale / (2.0 * math.sqrt(self._finite_delta) * self.reward_scale),
             "q_scale": self.q_scale / self.reward_scale,
         }
@@ -205,7 +207,7 @@ class LPDS(Learner[ShiftPolicy]):
     def diagnose(self, batch: Batch, noise: dict[str, Tensor]) -> Metrics:
         """What is too dear for every update: the distillation gap at the steered latent, the tail of ||Delta||^2."""
         shift = self.policy(batch.obs)
-        obs, norm_sq, w = self.policy.scaling(batch.obs), shift.square().sum(1), noise["actor"] + shift
+        obs, norm_sq, w = self.policy.scaling(batch.obs), shift.square().sum(1), self.policy.quietened(noise["actor"]) + shift
         if self.kept_next:  # at the latents that the kept chunks were decoded from
             obs = _each(self.policy.scaling(batch.next_obs), self.kept_next)
             at, action = batch.next_latent.flatten(0, 1), batch.next_action.flatten(0, 1)
@@ -241,12 +243,12 @@ class LPDS(Learner[ShiftPolicy]):
         return self.decoder.spec
 
     def _steered(self, obs: Tensor, eps: Tensor, shift: Tensor) -> Tensor:
-        """Phi(s, eps + Delta(s)), eq. 1."""
-        return self._decode(obs, eps + shift)
+        """Phi(s, k eps + Delta(s)), eq. 1."""
+        return self._decode(obs, self.policy.quietened(eps) + shift)
 
     def _shifted_value(self, batch: Batch, obs: Tensor, eps: Tensor, shift: Tensor) -> Tensor:
-        """Q^W_i(s, eps + Delta(s)), with a gradient in Delta."""
-        return self._latent_value(obs, eps + shift)
+        """Q^W_i(s, k eps + Delta(s)), with a gradient in Delta."""
+        return self._latent_value(obs, self.policy.quietened(eps) + shift)
 
     def _decode(self, obs: Tensor, w: Tensor) -> Tensor:
         context = self.decoder.prepare(obs)

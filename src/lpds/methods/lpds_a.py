@@ -28,10 +28,11 @@ class ActionShiftPolicy(ShiftPolicy):
 
     def act(self, decoder: Decoder, obs: Tensor, eps: Tensor, scale: float) -> Decision:
         """Decode eps and add ``scale`` * h * Delta(s); see :class:`lpds.types.Policy`."""
-        action = decoder.decode(decoder.prepare(obs), eps[:, 0])
+        w = self.quietened(eps[:, 0], scale)
+        action = decoder.decode(decoder.prepare(obs), w)
         if scale != 0.0:
             action = shifted_action(decoder, action, scale * self(obs).unflatten(1, decoder.spec.action_shape))
-        return Decision(action, eps[:, 0])
+        return Decision(action, w)
 
     def shift(self, obs: Tensor, scale: float = 1.0) -> Tensor | None:
         """The noise itself is not shifted."""
@@ -68,7 +69,7 @@ class LPDSA(LPDS):
         return _action_spec(self.decoder)
 
     def _steered(self, obs: Tensor, eps: Tensor, shift: Tensor) -> Tensor:
-        action = self._decode(obs, eps).unflatten(1, self.decoder.spec.action_shape)
+        action = self._decode(obs, self.policy.quietened(eps)).unflatten(1, self.decoder.spec.action_shape)
         return shifted_action(self.decoder, action, shift.view_as(action)).flatten(1)
 
     def _shifted_value(self, batch: Batch, obs: Tensor, eps: Tensor, shift: Tensor) -> Tensor:

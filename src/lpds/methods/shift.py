@@ -17,7 +17,7 @@ from lpds.types import LatentSpec
 
 
 class ShiftPolicy(nn.Module, LatentPolicy):
-    """``w = eps + Delta(s)`` (eq. 1), bounded per coordinate and, if asked, per state.
+    """``w = eps + Delta(s)`` (eq. 1), or ``k eps + Delta(s)``, bounded per coordinate and, if asked, per state.
 
     Delta is an [H, L] matrix of one of these forms; eps is white in all of them:
 
@@ -39,9 +39,10 @@ class ShiftPolicy(nn.Module, LatentPolicy):
         generator: torch.Generator,
         shift_form: str = "full",
         shift_rank: int = 1,
+        noise_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.spec, self.noise_bound, self.cap_sq = spec, noise_bound, cap_sq
+        self.spec, self.noise_bound, self.cap_sq, self.noise_scale = spec, noise_bound, cap_sq, noise_scale
         steps, columns = spec.latent_shape
         rows = {"full": steps, "tied": 1, "lowrank": shift_rank}
         if shift_form not in rows:
@@ -85,16 +86,20 @@ class ShiftPolicy(nn.Module, LatentPolicy):
     def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
         """``w = eps + scale * Delta(s)`` [B, H, L]; scale 0 gives eps to the bit."""
         shift = self.shift(obs, scale)
-        return eps if shift is None else eps + shift
+        return eps if shift is None else self.quietened(eps, scale) + shift
+
+    def quietened(self, eps: Tensor, scale: float = 1.0) -> Tensor:
+        """``k eps``; eps itself where ``scale`` is 0."""
+        return eps if self.noise_scale == 1.0 or scale == 0.0 else (1.0 - scale * (1.0 - self.noise_scale)) * eps
 
 
 P = TypeVar("P", bound=ShiftPolicy)
 
 
 def open_shift(kind: type[P], spec: LatentSpec, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> P:
-    """Build Delta again from a saved policy; one saved before there were forms is ``full``."""
+    """Build Delta again from a saved policy; one saved before a setting existed has its default."""
     sizes = {key: settings[key] for key in ("width", "depth", "activation", "noise_bound", "cap_sq")}
-    form = {key: settings[key] for key in ("shift_form", "shift_rank") if key in settings}
+    form = {key: settings[key] for key in ("shift_form", "shift_rank", "noise_scale") if key in settings}
     policy = kind(spec, **sizes, **form, generator=torch.Generator())
     policy.load_state_dict(dict(tensors))
     return policy.requires_grad_(False)

@@ -1,0 +1,94 @@
+"""w = k eps + Delta(s): what acts, what is learned, and what it costs in nats."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scripted import CPU, identity_decoder
+from test_lpds_method import batch, noise
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from lpds.config import LPDSASettings, LPDSSettings
+from lpds.methods.lpds import LPDS
+from lpds.methods.lpds_a import LPDSA
+
+METHODS = [(LPDS, LPDSSettings), (LPDSA, LPDSASettings)]
+
+
+def learner(method, kind, k, seed=0):
+    made = method(
+        kind(width=16, depth=1, kept_noises=0, noise_scale=k),
+        identity_decoder((2, 3)),
+        generator=torch.Generator().manual_seed(seed),
+        device=CPU,
+    )
+    for net in (made.policy.net, made.slow_policy.net):
+        net.biases[-1].data.fill_(0.3)  # a Delta that is not zero
+    return made
+
+
+@pytest.mark.parametrize(("method", "kind"), METHODS)
+@pytest.mark.parametrize("k", [0.0, 0.25, 1.0])
+def test_what_acts(method, kind, k):
+    """The identity decodes w itself, so the action is k eps + Delta; half the shift goes with half of the quiet."""
+    made = learner(method, kind, k)
+    obs, eps = torch.randn(5, 2), torch.randn(5, 1, 2, 3)
+    delta = made.policy(obs).detach().unflatten(1, (2, 3))
+    for scale in (0.0, 0.5, 1.0):
+        with torch.no_grad():
+            action = made.policy.act(made.decoder, obs, eps, scale).action
+        want = (1.0 - scale * (1.0 - k)) * eps[:, 0] + scale * delta
+        assert torch.allclose(action, want, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(made.policy.act(made.decoder, obs, eps, 0.0).action, eps[:, 0])
+
+
+@pytest.mark.parametrize(("method", "kind"), METHODS)
+def test_without_noise_the_targets_do_not_depend_on_it(method, kind):
+    """k = 0: two updates with different noises in eqs. 2 and 6 are the same to the bit; k = 1: they are not."""
+    for k, equal in ((0.0, True), (1.0, False)):
+        ends = []
+        for draw in (1, 2):
+            made = learner(method, kind, k)
+            b = batch(made.decoder.spec, 8, torch.Generator().manual_seed(0))
+            noises = noise(made, 8, torch.Generator().manual_seed(3))
+            other = torch.Generator().manual_seed(draw)
+            noises |= {name: torch.randn(noises[name].shape, generator=other) for name in ("next", "actor")}
+            made.update(b, noises)
+            ends.append(made.tensors())
+        assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0]) is equal
+
+
+@pytest.mark.parametrize("k", [0.25, 0.5, 1.0])
+def test_the_price_in_nats_is_the_gaussians(k):
+    made = learner(LPDS, LPDSSettings, k)
+    b = batch(made.decoder.spec, 8, torch.Generator().manual_seed(0))
+    delta = made.policy(b.obs).detach()
+    told = made.update(b, noise(made, 8, torch.Generator().manual_seed(1)))["kl_nats"]
+    standard = MultivariateNormal(torch.zeros(6), torch.eye(6))
+    want = torch.stack([kl_divergence(MultivariateNormal(row, k * k * torch.eye(6)), standard) for row in delta]).mean()
+    assert float(told) == pytest.approx(float(want), rel=1e-5)
+
+
+def test_no_noise_has_no_density():
+    made = learner(LPDS, LPDSSettings, 0.0)
+    b = batch(made.decoder.spec, 8, torch.Generator().manual_seed(0))
+    assert float(made.update(b, noise(made, 8, torch.Generator().manual_seed(1)))["kl_nats"]) == math.inf
+
+
+@pytest.mark.parametrize(("method", "kind"), METHODS)
+def test_a_saved_policy_keeps_it_and_an_older_one_has_all_noise(method, kind):
+    made = learner(method, kind, 0.5)
+    saved = made.policy_settings()
+    opened = method.open_policy(made.decoder, saved, made.policy_tensors())
+    assert opened.noise_scale == 0.5
+    del saved["noise_scale"]
+    assert method.open_policy(made.decoder, saved, made.policy_tensors()).noise_scale == 1.0
+
+
+def test_what_is_refused(refused):
+    for wrong in (-0.1, 1.5, math.nan):
+        with refused("noise_scale must be in [0, 1]"):
+            LPDSSettings(noise_scale=wrong)
