@@ -192,7 +192,11 @@ def test_what_the_decoder_raises_stays_on_the_servers_side():
     ("changes", "says"),
     [
         ({"protocol": "other"}, "no decoder server"),
-        ({"protocol_version": 2}, "version 2 of the decoder protocol, expected 1"),
+        ({"protocol_version": 1}, "version 1 of the decoder protocol, expected 2"),
+        ({"feature_size": 0}, "feature_size must be a positive number or nil"),
+        ({"feature_size": "many"}, "feature_size must be a positive number or nil"),
+        ({"decodes_states": 1}, "decodes_states and shares_context truth values"),
+        ({"shares_context": None}, "decodes_states and shares_context truth values"),
         ({"name": 3}, "name and fingerprint"),
         ({"max_batch": 0}, "max_bytes and max_batch"),
         ({"action_low": np.zeros(3, np.float32)}, "action_low and action_high"),

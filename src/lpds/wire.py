@@ -1,6 +1,9 @@
 """Messages of a decoder over a network: msgpack maps whose arrays have openpi's form, read strictly.
 
     {"observation": array or {name: array}, "noise": array}   ->   {"actions": array}  or  {"error": {"kind", "message"}}
+    {"observation": ...}                                      ->   {"context": id}, with "features" where there are any
+    {"context": id, "repeat": count, "noise": array}          ->   {"actions": array}
+    {"features": array, "noise": array}                       ->   {"actions": array}
 
 An array is ``{b"__ndarray__": True, b"data": bytes, b"dtype": "<f4", b"shape": [B, ...]}``. What comes in may be hostile:
 nothing is evaluated, the types are a short list, and neither counts nor sizes are believed before they are compared.
@@ -25,7 +28,7 @@ from lpds.errors import LpdsError
 from lpds.types import Decoder, LatentSpec, Shape
 
 PROTOCOL = "lpds-decoder"
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 64 * 2**20
 """Of one message."""
 MAX_BATCH = 4096
@@ -243,6 +246,12 @@ class Served:
     """Of a request."""
     max_batch: int
     """Rows of a request."""
+    feature_size: int | None
+    """F of the features that stand in the place of observations; ``None`` where there are none."""
+    decodes_states: bool
+    """Whether observations, or their features, can be decoded again."""
+    shares_context: bool
+    """Whether what depends on the observation alone is dear, and kept by the server."""
 
 
 def describe_decoder(decoder: Decoder, facts: dict[str, Any], max_bytes: int, max_batch: int) -> dict[str, Any]:
@@ -259,6 +268,9 @@ def describe_decoder(decoder: Decoder, facts: dict[str, Any], max_bytes: int, ma
         "facts": facts,
         "max_bytes": max_bytes,
         "max_batch": max_batch,
+        "feature_size": getattr(decoder, "feature_size", None),
+        "decodes_states": bool(decoder.decodes_states),
+        "shares_context": bool(getattr(decoder, "shares_context", False)),
     }
 
 
@@ -285,5 +297,11 @@ def read_description(message: dict[str, Any]) -> Served:
         raise WireError("message", f"action_low and action_high must be float32 [{spec.action_shape[1]}]")
     if not all(type(limit) is int and limit > 0 for limit in limits):
         raise WireError("message", "max_bytes and max_batch must be positive")
+    size, again, shares = (message.get(key) for key in ("feature_size", "decodes_states", "shares_context"))
+    if not (size is None or (type(size) is int and 0 < size < sys.maxsize)) or not (type(again) is type(shares) is bool):
+        raise WireError(
+            "message", "feature_size must be a positive number or nil, decodes_states and shares_context truth values"
+        )
     low, high = (torch.from_numpy(row) for row in ranges)
-    return Served(one_line(name)[:100], one_line(fingerprint)[:100], spec, (low, high), facts, limits[0], limits[1])
+    said = (one_line(name)[:100], one_line(fingerprint)[:100])
+    return Served(*said, spec, (low, high), facts, limits[0], limits[1], size, again is True, shares is True)

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,117 +20,41 @@ import torch
 from torch import Tensor
 
 from lpds.decoders.base import BaseDecoder
+from lpds.decoders.link import TOKEN_VARIABLE, Link, Lost
 from lpds.errors import DecoderFault, LpdsError
-from lpds.wire import MAX_BYTES, Array, Served, WireError, need, one_line, pack, read_description, silent, unpack
+from lpds.wire import Array, one_line, pack
 
-TOKEN_VARIABLE = "LPDS_TOKEN"
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before the first retry, doubled at every further one, and where that ends."""
-MESSAGE_TOO_BIG = 1009
-"""Close code of a websocket."""
 
 
-class Lost(Exception):
-    """The server did not answer this time; the next attempt may be luckier."""
+class _Forgotten(DecoderFault):
+    """The server keeps that context no longer."""
 
 
-class Link:
-    """One websocket connection; opened when it is needed, closed when anything is odd."""
+@dataclass
+class Shown:
+    """Observations that the server was shown: it keeps what it made of them for a while, they stay here."""
 
-    def __init__(self, address: str, token: str | None, timeout: float) -> None:
-        self._address, self._token, self._timeout = address, token, timeout
-        self._stack: ExitStack | None = None
-        self._connection: Any = None
-        self._pid = os.getpid()
+    obs: Any
+    number: int
+    """By which the server knows them."""
+    features: Tensor | None
 
-    @property
-    def open(self) -> bool:
-        """Whether there is a connection, as far as known."""
-        return self._stack is not None
 
-    def connect(self) -> Served:
-        """Connect and hear what the server says of its decoder.
+@dataclass(frozen=True)
+class RemoteContext:
+    """Observations on the server, each ``times`` in a row; in parts if ``rows_at_once`` says so."""
 
-        Raises:
-            Lost: nobody answers.
-            DecoderFault: somebody does, but not with a decoder for us.
-        """
-        client, exceptions = need("websockets.sync.client"), need("websockets.exceptions")
-        stack = ExitStack()
-        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
-        try:
-            self._connection = stack.enter_context(
-                client.connect(
-                    self._address,
-                    additional_headers=headers,
-                    compression=None,
-                    proxy=None,  # the token is the server's affair alone
-                    open_timeout=self._timeout,
-                    close_timeout=1.0,
-                    max_size=MAX_BYTES,
-                    logger=silent(),
-                )
-            )
-            self._stack, self._pid = stack, os.getpid()
-        except exceptions.InvalidStatus as error:
-            status = error.response.status_code
-            if status in (401, 403):
-                given = "the token was refused" if self._token else f"a token is needed: set {TOKEN_VARIABLE}, or pass token="
-                raise DecoderFault(f"{self._address}: {given}") from None
-            if status < 500:
-                raise DecoderFault(f"{self._address} is no decoder server (HTTP {status})") from None
-            raise Lost(f"HTTP {status}") from None
-        except (OSError, exceptions.InvalidHandshake) as error:
-            raise Lost(_reason(error)) from None
-        try:
-            return read_description(self._receive())
-        except WireError as error:
-            self.close()
-            raise DecoderFault(f"{self._address} is not understood: {error}") from None
+    parts: list[Shown]
+    times: int = 1
 
-    def ask(self, request: bytes) -> dict[str, Any]:
-        """Send a request and wait for its answer.
 
-        Raises:
-            Lost: there was none.
-            DecoderFault: the answer is not understood.
-        """
-        exceptions = need("websockets.exceptions")
-        try:
-            self._connection.send(request)
-        except (OSError, exceptions.ConnectionClosed) as error:
-            self.close()
-            raise self._lost(error, exceptions) from None
-        return self._receive()
+@dataclass(frozen=True)
+class FeatureContext:
+    """Features [B, F] that the server decodes again."""
 
-    def _receive(self) -> dict[str, Any]:
-        exceptions = need("websockets.exceptions")
-        try:
-            return unpack(self._connection.recv(timeout=self._timeout))
-        except TimeoutError:
-            self.close()
-            raise Lost(f"no answer in {self._timeout:g} s") from None
-        except (OSError, exceptions.ConnectionClosed) as error:
-            self.close()
-            raise self._lost(error, exceptions) from None
-        except WireError as error:
-            self.close()
-            raise DecoderFault(f"{self._address} gave an answer that is not understood: {error}") from None
-        except BaseException:  # Ctrl-C: the answer that is still to come must not be taken for the next one
-            self.close()
-            raise
-
-    def _lost(self, error: Exception, exceptions: Any) -> Exception:
-        for end in (getattr(error, "rcvd", None), getattr(error, "sent", None)):
-            if isinstance(error, exceptions.ConnectionClosed) and end is not None and end.code == MESSAGE_TOO_BIG:
-                return DecoderFault(f"{self._address}: a message was too large for the other side")
-        return Lost(_reason(error))
-
-    def close(self) -> None:
-        """Close the connection, if there is one of this process."""
-        stack, self._stack, self._connection = self._stack, None, None
-        if stack is not None and self._pid == os.getpid():
-            stack.close()
+    features: Tensor
 
 
 class RemoteDecoder(BaseDecoder):
@@ -163,24 +87,92 @@ class RemoteDecoder(BaseDecoder):
         except Lost as error:
             raise DecoderFault(f"no decoder at {address}: {error} (is lpds serve-decoder running there?)") from None
         super().__init__(self._served.spec, self._served.name, f"remote:{address}")
+        self.decodes_states, self.shares_context = self._served.decodes_states, self._served.shares_context
+
+    @property
+    def feature_size(self) -> int | None:
+        """F, of the served decoder."""
+        return self._served.feature_size
+
+    def prepare(self, obs: Any) -> Any:
+        """Show observations to the server where it shares a context or offers features; else they go with every noise."""
+        if not self.shares_context and self.feature_size is None:
+            return obs
+        count = len(_first(obs))
+        rows = self._rows or max(1, count)
+        return RemoteContext([self._show(_rows(obs, at, at + rows)) for at in range(0, max(1, count), rows)])
+
+    def repeat(self, context: Any, count: int) -> Any:
+        """The server repeats what it has been shown; see :meth:`BaseDecoder.repeat`."""
+        if isinstance(context, RemoteContext):
+            return replace(context, times=context.times * count)
+        return super().repeat(context, count)
+
+    def features(self, context: Any) -> Tensor:
+        """Those that came with the answer to :meth:`prepare`."""
+        if not isinstance(context, RemoteContext) or self.feature_size is None:
+            return super().features(context)
+        found = [part.features for part in context.parts if part.features is not None]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def from_features(self, features: Tensor) -> Any:
+        """The server decodes features where the decoder there does."""
+        if self.feature_size is None or not self.decodes_states:
+            return super().from_features(features)
+        return FeatureContext(features)
 
     def decode(self, context: Any, w: Tensor) -> Tensor:
-        """Have [B, H, L] noises decoded for observations ``context``; in one request unless ``rows_at_once`` says otherwise.
+        """Have [B, H, L] noises decoded for a context; in one request unless ``rows_at_once`` says otherwise.
 
         Raises:
             DecoderFault: the server was lost and did not come back, or refused.
         """
-        rows, count = self._rows or max(1, len(w)), len(w)
-        parts = [self._decode(_rows(context, at, at + rows), w[at : at + rows]) for at in range(0, max(1, count), rows)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if isinstance(context, RemoteContext):
+            sizes = [len(_first(part.obs)) * context.times for part in context.parts]
+            noises = w.split(sizes)
+            done = [self._decode_shown(part, context.times, n) for part, n in zip(context.parts, noises, strict=True)]
+        else:
+            key, held = ("features", context.features) if isinstance(context, FeatureContext) else ("observation", context)
+            rows, count = self._rows or max(1, len(w)), len(w)
+            done = [
+                self._actions({key: _arrays(_rows(held, at, at + rows))}, w[at : at + rows])
+                for at in range(0, max(1, count), rows)
+            ]
+        return done[0] if len(done) == 1 else torch.cat(done)
 
-    def _decode(self, obs: Any, w: Tensor) -> Tensor:
-        if len(w) > self._served.max_batch:
+    def _show(self, obs: Any) -> Shown:
+        answer = self._asked({"observation": _arrays(obs)}, len(_first(obs)))
+        number, features = answer.get("context"), answer.get("features")
+        if type(number) is not int:
+            raise DecoderFault(f"decoder {self.name!r} at {self._address} gave no number of a context")
+        if self.feature_size is None:
+            return Shown(obs, number, None)
+        return Shown(obs, number, self._float32("features", features, (len(_first(obs)), self.feature_size)))
+
+    def _decode_shown(self, shown: Shown, times: int, w: Tensor) -> Tensor:
+        for _ in range(self._retries + 1):
+            try:
+                return self._actions({"context": shown.number, "repeat": times}, w)
+            except _Forgotten:  # another connection, or too long ago
+                shown.number = self._show(shown.obs).number
+        return self._actions({"context": shown.number, "repeat": times}, w)
+
+    def _actions(self, request: dict[str, Any], w: Tensor) -> Tensor:
+        answer = self._asked({**request, "noise": _array(w)}, len(w))
+        return self._float32("actions", answer.get("actions"), (len(w), *self.spec.action_shape)).to(w.device)
+
+    def _float32(self, what: str, found: Any, wanted: tuple[int, ...]) -> Tensor:
+        if not isinstance(found, np.ndarray) or found.dtype != np.float32 or found.shape != wanted:
+            raise DecoderFault(f"decoder {self.name!r} at {self._address} gave no float32 {what} {list(wanted)}")
+        return torch.from_numpy(found)
+
+    def _asked(self, message: dict[str, Any], rows: int) -> dict[str, Any]:
+        if rows > self._served.max_batch:
             raise DecoderFault(
-                f"decoder {self.name!r} at {self._address} takes at most {self._served.max_batch} rows at once, not {len(w)}: "
+                f"decoder {self.name!r} at {self._address} takes at most {self._served.max_batch} rows at once, not {rows}: "
                 "serve it with a larger --max-batch, or load it with rows_at_once="
             )
-        request = pack({"observation": _arrays(obs), "noise": _array(w)})
+        request = pack(message)
         if len(request) > self._served.max_bytes:
             raise DecoderFault(
                 f"decoder {self.name!r} at {self._address} takes messages of at most {self._served.max_bytes:,} bytes, "
@@ -189,13 +181,10 @@ class RemoteDecoder(BaseDecoder):
         answer = self._ask(request)
         if "error" in answer:
             said = answer["error"] if isinstance(answer["error"], dict) else {}
-            kind, message = (one_line(str(said.get(key, ""))) for key in ("kind", "message"))
-            raise DecoderFault(f"decoder {self.name!r} at {self._address} refused ({kind}): {message}")
-        actions = answer.get("actions")
-        wanted = (len(w), *self.spec.action_shape)
-        if not isinstance(actions, np.ndarray) or actions.dtype != np.float32 or actions.shape != wanted:
-            raise DecoderFault(f"decoder {self.name!r} at {self._address} gave no float32 actions {list(wanted)}")
-        return torch.from_numpy(actions).to(w.device)
+            kind, text = (one_line(str(said.get(key, ""))) for key in ("kind", "message"))
+            fault = _Forgotten if kind == "context" else DecoderFault
+            raise fault(f"decoder {self.name!r} at {self._address} refused ({kind}): {text}")
+        return answer
 
     def _ask(self, request: bytes) -> dict[str, Any]:
         start, pause, reason = time.monotonic(), FIRST_PAUSE, ""
@@ -254,8 +243,8 @@ def load_remote(
         timeout: seconds to wait for a connection, and for an answer.
         retries: attempts to reach a server that was lost, before a run is saved and stopped; with pauses of 0.5, 1,
             2 ... 30 s before them.
-        rows_at_once: cut larger batches into requests of so many rows; 0 never does, since a batch of another size may
-            round differently.
+        rows_at_once: cut larger batches into requests of so many rows (of states, where the server prepares a state once for
+            several noises); 0 never does, since a batch of another size may round differently.
 
     Returns:
         The decoder, with the served one's name, specification and fingerprint.
@@ -287,10 +276,6 @@ def _token(given: str | None) -> str | None:
     return token or None
 
 
-def _reason(error: Exception) -> str:
-    return one_line(error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)) or "no answer"
-
-
 def _array(value: Tensor) -> Array:
     out: Array = value.detach().cpu().numpy()
     return out
@@ -298,6 +283,11 @@ def _array(value: Tensor) -> Array:
 
 def _arrays(obs: Any) -> Array | dict[str, Array]:
     return {key: _array(value) for key, value in obs.items()} if isinstance(obs, Mapping) else _array(obs)
+
+
+def _first(obs: Any) -> Tensor:
+    first: Tensor = next(iter(obs.values())) if isinstance(obs, Mapping) else obs
+    return first
 
 
 def _rows(obs: Any, start: int, stop: int) -> Any:

@@ -10,10 +10,12 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import secrets
 import socket
 import threading
 import time
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -29,6 +31,10 @@ from lpds.wire import MAX_BATCH, MAX_BYTES, Array, WireError, describe_decoder, 
 
 MAX_CONNECTIONS = 32
 SHORTEST_TOKEN = 16
+MAX_CONTEXTS = 4
+"""Prepared observations that are kept for a connection; the one unused for longest goes first. A run holds up to three."""
+Contexts = OrderedDict[int, tuple[Any, int]]
+"""Prepared observations by number, and of how many rows."""
 SCHEMES = ("Bearer", "Api-Key")
 """Of the Authorization header; the second is openpi's."""
 
@@ -94,19 +100,26 @@ class DecoderServer:
 
     # -- one request -------------------------------------------------------------------------------------------------
 
-    def answer(self, message: bytes | str) -> bytes:
-        """Answer a message that may be anything."""
+    def answer(self, message: bytes | str, contexts: Contexts | None = None) -> bytes:
+        """Answer a message that may be anything, with what a connection's earlier messages have prepared."""
+        contexts = OrderedDict() if contexts is None else contexts
+        forms = {
+            frozenset(("observation", "noise")): self._answer_observation,
+            frozenset(("observation",)): self._answer_shown,
+            frozenset(("context", "repeat", "noise")): self._answer_context,
+            frozenset(("features", "noise")): self._answer_features,
+        }
         try:
             request = unpack(message)
-            if set(request) != {"observation", "noise"}:
-                raise WireError("message", "a request has the keys observation and noise, and no other")
-            w = self._tensor("noise", request["noise"], self.decoder.spec.latent_shape, "float32")
-            obs = self._observation(request["observation"], len(w))
+            form = forms.get(frozenset(request))
+            if form is None:
+                known = " or ".join(", ".join(sorted(keys)) for keys in forms)
+                raise WireError("message", f"a request has the keys {known}, and no other")
             start = time.perf_counter()
             with torch.no_grad():
-                actions = self.decoder.decode(self.decoder.prepare(obs), w).float().cpu().numpy()
+                found = form(request, contexts)
             took = 1e3 * (time.perf_counter() - start)
-            return pack({"actions": actions, "server_timing": {"infer_ms": took}})
+            return pack({**found, "server_timing": {"infer_ms": took}})
         except WireError as error:
             return _refusal(error.kind, str(error))
         except Exception as error:
@@ -117,18 +130,64 @@ class DecoderServer:
             kind = type(error.__cause__ or error).__name__
             return _refusal("internal", f"the decoder failed with {kind}; the server's output says more")
 
-    def _observation(self, value: Any, rows: int) -> Any:
+    def _answer_observation(self, request: dict[str, Any], contexts: Contexts) -> dict[str, Any]:
+        w = self._noise(request)
+        return self._decoded(self.decoder.prepare(self._observation(request["observation"], len(w))), w)
+
+    def _answer_shown(self, request: dict[str, Any], contexts: Contexts) -> dict[str, Any]:
+        """Prepare observations, keep that, and say by what number it is asked for."""
+        decoder: Any = self.decoder
+        obs = self._observation(request["observation"], None)
+        context, number = decoder.prepare(obs), secrets.randbits(62)  # never another context's, in whatever server's life
+        contexts[number] = (context, len(next(iter(obs.values())) if isinstance(obs, Mapping) else obs))
+        while len(contexts) > MAX_CONTEXTS:
+            contexts.popitem(last=False)
+        if getattr(decoder, "feature_size", None) is None:
+            return {"context": number}
+        return {"context": number, "features": decoder.features(context).float().cpu().numpy()}
+
+    def _answer_context(self, request: dict[str, Any], contexts: Contexts) -> dict[str, Any]:
+        w, number, times = self._noise(request), request["context"], request["repeat"]
+        if type(number) is not int or type(times) is not int or times < 1:
+            raise WireError("message", "context must be a number that was given, and repeat a positive one")
+        if number not in contexts:
+            raise WireError("context", "that context is not kept any more: show the observation again")
+        contexts.move_to_end(number)
+        context, rows = contexts[number]
+        if len(w) != rows * times:
+            raise WireError("shape", f"{rows} observations {times} times but {len(w)} noises")
+        decoder: Any = self.decoder
+        return self._decoded(context if times == 1 else decoder.repeat(context, times), w)
+
+    def _answer_features(self, request: dict[str, Any], contexts: Contexts) -> dict[str, Any]:
+        decoder: Any = self.decoder
+        size = getattr(decoder, "feature_size", None)
+        if size is None or not decoder.decodes_states:
+            raise WireError("decoder", "this decoder does not decode features: it needs the observation")
+        w, features = self._noise(request), self._tensor("features", request["features"], (size,), "float32")
+        if len(features) != len(w):
+            raise WireError("shape", f"{len(features)} features but {len(w)} noises: the batch sizes must be equal")
+        return self._decoded(decoder.from_features(features), w)
+
+    def _decoded(self, context: Any, w: Tensor) -> dict[str, Any]:
+        return {"actions": self.decoder.decode(context, w).float().cpu().numpy()}
+
+    def _noise(self, request: dict[str, Any]) -> Tensor:
+        return self._tensor("noise", request["noise"], self.decoder.spec.latent_shape, "float32")
+
+    def _observation(self, value: Any, rows: int | None) -> Any:
         shape = self.decoder.spec.obs_shape
         if not isinstance(shape, Mapping):
             obs = self._tensor("observation", value, shape, "float32")
-            if len(obs) != rows:
+            if rows is not None and len(obs) != rows:
                 raise WireError("shape", f"{len(obs)} observations but {rows} noises: the batch sizes must be equal")
             return obs
         if not isinstance(value, dict) or set(value) != set(shape):
             raise WireError("shape", f"observation must be a map of {', '.join(sorted(shape))}")
         out = {key: self._tensor(f"observation {key!r}", value[key], one) for key, one in shape.items()}
+        rows = len(next(iter(out.values()))) if rows is None else rows
         if any(len(tensor) != rows for tensor in out.values()):
-            raise WireError("shape", f"observations must have {rows} rows, as the noises")
+            raise WireError("shape", f"observations must all have {rows} rows, one for every noise")
         return out
 
     def _tensor(self, what: str, value: Any, shape: Shape, dtype: str | None = None) -> Tensor:
@@ -191,10 +250,11 @@ class DecoderServer:
             return
         self._clients += 1
         self._say(f"{_peer(connection)} connected")
+        contexts: Contexts = OrderedDict()
         try:
             await connection.send(self._hello)
             async for message in connection:
-                reply = await asyncio.get_running_loop().run_in_executor(self._pool, self.answer, message)
+                reply = await asyncio.get_running_loop().run_in_executor(self._pool, self.answer, message, contexts)
                 await connection.send(reply)
         except closed:
             pass
