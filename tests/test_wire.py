@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scripted import toy_decoder
-from serving import inputs, opened, quick, served  # noqa: F401 - quick is a fixture
+from serving import TOKEN, inputs, opened, quick, served  # noqa: F401 - quick is a fixture
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -216,3 +216,22 @@ def test_a_server_of_something_else_is_told(changes, says, refused):
 def test_specifications_travel():
     for spec in (LatentSpec((2,), (4, 3), (2, 1)), LatentSpec({"a": (2, 3), "b": (1,)}, (1, 2), (1, 2), (False, True))):
         assert spec_from_wire(unpack(pack({"spec": spec_to_wire(spec)}))["spec"]) == spec
+
+
+@pytest.mark.filterwarnings("ignore:connect.. must be used as a context manager:DeprecationWarning")  # openpi's own way
+def test_openpis_own_client_is_understood():
+    client = pytest.importorskip("openpi_client.websocket_client_policy", reason="openpi-client is not installed")
+    decoder = lpds.load_decoder("toy")
+    obs, w = inputs(decoder, 3)
+    with DecoderServer(decoder, token=TOKEN) as server:
+        policy = client.WebsocketClientPolicy(server.address, api_key=TOKEN)
+        try:
+            said = policy.get_server_metadata()
+            assert said["fingerprint"] == decoder.fingerprint
+            assert np.array_equal(said["action_low"], decoder.action_range()[0].numpy())
+            answer = policy.infer({"observation": obs.numpy(), "noise": w.numpy()})
+            assert np.array_equal(answer["actions"], decoder(obs, w).numpy())
+            assert policy.infer({"observation": obs.numpy()[:, :1], "noise": w.numpy()})["error"]["kind"] == "shape"
+            assert answer["server_timing"]["infer_ms"] > 0
+        finally:
+            policy._ws.close()
