@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -54,7 +55,7 @@ def pi0_of(python):
         try:
             line = next((line for line in process.stdout if line.startswith("serving ")), "")
             assert " on ws://127.0.0.1:" in line, "it did not start"
-            yield line.split(" on ")[1].split(",")[0].strip()
+            yield re.search(r"ws://[0-9.:]+", line).group()
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 0
         finally:
