@@ -1,6 +1,6 @@
 """What the noise itself costs: frozen and steered policies evaluated with eps multiplied by a factor.
 
-    python benchmarks/noise_scale.py results/*/lpds+300k --out results/noise-scale
+    python benchmarks/noise_scale.py results/{hopper,walker2d,halfcheetah}/lpds --out results/noise-scale
 
 Each folder holds the runs seed0, seed1 ... of one task. 50 episodes a cell on an evaluation seed of its own, the same
 episodes for every cell of a task. ``lpds eval RUN --noise-scale K`` is one cell.
@@ -11,15 +11,26 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import lpds
 from lpds.files import write_atomically, write_json
-from lpds.stats import bootstrap_mean
+from lpds.stats import crossed_difference, crossed_mean
 
 EVALUATION_SEED = 2000
 FACTORS = (1.0, 0.7, 0.3, 0.0)
+
+
+def cell(row: dict[str, Any]) -> str:
+    """One cell of the table."""
+    text = "{:.0f} [{:.0f}, {:.0f}]".format(*row["return"])
+    if len(row["by_seed"]) > 1:
+        text += f" ({', '.join(f'{mean:.0f}' for mean in row['by_seed'])})"
+    if row["over_whole_noise"] is not None:
+        text += "; {:+.0f} [{:+.0f}, {:+.0f}]".format(*row["over_whole_noise"])
+    return text
 
 
 def main() -> None:
@@ -35,6 +46,7 @@ def main() -> None:
         runs = sorted(path.parent for path in folder.glob("seed*/config.json"))
         task = json.loads((runs[0] / "config.json").read_text())["task"]
         for scale in (0.0, 1.0):
+            whole = np.zeros((1, arguments.episodes))
             for factor in FACTORS:
                 reports = [
                     lpds.evaluate(
@@ -47,34 +59,33 @@ def main() -> None:
                     )
                     for run in (runs if scale else runs[:1])
                 ]
+                returns = np.stack([report.returns for report in reports])
                 row = {
                     "runs": str(folder),
                     "scale": scale,
                     "noise_scale": factor,
-                    "return": bootstrap_mean(np.concatenate([report.returns for report in reports])),
-                    "by_seed": [float(report.returns.mean()) for report in reports],
+                    "return": crossed_mean(returns),
+                    "over_whole_noise": None if factor == 1.0 else crossed_difference(whole, returns),
+                    "by_seed": returns.mean(1).tolist(),
                     "length": float(np.mean([report.lengths.mean() for report in reports])),
                 }
+                whole = returns if factor == 1.0 else whole
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-    write_json(arguments.out / "summary.json", {"format_version": 1, "episodes": arguments.episodes, "rows": rows})
+        write_json(arguments.out / "summary.json", {"format_version": 1, "episodes": arguments.episodes, "rows": rows})
     command = f"python benchmarks/noise_scale.py {' '.join(map(str, arguments.folders))} --out {arguments.out}"
     lines = [
         "# What the noise costs",
         "",
         f"`{command}`: `w = k eps + Delta(s)`, {arguments.episodes} episodes a seed on evaluation seed {EVALUATION_SEED}; "
-        "95 % intervals over episodes.",
+        "95 % intervals over episodes and, where Delta acts, seeds; in brackets the seeds, then the paired gain over k = 1.",
         "",
         "| runs | acts with | " + " | ".join(f"k = {factor:g}" for factor in FACTORS) + " |",
         "|---|---|" + "---|" * len(FACTORS),
     ]
     for folder in arguments.folders:
         for scale, name in ((0.0, "noise alone (frozen)"), (1.0, "noise and Delta")):
-            cells = [
-                "{:.0f} [{:.0f}, {:.0f}]".format(*row["return"])
-                for row in rows
-                if row["runs"] == str(folder) and row["scale"] == scale
-            ]
+            cells = [cell(row) for row in rows if row["runs"] == str(folder) and row["scale"] == scale]
             lines.append(f"| {folder} | {name} | " + " | ".join(cells) + " |")
     write_atomically(arguments.out / "README.md", lambda stream: stream.write(("\n".join(lines) + "\n").encode()))
 

@@ -297,12 +297,17 @@ def shift_of(value):
 @pytest.mark.parametrize("target_shift", ["slow", "current"])
 @pytest.mark.parametrize("pessimism", ["min", "mean"])
 @pytest.mark.parametrize("reward_scale", [1.0, 0.1])
-def test_td_targets_by_hand(target_shift, pessimism, reward_scale):
-    """y = c r + discount * reduce_i Qbar_i(s', Phi(s', eps' + Delta'(s'))), the loss summed over heads."""
+@pytest.mark.parametrize("k", [1.0, 0.5])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_td_targets_by_hand(target_shift, pessimism, reward_scale, k, frozen):
+    """y = c r + discount * reduce_i Qbar_i(s', Phi(s', k eps' + Delta'(s'))), the loss summed over heads.
+
+    The warm-up's returns are of the frozen policy, which is Phi(s', eps') whatever k is.
+    """
     decoder = wrap_decoder(
         lambda s, w: 2.0 * w + s.unsqueeze(1), obs_shape=(2,), latent_shape=(1, 2), action_shape=(1, 2), name="affine"
     )
-    method = learner(decoder, target_shift=target_shift, pessimism=pessimism)
+    method = learner(decoder, target_shift=target_shift, pessimism=pessimism, noise_scale=k)
     method.reward_scale.fill_(reward_scale)
     method.policy, method.slow_policy = shift_of(0.5), shift_of(-0.25)
     method.q_slow, method.q_action = Table([1.0, -0.5]), Table([0.3, 0.7])
@@ -311,12 +316,12 @@ def test_td_targets_by_hand(target_shift, pessimism, reward_scale):
     obs, action = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[0.1, 0.2], [0.3, 0.4]])
     next_obs, next_eps = torch.tensor([[0.5, -1.0], [2.0, 2.0]]), torch.tensor([[0.2, -0.4], [1.0, 1.0]])
     none = torch.empty(2, 0, 2)
-    out = method._td(Batch(obs, action, reward, discount, next_obs, none, none), obs, next_eps)
+    out = method._td(Batch(obs, action, reward, discount, next_obs, none, none), obs, next_eps, frozen=frozen)
 
-    delta = -0.25 if target_shift == "slow" else 0.5
+    delta, k = (0.0, 1.0) if frozen else (-0.25 if target_shift == "slow" else 0.5, k)
     loss = 0.0
     for b in range(2):
-        next_action = [2.0 * (float(next_eps[b, j]) + delta) + float(next_obs[b, j]) for j in range(2)]
+        next_action = [2.0 * (k * float(next_eps[b, j]) + delta) + float(next_obs[b, j]) for j in range(2)]
         x = float(next_obs[b].sum()) + sum(next_action)
         heads = [1.0 * x, -0.5 * x + 1.0]
         value = min(heads) if pessimism == "min" else sum(heads) / 2

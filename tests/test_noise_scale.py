@@ -72,6 +72,44 @@ def test_the_price_in_nats_is_the_gaussians(k):
     assert float(told) == pytest.approx(float(want), rel=1e-5)
 
 
+@pytest.mark.parametrize("k", [0.0, 0.5])
+def test_columns_that_only_pad_keep_the_priors_noise(k):
+    """They are no part of what acts, so quiet there would only take the decoder's network off its prior, and cost nats."""
+    decoder = identity_decoder((2, 3), free=(True, False, True))
+    made = LPDS(
+        LPDSSettings(width=16, depth=1, kept_noises=0, noise_scale=k),
+        decoder,
+        generator=torch.Generator().manual_seed(0),
+        device=CPU,
+    )
+    made.policy.net.biases[-1].data.fill_(0.3)
+    obs, eps = torch.randn(5, 2), torch.randn(5, 1, 2, 3)
+    with torch.no_grad():
+        shift = made.policy(obs).unflatten(1, (2, 3))
+        for acted in (made.policy.act(decoder, obs, eps, 1.0).action, made._decode(obs, made._quietened(eps[:, 0].flatten(1)))):
+            assert torch.equal(acted.view(5, 2, 3)[..., 1], eps[:, 0, :, 1])
+        assert torch.allclose(made.policy.act(decoder, obs, eps, 1.0).action[..., ::2], k * eps[:, 0, :, ::2] + shift[..., ::2])
+    b = batch(decoder.spec, 8, torch.Generator().manual_seed(0))
+    delta_sq = made.policy(b.obs).detach().square().sum(1).mean()
+    told = float(made.update(b, noise(made, 8, torch.Generator().manual_seed(1)))["kl_nats"])
+    price = 4 * (0.5 * (k * k - 1.0) - math.log(k)) if k else math.inf  # of four coordinates
+    assert told == pytest.approx(0.5 * float(delta_sq) + price, rel=1e-5)
+
+
+@pytest.mark.parametrize("k", [0.25, 1.0])
+def test_the_norm_and_the_gap_that_are_told_are_those_of_what_is_decoded(k):
+    made = learner(LPDS, LPDSSettings, k)
+    b = batch(made.decoder.spec, 64, torch.Generator().manual_seed(0))
+    drawn = noise(made, 64, torch.Generator().manual_seed(1))
+    told = made.diagnose(b, drawn)
+    with torch.no_grad():
+        w = k * drawn["actor"] + made.policy(b.obs)
+        obs = made.policy.scaling(b.obs)
+        gap = made._latent_value(obs, w) - made._value(made.q_action, obs, w)  # the identity decodes w itself
+    assert float(told["w_norm"]) == pytest.approx(float(w.norm(dim=1).mean()), rel=1e-5)
+    assert float(told["distill_gap_steered"]) == pytest.approx(float(gap.mean()), rel=1e-4)
+
+
 def test_no_noise_has_no_density():
     made = learner(LPDS, LPDSSettings, 0.0)
     b = batch(made.decoder.spec, 8, torch.Generator().manual_seed(0))

@@ -187,7 +187,7 @@ def evaluate(
         episodes: E.
         seed: of the evaluation.
         scale: s in ``w = eps + s Delta(s)``; 0 is the frozen policy.
-        noise_scale: factor of eps, 0 to 1; 1 is the prior.
+        noise_scale: factor of eps, 0 to 1, beside the policy's own; 1 is the prior.
         progress: called with (episodes done, E).
 
     Returns:

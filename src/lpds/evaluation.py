@@ -145,11 +145,11 @@ def _run(
     while live.any():
         write(rows, slice(lanes), obs)
         for lane in np.flatnonzero(live):
-            draw = normal("evaluation", seed, int(number[lane]), int(decision[lane]), shape=eps.shape[1:])
-            eps[lane] = draw if noise_scale == 1.0 else noise_scale * draw
+            eps[lane] = normal("evaluation", seed, int(number[lane]), int(decision[lane]), shape=eps.shape[1:])
         with torch.no_grad():
             seen = look(decoder, rows, device)
-            acted = policy.act(seen.decoder, seen.state, torch.from_numpy(eps).to(device), scale)
+            noise = decoder.spec.quietened(torch.from_numpy(eps).to(device), noise_scale)
+            acted = policy.act(seen.decoder, seen.state, noise, scale)
             action = acted.action[:lanes].cpu().numpy()
         obs, reward, terminated, truncated, info = env.step(action)
         decision += 1

@@ -41,8 +41,10 @@ class SteeredPolicy:
         Args:
             obs: [B, O] raw observations, or a dict of [B, ...], pictures as the environment gives them.
             eps: [B, H, L] base noise; drawn from N(0, I) by default. What a method draws beside follows from it.
-            scale: s in ``w = eps + s Delta(s)``, 0 to 1; 0 is the frozen policy to the bit.
-            noise_scale: factor of eps, 0 to 1; below 1 the policy repeats itself more, and ``w`` leaves the prior.
+            scale: s in ``w = eps + s Delta(s)``, 0 to 1; 0 is the frozen policy to the bit. What was learned with less noise
+                (``LPDSSettings.noise_scale`` k) acts with ``(1 - s (1 - k)) eps + s Delta(s)``.
+            noise_scale: factor of eps, 0 to 1, beside the policy's own; below 1 the policy repeats itself more and ``w`` leaves
+                the prior. Columns that only pad keep their noise.
 
         Returns:
             float32 [B, T, A] in environment units.
@@ -53,9 +55,7 @@ class SteeredPolicy:
         check_share("scale", scale)
         check_share("noise_scale", noise_scale)
         seen = look(self.decoder, self._observed(obs))
-        noise = torch.from_numpy(self._noise(len(seen.state), eps))
-        if noise_scale != 1.0:
-            noise = noise_scale * noise
+        noise = self.decoder.spec.quietened(torch.from_numpy(self._noise(len(seen.state), eps)), noise_scale)
         with torch.no_grad():
             action: FloatArray = self.policy.act(seen.decoder, seen.state, noise, scale).action.numpy()
         return action

@@ -67,6 +67,14 @@ class LatentSpec:
             return None
         return torch.tensor(self.free, dtype=torch.float32).repeat(self.latent_shape[0]).unsqueeze(0)
 
+    def quietened(self, eps: Tensor, k: float) -> Tensor:
+        """``k eps`` in the free coordinates of [..., H, L] or [..., H * L]; those that only pad keep the prior's noise."""
+        mask = self.free_mask()
+        if k == 1.0 or mask is None:
+            return eps if k == 1.0 else k * eps
+        factor = torch.lerp(torch.ones_like(mask), torch.full_like(mask, k), mask).to(eps.device)
+        return eps * (factor.view(self.latent_shape) if eps.shape[-1] == self.latent_shape[1] else factor.view(-1))
+
 
 @dataclass(frozen=True)
 class Batch:

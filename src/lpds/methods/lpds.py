@@ -66,7 +66,7 @@ class LPDS(Learner[ShiftPolicy]):
         shifted = self._shifted_spec()
         self.delta = delta_to_sum(c.delta, c.delta_unit, shifted.free_size)
         d, a, k = spec.latent_size, spec.action_size, c.noise_scale
-        self._quiet_nats = shifted.free_size * (0.5 * (k * k - 1.0) - math.log(k)) if k > 0.0 else math.inf
+        self._quiet_nats = spec.free_size * (0.5 * (k * k - 1.0) - math.log(k)) if k > 0.0 else math.inf
 
         sizes = (c.width, c.depth, c.activation)
 
@@ -128,7 +128,7 @@ class LPDS(Learner[ShiftPolicy]):
                 shifted_pictures(o, spec, n) for o, n in zip((seen, next_seen), noise["moves"].split(2, 1), strict=True)
             )
         obs = self.policy.scaling(seen)  # with a gradient for equation 2 only, which trains an encoder of pictures
-        metrics = self._td(batch, obs, noise.get("next"), next_seen)
+        metrics = self._td(batch, obs, noise.get("next"), next_seen, frozen=critics_only)
         metrics |= self._distill(batch, obs.detach(), noise)
         if not critics_only:
             metrics |= self._ascend(batch, obs.detach(), noise["actor"])
@@ -136,11 +136,18 @@ class LPDS(Learner[ShiftPolicy]):
         polyak([p for group in slow for p in group], [p for group in fast for p in group], self.settings.tau)
         return metrics
 
-    def _td(self, batch: Batch, obs: Tensor, next_eps: Tensor | None, next_seen: Tensor | None = None) -> Metrics:
-        """Eq. 2: y = r + gamma Qbar^A(s', Phi(s', eps' + Delta'(s'))); without eps' the chunks are the kept ones."""
+    def _td(
+        self, batch: Batch, obs: Tensor, next_eps: Tensor | None, next_seen: Tensor | None = None, *, frozen: bool = False
+    ) -> Metrics:
+        """Eq. 2: y = r + gamma Qbar^A(s', Phi(s', eps' + Delta'(s'))); without eps' the chunks are the kept ones.
+
+        ``frozen`` bootstraps with Phi(s', eps'), the policy whose returns the warm-up's are.
+        """
         with torch.no_grad():
             if next_eps is None:
                 next_action = batch.next_action
+            elif frozen:
+                next_action = self._decode(batch.next_obs, next_eps).unsqueeze(1)
             else:
                 shift = self.target(batch.next_obs)
                 next_action = self._steered(batch.next_obs, next_eps, shift).unsqueeze(1)
@@ -207,7 +214,7 @@ class LPDS(Learner[ShiftPolicy]):
     def diagnose(self, batch: Batch, noise: dict[str, Tensor]) -> Metrics:
         """What is too dear for every update: the distillation gap at the steered latent, the tail of ||Delta||^2."""
         shift = self.policy(batch.obs)
-        obs, norm_sq, w = self.policy.scaling(batch.obs), shift.square().sum(1), self.policy.quietened(noise["actor"]) + shift
+        obs, norm_sq, w = self.policy.scaling(batch.obs), shift.square().sum(1), self._quietened(noise["actor"]) + shift
         if self.kept_next:  # at the latents that the kept chunks were decoded from
             obs = _each(self.policy.scaling(batch.next_obs), self.kept_next)
             at, action = batch.next_latent.flatten(0, 1), batch.next_action.flatten(0, 1)
@@ -244,11 +251,14 @@ class LPDS(Learner[ShiftPolicy]):
 
     def _steered(self, obs: Tensor, eps: Tensor, shift: Tensor) -> Tensor:
         """Phi(s, k eps + Delta(s)), eq. 1."""
-        return self._decode(obs, self.policy.quietened(eps) + shift)
+        return self._decode(obs, self._quietened(eps) + shift)
 
     def _shifted_value(self, batch: Batch, obs: Tensor, eps: Tensor, shift: Tensor) -> Tensor:
         """Q^W_i(s, k eps + Delta(s)), with a gradient in Delta."""
-        return self._latent_value(obs, self.policy.quietened(eps) + shift)
+        return self._latent_value(obs, self._quietened(eps) + shift)
+
+    def _quietened(self, eps: Tensor) -> Tensor:
+        return self.decoder.spec.quietened(eps, self.settings.noise_scale)
 
     def _decode(self, obs: Tensor, w: Tensor) -> Tensor:
         context = self.decoder.prepare(obs)

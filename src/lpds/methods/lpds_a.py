@@ -28,7 +28,7 @@ class ActionShiftPolicy(ShiftPolicy):
 
     def act(self, decoder: Decoder, obs: Tensor, eps: Tensor, scale: float) -> Decision:
         """Decode eps and add ``scale`` * h * Delta(s); see :class:`lpds.types.Policy`."""
-        w = self.quietened(eps[:, 0], scale)
+        w = decoder.spec.quietened(eps[:, 0], self.quiet(scale))
         action = decoder.decode(decoder.prepare(obs), w)
         if scale != 0.0:
             action = shifted_action(decoder, action, scale * self(obs).unflatten(1, decoder.spec.action_shape))
@@ -69,7 +69,7 @@ class LPDSA(LPDS):
         return _action_spec(self.decoder)
 
     def _steered(self, obs: Tensor, eps: Tensor, shift: Tensor) -> Tensor:
-        action = self._decode(obs, self.policy.quietened(eps)).unflatten(1, self.decoder.spec.action_shape)
+        action = self._decode(obs, self._quietened(eps)).unflatten(1, self.decoder.spec.action_shape)
         return shifted_action(self.decoder, action, shift.view_as(action)).flatten(1)
 
     def _shifted_value(self, batch: Batch, obs: Tensor, eps: Tensor, shift: Tensor) -> Tensor:

@@ -84,13 +84,13 @@ class ShiftPolicy(nn.Module, LatentPolicy):
         return None if scale == 0.0 else scale * self(obs).unflatten(1, self.spec.latent_shape)
 
     def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
-        """``w = eps + scale * Delta(s)`` [B, H, L]; scale 0 gives eps to the bit."""
+        """``w = (1 - scale (1 - k)) eps + scale * Delta(s)`` [B, H, L]; scale 0 gives eps to the bit."""
         shift = self.shift(obs, scale)
-        return eps if shift is None else self.quietened(eps, scale) + shift
+        return eps if shift is None else self.spec.quietened(eps, self.quiet(scale)) + shift
 
-    def quietened(self, eps: Tensor, scale: float = 1.0) -> Tensor:
-        """``k eps``; eps itself where ``scale`` is 0."""
-        return eps if self.noise_scale == 1.0 or scale == 0.0 else (1.0 - scale * (1.0 - self.noise_scale)) * eps
+    def quiet(self, scale: float) -> float:
+        """What ``scale`` makes of k: 1, the whole noise, at 0."""
+        return 1.0 - scale * (1.0 - self.noise_scale)
 
 
 P = TypeVar("P", bound=ShiftPolicy)
