@@ -126,7 +126,41 @@ def test_a_saved_policy_keeps_it_and_an_older_one_has_all_noise(method, kind):
     assert method.open_policy(made.decoder, saved, made.policy_tensors()).noise_scale == 1.0
 
 
+@pytest.mark.parametrize(("method", "kind"), METHODS)
+@pytest.mark.parametrize("target_shift", ["slow", "current"])
+def test_evaluations_and_the_saved_policy_alone_may_have_less_noise(method, kind, target_shift):
+    """What collects, what chooses kept chunks and every weight that is learned are those of a run without it, to the bit."""
+    shape = {"width": 16, "depth": 1, "noise_scale": 0.5, "target_shift": target_shift}
+    ends, acts = [], []
+    obs, eps = torch.randn(5, 2), torch.randn(5, 1, 2, 3)
+    for quiet in (1.0, 0.25):
+        made = method(
+            kind(**shape, kept_noises=0, eval_noise_scale=quiet),
+            identity_decoder((2, 3)),
+            generator=torch.Generator().manual_seed(0),
+            device=CPU,
+        )
+        made.policy.net.biases[-1].data.fill_(0.3)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            made.update(batch(made.decoder.spec, 8, generator), noise(made, 8, generator))
+        ends.append(made.tensors())
+        opened = method.open_policy(made.decoder, made.policy_settings(), made.policy_tensors())
+        with torch.no_grad():
+            acts.append([p.act(made.decoder, obs, eps, 1.0).action for p in (made.behaviour, made.target, made.policy, opened)])
+            moved = made.policy(obs).view(5, 2, 3)
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    (collects, chooses, evaluated, _), (collects_too, chooses_too, quietly, saved) = acts
+    assert torch.equal(collects, collects_too)
+    assert torch.equal(chooses, chooses_too)
+    assert torch.equal(evaluated, collects)
+    assert torch.equal(quietly, saved)
+    assert torch.allclose(quietly, 0.125 * eps[:, 0] + moved, atol=1e-6)
+
+
 def test_what_is_refused(refused):
     for wrong in (-0.1, 1.5, math.nan):
         with refused("noise_scale must be in [0, 1]"):
             LPDSSettings(noise_scale=wrong)
+        with refused("eval_noise_scale must be in [0, 1]"):
+            LPDSSettings(eval_noise_scale=wrong)

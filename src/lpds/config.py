@@ -117,6 +117,8 @@ class LPDSSettings(CriticSettings):
     """Largest ``||Delta(s)||^2`` of a single state, as a multiple of delta; inf for none."""
     noise_scale: float = 1.0
     """k of w = k eps + Delta(s), in what acts and in eqs. 2 and 6: 1 is the paper's and keeps all of the prior's noise."""
+    eval_noise_scale: float = 1.0
+    """Factor of k in evaluations and in the saved policy alone; what collects and learns does not see it."""
     shift_form: str = "full"
     """Delta over the chunk: full (every coordinate), tied (one shift for all steps) or lowrank; eps is white in all of them."""
     shift_rank: int = 2
@@ -153,6 +155,7 @@ class LPDSSettings(CriticSettings):
         choose("pessimism", self.pessimism, ("min", "mean"))
         positive(self, "noise_bound", "state_cap", "dual_step", "actor_lr", "distill_noises", "shift_rank", "kept_next")
         check_share("noise_scale", self.noise_scale)
+        check_share("eval_noise_scale", self.eval_noise_scale)
         if not self.kept_noises >= 0 or (self.kept_noises and self.distill_noises > self.kept_noises):
             raise LpdsError(
                 f"distill_noises {self.distill_noises} cannot be drawn from kept_noises {self.kept_noises} "

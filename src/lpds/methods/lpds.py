@@ -71,7 +71,7 @@ class LPDS(Learner[ShiftPolicy]):
         sizes = (c.width, c.depth, c.activation)
 
         def shift_policy() -> ShiftPolicy:
-            form = (c.shift_form, c.shift_rank, k)
+            form = (c.shift_form, c.shift_rank, k * c.eval_noise_scale)
             return self.policy_kind(shifted, *sizes, c.noise_bound, c.state_cap * self.delta, generator, *form)
 
         self.policy = shift_policy().to(device)
@@ -228,9 +228,15 @@ class LPDS(Learner[ShiftPolicy]):
         }
 
     @property
+    def behaviour(self) -> ShiftPolicy:
+        """What collects: the policy with all of k."""
+        return self.policy.with_noise(self.settings.noise_scale)
+
+    @property
     def target(self) -> ShiftPolicy:
         """Delta' of eq. 2."""
-        return self.slow_policy if self.settings.target_shift == "slow" else self.policy
+        chosen = self.slow_policy if self.settings.target_shift == "slow" else self.policy
+        return chosen.with_noise(self.settings.noise_scale)
 
     @property
     def _finite_delta(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from lpds.methods.encoder import make_encoder
 from lpds.methods.learner import LatentPolicy
 from lpds.nn import EnsembleMLP
 from lpds.types import LatentSpec
+
+P = TypeVar("P", bound="ShiftPolicy")
 
 
 class ShiftPolicy(nn.Module, LatentPolicy):
@@ -88,19 +91,25 @@ class ShiftPolicy(nn.Module, LatentPolicy):
         shift = self.shift(obs, scale)
         return eps if shift is None else self.spec.quietened(eps, self.quiet(scale)) + shift
 
+    def with_noise(self: P, noise_scale: float) -> P:
+        """The same weights with another k."""
+        if noise_scale == self.noise_scale:
+            return self
+        twin = copy.copy(self)
+        twin.noise_scale = noise_scale
+        return twin
+
     def quiet(self, scale: float) -> float:
         """What ``scale`` makes of k: 1, the whole noise, at 0."""
         return 1.0 - scale * (1.0 - self.noise_scale)
 
 
-P = TypeVar("P", bound=ShiftPolicy)
-
-
 def open_shift(kind: type[P], spec: LatentSpec, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> P:
     """Build Delta again from a saved policy; one saved before a setting existed has its default."""
     sizes = {key: settings[key] for key in ("width", "depth", "activation", "noise_bound", "cap_sq")}
-    form = {key: settings[key] for key in ("shift_form", "shift_rank", "noise_scale") if key in settings}
-    policy = kind(spec, **sizes, **form, generator=torch.Generator())
+    form = {key: settings[key] for key in ("shift_form", "shift_rank") if key in settings}
+    k = settings.get("noise_scale", 1.0) * settings.get("eval_noise_scale", 1.0)
+    policy = kind(spec, **sizes, **form, noise_scale=k, generator=torch.Generator())
     policy.load_state_dict(dict(tensors))
     return policy.requires_grad_(False)
 
