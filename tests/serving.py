@@ -31,8 +31,8 @@ def opened(address, **options):
 
 
 @contextlib.contextmanager
-def served(decoder, **options):
-    with DecoderServer(decoder) as server, opened(server.address, **options) as remote:
+def served(decoder, max_kept=256, **options):
+    with DecoderServer(decoder, max_kept=max_kept) as server, opened(server.address, **options) as remote:
         yield server, remote
 
 

@@ -182,6 +182,19 @@ def test_masked_coordinates_are_not_free(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_less_noise_has_its_own_levels(tmp_path: Path) -> None:
+    """N(Delta, k^2 I) with the budget spent: delta / 2 + D (k^2 / 2 - 1 / 2 - ln k) nats, and a norm of sqrt(k^2 D + delta)."""
+    run = make_run(tmp_path / "run", settings={**FULL, "noise_scale": 0.5})
+    data = {figure.name: figure for figure in figures_of(group_runs(read_runs([run])))}
+    (nats,) = next(panel for panel in data["trust-region"].panels if "KL" in panel.title).levels
+    assert nats.value == pytest.approx(0.25 + 12 * (0.5 * (0.25 - 1.0) - np.log(0.5)))
+    spent = data["latent-norm"].panels[0].levels[-1]
+    assert spent.value == pytest.approx(np.sqrt(0.25 * 12 + 0.5))
+    silent = make_run(tmp_path / "silent", settings={**FULL, "noise_scale": 0.0})
+    data = {figure.name: figure for figure in figures_of(group_runs(read_runs([silent])))}
+    assert not next(panel for panel in data["trust-region"].panels if "KL" in panel.title).levels  # infinite
+
+
 def test_seeds_are_pooled_over_seeds(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"s{seed}", seed=seed, gain=10.0 + 5 * seed) for seed in range(3)]
     page = write_report(runs, tmp_path / "report.html").read_text()

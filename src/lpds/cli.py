@@ -141,6 +141,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     serve.add_argument("--threads", type=int, default=1, help="of the tensor library")
     serve.add_argument("--max-mb", type=int, default=64, help="largest request")
     serve.add_argument("--max-batch", type=int, default=4096, help="most rows of a request")
+    serve.add_argument("--max-kept", type=int, default=256, help="most rows of prepared observations that are kept")
     _decoder_options(serve)
 
     reproduce = _command(commands, "reproduce", "the paper's figures", run.do_reproduce)

@@ -259,6 +259,7 @@ def do_serve_decoder(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         max_bytes=arguments.max_mb * 2**20,
         max_batch=arguments.max_batch,
+        max_kept=arguments.max_kept,
         say=_say,
     )
     for number in (signal.SIGINT, signal.SIGTERM):  # also where the parent had SIGINT ignored, as a shell's `&` does

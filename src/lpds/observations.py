@@ -98,7 +98,8 @@ def _handed_over(value: Any, shape: Shape, device: torch.device | None) -> Tenso
     tensor = tensor if device is None else tensor.to(device)
     found = tuple(tensor.shape[1:])
     if tensor.dtype == torch.uint8 and len(shape) >= 3 and not has_channels_last(shape):
-        tensor = (tensor if found == shape else tensor.movedim(-1, -3)).float() / 255.0
+        # in one order in memory: sums over pixels depend on it, and a picture that comes over a wire has that one
+        tensor = (tensor if found == shape else tensor.movedim(-1, -3)).contiguous().float() / 255.0
     out: Tensor = tensor
     return out
 

@@ -1,8 +1,8 @@
 """Messages of a decoder over a network: msgpack maps whose arrays have openpi's form, read strictly.
 
     {"observation": array or {name: array}, "noise": array}   ->   {"actions": array}  or  {"error": {"kind", "message"}}
-    {"observation": ...}                                      ->   {"context": id}, with "features" where there are any
-    {"context": id, "repeat": count, "noise": array}          ->   {"actions": array}
+    {"observation": ...}                                      ->   {"context": number}, with "features" where there are any
+    {"context": number, "repeat": count, "noise": array}      ->   {"actions": array}
     {"features": array, "noise": array}                       ->   {"actions": array}
 
 An array is ``{b"__ndarray__": True, b"data": bytes, b"dtype": "<f4", b"shape": [B, ...]}``. What comes in may be hostile:
@@ -256,6 +256,7 @@ class Served:
 
 def describe_decoder(decoder: Decoder, facts: dict[str, Any], max_bytes: int, max_batch: int) -> dict[str, Any]:
     """The first message of a connection."""
+    size = getattr(decoder, "feature_size", None)
     low, high = (bound.detach().cpu().numpy().astype(np.float32) for bound in decoder.action_range())
     return {
         "protocol": PROTOCOL,
@@ -268,7 +269,7 @@ def describe_decoder(decoder: Decoder, facts: dict[str, Any], max_bytes: int, ma
         "facts": facts,
         "max_bytes": max_bytes,
         "max_batch": max_batch,
-        "feature_size": getattr(decoder, "feature_size", None),
+        "feature_size": None if size is None else int(size),
         "decodes_states": bool(decoder.decodes_states),
         "shares_context": bool(getattr(decoder, "shares_context", False)),
     }

@@ -85,6 +85,9 @@ class Link:
         except (OSError, exceptions.ConnectionClosed) as error:
             self.close()
             raise self._lost(error, exceptions) from None
+        except BaseException:  # Ctrl-C, when the question may have gone out already
+            self.close()
+            raise
         return self._receive()
 
     def _receive(self) -> dict[str, Any]:

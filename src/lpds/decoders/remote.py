@@ -26,25 +26,35 @@ from lpds.wire import Array, one_line, pack
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before the first retry, doubled at every further one, and where that ends."""
+FORGET_AT_ONCE = 100
+"""Contexts that a request says are not needed any more."""
 
 
 class _Forgotten(DecoderFault):
     """The server keeps that context no longer."""
 
 
-@dataclass
 class Shown:
-    """Observations that the server was shown: it keeps what it made of them for a while, they stay here."""
+    """Observations that the server is shown once and keeps what it made of, until this is gone; a copy of them stays here."""
 
-    obs: Any
-    number: int
-    """By which the server knows them."""
-    features: Tensor | None
+    def __init__(self, obs: Any, gone: list[int]) -> None:
+        held = {key: _array(value).copy() for key, value in obs.items()} if isinstance(obs, Mapping) else _array(obs).copy()
+        self.request = _observation(held)
+        self.rows = len(_first(obs))
+        self.number: int | None = None
+        """By which the server knows them, if it does."""
+        self.features: Tensor | None = None
+        self._gone = gone
+
+    def __del__(self) -> None:
+        number: int | None = getattr(self, "number", None)
+        if number is not None:
+            self._gone.append(number)  # told to the server with the next request
 
 
 @dataclass(frozen=True)
 class RemoteContext:
-    """Observations on the server, each ``times`` in a row; in parts if ``rows_at_once`` says so."""
+    """Observations for the server, each ``times`` in a row; in parts if ``rows_at_once`` says so."""
 
     parts: list[Shown]
     times: int = 1
@@ -80,7 +90,8 @@ class RemoteDecoder(BaseDecoder):
         self._address = _checked(address)
         self._retries, self._rows = retries, rows_at_once
         self._link = Link(address, _token(token), timeout)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._gone: list[int] = []
         self._closer = weakref.finalize(self, self._link.close)
         try:
             self._served = self._link.connect()
@@ -95,25 +106,27 @@ class RemoteDecoder(BaseDecoder):
         return self._served.feature_size
 
     def prepare(self, obs: Any) -> Any:
-        """Show observations to the server where it shares a context or offers features; else they go with every noise."""
+        """Observations that are sent with the first question about them, and kept on the server for the next."""
         if not self.shares_context and self.feature_size is None:
             return obs
         count = len(_first(obs))
         rows = self._rows or max(1, count)
-        return RemoteContext([self._show(_rows(obs, at, at + rows)) for at in range(0, max(1, count), rows)])
+        return RemoteContext([Shown(_rows(obs, at, at + rows), self._gone) for at in range(0, max(1, count), rows)])
 
     def repeat(self, context: Any, count: int) -> Any:
         """The server repeats what it has been shown; see :meth:`BaseDecoder.repeat`."""
         if isinstance(context, RemoteContext):
             return replace(context, times=context.times * count)
+        if isinstance(context, FeatureContext):
+            return FeatureContext(context.features.repeat_interleave(count, 0))
         return super().repeat(context, count)
 
     def features(self, context: Any) -> Tensor:
-        """Those that came with the answer to :meth:`prepare`."""
+        """Those that the server has of the observations, each as often as the context has it."""
         if not isinstance(context, RemoteContext) or self.feature_size is None:
             return super().features(context)
-        found = [part.features for part in context.parts if part.features is not None]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        found = torch.cat([self._features_of(part) for part in context.parts])
+        return found if context.times == 1 else found.repeat_interleave(context.times, 0)
 
     def from_features(self, features: Tensor) -> Any:
         """The server decodes features where the decoder there does."""
@@ -125,40 +138,57 @@ class RemoteDecoder(BaseDecoder):
         """Have [B, H, L] noises decoded for a context; in one request unless ``rows_at_once`` says otherwise.
 
         Raises:
+            LpdsError: the noises are no whole number for each observation.
             DecoderFault: the server was lost and did not come back, or refused.
         """
         if isinstance(context, RemoteContext):
-            sizes = [len(_first(part.obs)) * context.times for part in context.parts]
-            noises = w.split(sizes)
-            done = [self._decode_shown(part, context.times, n) for part, n in zip(context.parts, noises, strict=True)]
+            states = sum(part.rows for part in context.parts)
+            times, rest = divmod(len(w), max(1, states))
+            if rest or times % context.times:
+                raise LpdsError(
+                    f"{len(w)} noises for {states} observations, each {context.times} times: not a whole number each"
+                )
+            noises = w.split([part.rows * times for part in context.parts])
+            done = [self._decode_shown(part, max(1, times), n) for part, n in zip(context.parts, noises, strict=True)]
         else:
-            key, held = ("features", context.features) if isinstance(context, FeatureContext) else ("observation", context)
             rows, count = self._rows or max(1, len(w)), len(w)
-            done = [
-                self._actions({key: _arrays(_rows(held, at, at + rows))}, w[at : at + rows])
-                for at in range(0, max(1, count), rows)
-            ]
+            cuts = [slice(at, at + rows) for at in range(0, max(1, count), rows)]
+            if isinstance(context, FeatureContext):
+                done = [self._actions({"features": _array(context.features[cut])}, w[cut]) for cut in cuts]
+            else:
+                done = [self._actions(_observation(_arrays(_rows(context, cut.start, cut.stop))), w[cut]) for cut in cuts]
         return done[0] if len(done) == 1 else torch.cat(done)
 
-    def _show(self, obs: Any) -> Shown:
-        answer = self._asked({"observation": _arrays(obs)}, len(_first(obs)))
-        number, features = answer.get("context"), answer.get("features")
-        if type(number) is not int:
-            raise DecoderFault(f"decoder {self.name!r} at {self._address} gave no number of a context")
-        if self.feature_size is None:
-            return Shown(obs, number, None)
-        return Shown(obs, number, self._float32("features", features, (len(_first(obs)), self.feature_size)))
+    def _features_of(self, shown: Shown) -> Tensor:
+        if shown.features is None:
+            self._keep(shown, self._asked(shown.request, shown.rows))
+        assert shown.features is not None
+        return shown.features
 
     def _decode_shown(self, shown: Shown, times: int, w: Tensor) -> Tensor:
-        for _ in range(self._retries + 1):
-            try:
-                return self._actions({"context": shown.number, "repeat": times}, w)
-            except _Forgotten:  # another connection, or too long ago
-                shown.number = self._show(shown.obs).number
-        return self._actions({"context": shown.number, "repeat": times}, w)
+        with self._lock:  # what another thread shows must not push it out in between
+            for _ in range(self._retries + 1):
+                if shown.number is None:
+                    request = {**shown.request, "repeat": times, "keep": True}
+                    return self._actions(request, w, shown)
+                try:
+                    return self._actions({"context": shown.number, "repeat": times}, w)
+                except _Forgotten:  # another connection, or too long ago
+                    shown.number = None
+            return self._actions({**shown.request, "repeat": times}, w)
 
-    def _actions(self, request: dict[str, Any], w: Tensor) -> Tensor:
+    def _keep(self, shown: Shown, answer: dict[str, Any]) -> None:
+        number = answer.get("context")
+        if type(number) is not int:
+            raise DecoderFault(f"decoder {self.name!r} at {self._address} gave no number of a context")
+        shown.number = number
+        if self.feature_size is not None:
+            shown.features = self._float32("features", answer.get("features"), (shown.rows, self.feature_size))
+
+    def _actions(self, request: dict[str, Any], w: Tensor, shown: Shown | None = None) -> Tensor:
         answer = self._asked({**request, "noise": _array(w)}, len(w))
+        if shown is not None:
+            self._keep(shown, answer)
         return self._float32("actions", answer.get("actions"), (len(w), *self.spec.action_shape)).to(w.device)
 
     def _float32(self, what: str, found: Any, wanted: tuple[int, ...]) -> Tensor:
@@ -167,6 +197,8 @@ class RemoteDecoder(BaseDecoder):
         return torch.from_numpy(found)
 
     def _asked(self, message: dict[str, Any], rows: int) -> dict[str, Any]:
+        over = [self._gone.pop() for _ in range(min(len(self._gone), FORGET_AT_ONCE))]
+        message = {**message, "forget": over} if over else message
         if rows > self._served.max_batch:
             raise DecoderFault(
                 f"decoder {self.name!r} at {self._address} takes at most {self._served.max_batch} rows at once, not {rows}: "
@@ -279,6 +311,24 @@ def _token(given: str | None) -> str | None:
 def _array(value: Tensor) -> Array:
     out: Array = value.detach().cpu().numpy()
     return out
+
+
+def _observation(obs: Array | dict[str, Array]) -> dict[str, Any]:
+    """The part of a request that holds them; pictures of [0, 1] that came of bytes go as bytes, a quarter of the size."""
+    parts = obs if isinstance(obs, dict) else {"": obs}
+    sent = {key: _bytes_of(value) for key, value in parts.items()}
+    unit = [key for key, value in sent.items() if value is not parts[key]]
+    message: dict[str, Any] = {"observation": sent if isinstance(obs, dict) else sent[""]}
+    return {**message, "unit": unit} if unit else message
+
+
+def _bytes_of(value: Array) -> Array:
+    """A float32 picture as the bytes that ``/ 255`` makes it of again, to the bit; anything else as it is."""
+    if value.dtype != np.float32 or value.ndim < 4 or not value.size:
+        return value
+    with np.errstate(invalid="ignore"):
+        packed = np.rint(value * np.float32(255.0)).astype(np.uint8)
+    return packed if np.array_equal(packed.astype(np.float32) / np.float32(255.0), value) else value
 
 
 def _arrays(obs: Any) -> Array | dict[str, Array]:

@@ -10,12 +10,10 @@ import asyncio
 import hmac
 import ipaddress
 import json
-import secrets
 import socket
 import threading
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -25,16 +23,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpds.deploy.contexts import Contexts, Kept
 from lpds.errors import LpdsError
 from lpds.types import Decoder, Shape
 from lpds.wire import MAX_BATCH, MAX_BYTES, Array, WireError, describe_decoder, need, one_line, pack, silent, unpack
 
 MAX_CONNECTIONS = 32
 SHORTEST_TOKEN = 16
-MAX_CONTEXTS = 4
-"""Prepared observations that are kept for a connection; the one unused for longest goes first. A run holds up to three."""
-Contexts = OrderedDict[int, tuple[Any, int]]
-"""Prepared observations by number, and of how many rows."""
+MAX_KEPT = 256
+"""Rows of prepared observations that are kept, for all connections together; a run needs its lanes' twice, an evaluation 20."""
+SOURCES = ("observation", "context", "features")
+OPTIONS = ("noise", "repeat", "keep", "forget", "unit")
+"""Parts of a request: one source, and what may stand beside it."""
 SCHEMES = ("Bearer", "Api-Key")
 """Of the Authorization header; the second is openpi's."""
 
@@ -53,6 +53,7 @@ class DecoderServer:
         threads: int = 1,
         max_bytes: int = MAX_BYTES,
         max_batch: int = MAX_BATCH,
+        max_kept: int = MAX_KEPT,
         say: Callable[[str], None] | None = None,
     ) -> None:
         """Bind the address.
@@ -66,6 +67,7 @@ class DecoderServer:
             threads: of the tensor library; part of what makes actions equal to the bit.
             max_bytes: of one request.
             max_batch: rows of one request.
+            max_kept: rows of prepared observations that are kept, for all clients together; of pi0 a row is tens of megabytes.
             say: called with a line when a client comes, goes or is refused.
 
         Raises:
@@ -74,13 +76,16 @@ class DecoderServer:
         for module in ("msgpack", "websockets"):
             need(module)
         _check_token(token, host)
-        if min(max_bytes, max_batch, threads) < 1:
-            raise LpdsError(f"max_bytes {max_bytes}, max_batch {max_batch} and threads {threads} must be positive")
+        if min(max_bytes, max_batch, max_kept, threads) < 1:
+            raise LpdsError(
+                f"max_bytes {max_bytes}, max_batch {max_batch}, max_kept {max_kept} and threads {threads} must be positive"
+            )
         if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
             raise LpdsError(f"device {device!r} is not to be had here (choices: auto, cpu, and cuda where there is one)")
         self.decoder, self._token, self._say = decoder, token, say or (lambda line: None)
         self._device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         self._threads, self._max_bytes, self._max_batch = threads, max_bytes, max_batch
+        self._contexts = Contexts(max_kept)
         self._hello = pack(describe_decoder(decoder, self._facts(), max_bytes, max_batch))
         self._socket = _bind(host, port)
         name, bound = self._socket.getsockname()[:2]
@@ -100,24 +105,13 @@ class DecoderServer:
 
     # -- one request -------------------------------------------------------------------------------------------------
 
-    def answer(self, message: bytes | str, contexts: Contexts | None = None) -> bytes:
-        """Answer a message that may be anything, with what a connection's earlier messages have prepared."""
-        contexts = OrderedDict() if contexts is None else contexts
-        forms = {
-            frozenset(("observation", "noise")): self._answer_observation,
-            frozenset(("observation",)): self._answer_shown,
-            frozenset(("context", "repeat", "noise")): self._answer_context,
-            frozenset(("features", "noise")): self._answer_features,
-        }
+    def answer(self, message: bytes | str, owner: object = None) -> bytes:
+        """Answer a message that may be anything; ``owner`` is whose contexts it may speak of."""
         try:
             request = unpack(message)
-            form = forms.get(frozenset(request))
-            if form is None:
-                known = " or ".join(", ".join(sorted(keys)) for keys in forms)
-                raise WireError("message", f"a request has the keys {known}, and no other")
             start = time.perf_counter()
             with torch.no_grad():
-                found = form(request, contexts)
+                found = self._answer(request, owner)
             took = 1e3 * (time.perf_counter() - start)
             return pack({**found, "server_timing": {"infer_ms": took}})
         except WireError as error:
@@ -130,65 +124,79 @@ class DecoderServer:
             kind = type(error.__cause__ or error).__name__
             return _refusal("internal", f"the decoder failed with {kind}; the server's output says more")
 
-    def _answer_observation(self, request: dict[str, Any], contexts: Contexts) -> dict[str, Any]:
-        w = self._noise(request)
-        return self._decoded(self.decoder.prepare(self._observation(request["observation"], len(w))), w)
-
-    def _answer_shown(self, request: dict[str, Any], contexts: Contexts) -> dict[str, Any]:
-        """Prepare observations, keep that, and say by what number it is asked for."""
+    def _answer(self, request: dict[str, Any], owner: object) -> dict[str, Any]:
+        """One of a context's three sources, then noises for it, a number to keep it by, or both."""
+        sources = [key for key in SOURCES if key in request]
+        if len(sources) != 1 or not set(request) <= {*SOURCES, *OPTIONS}:
+            raise WireError(
+                "message", f"a request has one of {', '.join(SOURCES)}, may have {', '.join(OPTIONS)}, and no other"
+            )
+        times, keep, over = request.get("repeat", 1), request.get("keep", False), request.get("forget", [])
+        if type(times) is not int or times < 1 or type(keep) is not bool or not isinstance(over, list):
+            raise WireError("message", "repeat must be a positive number, keep a truth value and forget a list of numbers")
+        self._contexts.forget(over, owner)
+        w = self._tensor("noise", request["noise"], self.decoder.spec.latent_shape, "float32") if "noise" in request else None
+        known = self._source(sources[0], request, owner, None if w is None else len(w), times, keep or w is None)
+        answer: dict[str, Any] = {}
         decoder: Any = self.decoder
-        obs = self._observation(request["observation"], None)
-        context, number = decoder.prepare(obs), secrets.randbits(62)  # never another context's, in whatever server's life
-        contexts[number] = (context, len(next(iter(obs.values())) if isinstance(obs, Mapping) else obs))
-        while len(contexts) > MAX_CONTEXTS:
-            contexts.popitem(last=False)
-        if getattr(decoder, "feature_size", None) is None:
-            return {"context": number}
-        return {"context": number, "features": decoder.features(context).float().cpu().numpy()}
+        if w is not None:
+            context = known.context if times == 1 else decoder.repeat(known.context, times)
+            answer["actions"] = decoder.decode(context, w).float().cpu().numpy()
+        if sources[0] == "observation" and (keep or w is None):
+            answer["context"] = self._contexts.add(known)
+            if getattr(decoder, "feature_size", None) is not None:
+                answer["features"] = decoder.features(known.context).float().cpu().numpy()
+        return answer
 
-    def _answer_context(self, request: dict[str, Any], contexts: Contexts) -> dict[str, Any]:
-        w, number, times = self._noise(request), request["context"], request["repeat"]
-        if type(number) is not int or type(times) is not int or times < 1:
-            raise WireError("message", "context must be a number that was given, and repeat a positive one")
-        if number not in contexts:
-            raise WireError("context", "that context is not kept any more: show the observation again")
-        contexts.move_to_end(number)
-        context, rows = contexts[number]
-        if len(w) != rows * times:
-            raise WireError("shape", f"{rows} observations {times} times but {len(w)} noises")
+    def _source(self, source: str, request: dict[str, Any], owner: object, noises: int | None, times: int, keep: bool) -> Kept:
+        """What is decoded for, with as many rows as the noises ask for."""
         decoder: Any = self.decoder
-        return self._decoded(context if times == 1 else decoder.repeat(context, times), w)
+        if source == "context":
+            known = self._contexts.find(request["context"], owner)
+            if noises is None:
+                raise WireError("message", "a context is asked for with noise")
+            self._fit(known.rows, noises, times)
+            return known
+        if source == "features":
+            size = getattr(decoder, "feature_size", None)
+            if size is None or not decoder.decodes_states:
+                raise WireError("decoder", "this decoder does not decode features: it needs the observation")
+            features = self._tensor("features", request["features"], (size,), "float32")
+            if noises is None:
+                raise WireError("message", "features are asked for with noise")
+            self._fit(len(features), noises, times)
+            return Kept(decoder.from_features(features), len(features), owner)
+        obs, rows = self._observation(request["observation"], request.get("unit", []))
+        if noises is not None:
+            self._fit(rows, noises, times)
+        if keep:
+            self._contexts.make_room(rows)
+        return Kept(decoder.prepare(obs), rows, owner)
 
-    def _answer_features(self, request: dict[str, Any], contexts: Contexts) -> dict[str, Any]:
-        decoder: Any = self.decoder
-        size = getattr(decoder, "feature_size", None)
-        if size is None or not decoder.decodes_states:
-            raise WireError("decoder", "this decoder does not decode features: it needs the observation")
-        w, features = self._noise(request), self._tensor("features", request["features"], (size,), "float32")
-        if len(features) != len(w):
-            raise WireError("shape", f"{len(features)} features but {len(w)} noises: the batch sizes must be equal")
-        return self._decoded(decoder.from_features(features), w)
+    def _fit(self, rows: int, noises: int, times: int) -> None:
+        if rows * times != noises:
+            said = f"{rows} observations" if times == 1 else f"{rows} observations {times} times"
+            raise WireError("shape", f"{said} but {noises} noises: the batch sizes must be equal")
 
-    def _decoded(self, context: Any, w: Tensor) -> dict[str, Any]:
-        return {"actions": self.decoder.decode(context, w).float().cpu().numpy()}
-
-    def _noise(self, request: dict[str, Any]) -> Tensor:
-        return self._tensor("noise", request["noise"], self.decoder.spec.latent_shape, "float32")
-
-    def _observation(self, value: Any, rows: int | None) -> Any:
+    def _observation(self, value: Any, unit: Any) -> tuple[Any, int]:
+        """Observations as the decoder takes them, and of how many rows; pictures named in ``unit`` came as bytes of [0, 1]."""
         shape = self.decoder.spec.obs_shape
-        if not isinstance(shape, Mapping):
-            obs = self._tensor("observation", value, shape, "float32")
-            if rows is not None and len(obs) != rows:
-                raise WireError("shape", f"{len(obs)} observations but {rows} noises: the batch sizes must be equal")
-            return obs
-        if not isinstance(value, dict) or set(value) != set(shape):
-            raise WireError("shape", f"observation must be a map of {', '.join(sorted(shape))}")
-        out = {key: self._tensor(f"observation {key!r}", value[key], one) for key, one in shape.items()}
-        rows = len(next(iter(out.values()))) if rows is None else rows
-        if any(len(tensor) != rows for tensor in out.values()):
-            raise WireError("shape", f"observations must all have {rows} rows, one for every noise")
-        return out
+        shapes: Mapping[str, Shape] = shape if isinstance(shape, Mapping) else {"": shape}
+        given = value if isinstance(shape, Mapping) else {"": value}
+        if not isinstance(given, dict) or set(given) != set(shapes):
+            raise WireError("shape", f"observation must be a map of {', '.join(sorted(shapes))}")
+        if not isinstance(unit, list) or not all(isinstance(key, str) and key in shapes for key in unit):
+            raise WireError("message", "unit must be a list of names of the observation's pictures")
+        out: dict[str, Tensor] = {}
+        for key, one in shapes.items():
+            what = f"observation {key!r}" if key else "observation"
+            dtype = "uint8" if key in unit else None if isinstance(shape, Mapping) or len(one) > 1 else "float32"
+            tensor = self._tensor(what, given[key], one, dtype)
+            out[key] = tensor.float() / 255.0 if key in unit else tensor
+        rows = {len(tensor) for tensor in out.values()}
+        if len(rows) != 1:
+            raise WireError("shape", f"observations must all have the same rows, not {sorted(rows)}")
+        return out if isinstance(shape, Mapping) else out[""], rows.pop()
 
     def _tensor(self, what: str, value: Any, shape: Shape, dtype: str | None = None) -> Tensor:
         if not isinstance(value, np.ndarray):
@@ -250,17 +258,17 @@ class DecoderServer:
             return
         self._clients += 1
         self._say(f"{_peer(connection)} connected")
-        contexts: Contexts = OrderedDict()
+        loop = asyncio.get_running_loop()
         try:
             await connection.send(self._hello)
             async for message in connection:
-                reply = await asyncio.get_running_loop().run_in_executor(self._pool, self.answer, message, contexts)
-                await connection.send(reply)
+                await connection.send(await loop.run_in_executor(self._pool, self.answer, message, connection))
         except closed:
             pass
         finally:
             self._clients -= 1
             self._say(f"{_peer(connection)} gone")
+            await loop.run_in_executor(self._pool, self._contexts.leave, connection)
 
     def stop(self) -> None:
         """Close every connection and let :meth:`run` return; from any thread."""

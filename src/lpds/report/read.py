@@ -140,6 +140,19 @@ class RunData:
         budget = delta_to_sum(float(settings["delta"]), unit, free)
         return budget if math.isfinite(budget) else None
 
+    @property
+    def noise_scale(self) -> float:
+        """The k of ``w = k eps + Delta(s)`` in what collects and learns; 1 for a method without it."""
+        return float(self.config.get("settings", {}).get("noise_scale", 1.0))
+
+    @property
+    def quiet_nats(self) -> float:
+        """What k alone costs, D (k^2 / 2 - 1 / 2 - ln k); infinite without any noise."""
+        k, free = self.noise_scale, self.free_size
+        if k == 1.0 or free is None:
+            return 0.0
+        return free * (0.5 * (k * k - 1.0) - math.log(k)) if k > 0.0 else math.inf
+
     def column(self, key: str) -> tuple[Array, Array]:
         """Steps [N] and one metric [N] over all rows; NaN where it is null."""
         return _numbers(self.metrics, "step"), _numbers(self.metrics, key)

@@ -215,7 +215,8 @@ def _metric(groups: Sequence[Group], key: str, change: Callable[[Array], Array] 
 def _trust(groups: Sequence[Group]) -> FigureData:
     budgets = _budgets(groups)
     sums = [Level(f"budget δ = {b:.4g}", b) for b in budgets]
-    nats = [Level(f"budget δ/2 = {b / 2:.4g} nats", b / 2) for b in budgets]
+    nats = _nats(groups)
+    law = "N(Δ, I)" if all(run.noise_scale == 1.0 for group in groups for run in group.runs) else "N(Δ, k² I)"
     quantiles, why = _quantiles(groups)
     caption = (
         "The budget δ bounds the mean over states, not each state: the tail (95th percentile, quantiles) may lie above it. "
@@ -225,7 +226,7 @@ def _trust(groups: Sequence[Group]) -> FigureData:
     panels = [
         Panel("mean of ‖Δ(s)‖² over states", _metric(groups, "delta_sq_mean"), sums, from_zero=True),
         Panel("95th percentile of ‖Δ(s)‖²", _metric(groups, "delta_sq_p95"), sums, from_zero=True),
-        Panel("KL(N(Δ, I) ‖ N(0, I)), nats", _metric(groups, "kl_nats"), nats, from_zero=True),
+        Panel(f"KL({law} ‖ N(0, I)), nats", _metric(groups, "kl_nats"), nats, from_zero=True),
         Panel("quantiles of ‖Δ(s)‖² over states", quantiles, sums, "share of states below, %", from_zero=True),
     ]
     return FigureData("trust-region", "Trust region", " ".join([caption, *why]), panels)
@@ -269,9 +270,16 @@ def _norm(groups: Sequence[Group]) -> FigureData:
     for size in sorted({run.latent_size for run in runs if run.latent_size}):
         low, high = (float(chi.ppf(q, size)) for q in (0.05, 0.95))
         levels.append(Level(f"prior: chi, {size} degrees (mean, 5 to 95 %)", float(chi.mean(size)), low, high))
-    # the noise is white and independent of the state, so E ||eps + Delta||^2 = D + E ||Delta||^2
-    pairs = sorted({(run.latent_size, run.budget_sq) for run in runs if run.latent_size and run.budget_sq})
-    levels += [Level(f"√(D + δ) = √({size} + {budget:.4g})", float(np.sqrt(size + budget))) for size, budget in pairs]
+    # the noise is white and independent of the state: E ||k eps + Delta||^2 = k^2 D + E ||Delta||^2; what pads has k = 1
+    sets = {
+        (run.latent_size, run.free_size or run.latent_size, run.noise_scale, run.budget_sq)
+        for run in runs
+        if run.latent_size and run.budget_sq
+    }
+    for size, free, k, budget in sorted(sets):
+        spent = float(np.sqrt(size - (1.0 - k * k) * free + budget))
+        name = f"√(D + δ) = √({size} + {budget:.4g})" if k == 1.0 else f"with k = {k:g} and δ = {budget:.4g} spent: {spent:.3g}"
+        levels.append(Level(name, spent))
     caption = (
         "A latent drawn from the prior has a norm within the band nine times out of ten. A steered latent of norm far from it "
         "is one that the decoder has never seen; with the budget spent, the root mean square of ‖w‖ is √(D + δ). "
@@ -340,6 +348,16 @@ def _throughput(groups: Sequence[Group]) -> FigureData:
         Panel("updates per second", _metric(groups, "updates_per_s", after_first), from_zero=True),
     ]
     return FigureData("throughput", "Throughput", caption, panels)
+
+
+def _nats(groups: Sequence[Group]) -> list[Level]:
+    """The budget's own nats, and beside it what less noise costs."""
+    pairs = {(b, run.quiet_nats) for group in groups for run in group.runs if (b := run.budget_sq) is not None}
+    return [
+        Level(f"budget δ/2{f' + {quiet:.4g} for k < 1' if quiet else ''} = {b / 2 + quiet:.4g} nats", b / 2 + quiet)
+        for b, quiet in sorted(pairs)
+        if quiet < np.inf
+    ]
 
 
 def _budgets(groups: Sequence[Group]) -> list[float]:
