@@ -78,13 +78,13 @@ def main() -> None:
         "# What the noise costs",
         "",
         f"`{command}`: `w = k eps + Delta(s)`, {arguments.episodes} episodes a seed on evaluation seed {EVALUATION_SEED}; "
-        "95 % intervals over episodes and, where Delta acts, seeds; in brackets the seeds, then the paired gain over k = 1.",
+        "95 % intervals over episodes and, where something was learned, seeds; in brackets the seeds, then the paired gain over k = 1.",
         "",
         "| runs | acts with | " + " | ".join(f"k = {factor:g}" for factor in FACTORS) + " |",
         "|---|---|" + "---|" * len(FACTORS),
     ]
     for folder in arguments.folders:
-        for scale, name in ((0.0, "noise alone (frozen)"), (1.0, "noise and Delta")):
+        for scale, name in ((0.0, "frozen"), (1.0, "as learned")):
             cells = [cell(row) for row in rows if row["runs"] == str(folder) and row["scale"] == scale]
             lines.append(f"| {folder} | {name} | " + " | ".join(cells) + " |")
     write_atomically(arguments.out / "README.md", lambda stream: stream.write(("\n".join(lines) + "\n").encode()))
