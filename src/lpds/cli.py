@@ -61,12 +61,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     evaluate.add_argument("--env", help="a Gymnasium id in place of the task's")
     evaluate.add_argument("--episodes", type=int, default=100)
     evaluate.add_argument("--seed", type=int, default=0)
-    evaluate.add_argument("--scale", type=float, default=1.0, help="s of w = eps + s Delta(s); default 1")
+    evaluate.add_argument("--scale", type=float, default=1.0, help="s of w = eps + s Delta(s)")
     evaluate.add_argument(
         "--noise-scale",
         type=float,
         default=1.0,
-        help="factor of eps, 0 to 1; below 1 w leaves the prior; default 1",
+        help="factor of eps, 0 to 1; below 1 w leaves the prior",
     )
     evaluate.add_argument("--json", action="store_true", help="one JSON line an episode")
     _decoder_options(evaluate)
