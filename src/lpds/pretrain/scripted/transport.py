@@ -65,8 +65,8 @@ def fetch(parts: Parts, rng: np.random.Generator, meet: Array, aside: float) -> 
     rest = (aside, float(parts[f"{LID}_pos"][1]) + float(rng.uniform(-0.02, 0.02)))
     return [
         Waypoint(above(f"{LID}_pos", hover), OPEN, across_lid, 0.02, most=80),
-        Waypoint(above(f"{LID}_pos", lid), OPEN, across_lid, 0.008, most=50, pace=0.7),
-        Waypoint(above(f"{LID}_pos", lid), CLOSED, None, math.inf, least=int(rng.integers(7, 12)), pace=0.3),
+        Waypoint(above(f"{LID}_pos", lid), OPEN, across_lid, 0.008, most=50, pace=0.7, insist=True),
+        Waypoint(above(f"{LID}_pos", lid), CLOSED, None, math.inf, least=int(rng.integers(7, 12)), pace=0.6, insist=True),
         Waypoint(rise(carry), CLOSED, None, 0.03, most=50),
         Waypoint(fixed(*rest, carry), CLOSED, across_lid, 0.03, most=80),
         Waypoint(fixed(*rest, TABLE + 0.035), CLOSED, across_lid, 0.01, most=60, pace=0.8),
@@ -74,7 +74,7 @@ def fetch(parts: Parts, rng: np.random.Generator, meet: Array, aside: float) -> 
         Waypoint(rise(CLEAR + 0.05), OPEN, None, 0.04, most=50),
         Waypoint(handle(along, 0.16), OPEN, across_handle(0), 0.03, most=80),
         Waypoint(handle(along, grip), OPEN, across_handle(0), 0.008, most=60, pace=0.7, insist=True),
-        Waypoint(handle(along, grip), CLOSED, None, math.inf, least=int(rng.integers(8, 13)), pace=0.3),
+        Waypoint(handle(along, grip), CLOSED, None, math.inf, least=int(rng.integers(8, 13)), pace=0.6, insist=True),
         Waypoint(rise(CLEAR + 0.05), CLOSED, None, 0.03, most=60),
         Waypoint(hammer_at(0, meet), CLOSED, point_handle, 0.015, most=120),
         Waypoint(hammer_at(0, meet), CLOSED, point_handle, math.inf, least=int(rng.integers(3, 7)), pace=0.3, until=holds(1)),
@@ -98,22 +98,22 @@ def receive(parts: Parts, rng: np.random.Generator, meet: Array) -> list[Waypoin
     drop = float(rng.uniform(0.86, 0.95))
     return [
         Waypoint(above("trash_pos", hover), OPEN, turn, 0.02, most=80),
-        Waypoint(above("trash_pos", cube), OPEN, turn, 0.008, most=60, pace=0.7),
-        Waypoint(above("trash_pos", cube), CLOSED, None, math.inf, least=int(rng.integers(7, 12)), pace=0.3),
-        Waypoint(rise(carry), CLOSED, None, 0.03, most=60),
+        Waypoint(above("trash_pos", cube), OPEN, turn, 0.008, most=60, pace=0.7, insist=True),
+        Waypoint(above("trash_pos", cube), CLOSED, None, math.inf, least=int(rng.integers(7, 12)), pace=0.6, insist=True),
+        Waypoint(rise(carry, 1), CLOSED, None, 0.03, most=60),
         Waypoint(fixed(*dump, carry), CLOSED, None, 0.03, most=80),
         Waypoint(fixed(*dump, drop), CLOSED, None, 0.02, most=40),
         Waypoint(fixed(*dump, drop), OPEN, None, math.inf, least=int(rng.integers(5, 9)), pace=0.3),
-        Waypoint(rise(carry + 0.05), OPEN, None, 0.03, most=40),
+        Waypoint(rise(carry + 0.05, 1), OPEN, None, 0.03, most=40),
         Waypoint(fixed(meet[0], 0.24, meet[2] + 0.1), OPEN, across_handle(1), 0.03, most=80, until=offered(meet)),
         Waypoint(handle(along, 0.09), OPEN, across_handle(1), 0.02, most=80),
         Waypoint(handle(along, grip), OPEN, across_handle(1), 0.01, most=80, pace=0.6, insist=True),
-        Waypoint(handle(along, grip), CLOSED, None, math.inf, least=int(rng.integers(8, 13)), pace=0.3),
+        Waypoint(handle(along, grip), CLOSED, None, math.inf, least=int(rng.integers(8, 13)), pace=0.6, insist=True),
         Waypoint(hammer_at(1, meet), CLOSED, None, math.inf, pace=0.3, until=left(0)),
         Waypoint(hammer_at(1, goal + [0.0, 0.0, over]), CLOSED, point_handle, 0.03, most=120),
         Waypoint(hammer_at(1, goal + [0.0, 0.0, low]), CLOSED, point_handle, 0.02, most=50, pace=0.8),
         Waypoint(hammer_at(1, goal + [0.0, 0.0, low]), OPEN, None, math.inf, least=int(rng.integers(5, 9)), pace=0.3),
-        Waypoint(rise(carry + 0.05), OPEN, None, 0.02, most=40),
+        Waypoint(rise(carry + 0.05, 1), OPEN, None, 0.02, most=40),
     ]
 
 
