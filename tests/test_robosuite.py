@@ -15,7 +15,9 @@ from lpds.envs.build import environment_factory
 from lpds.envs.robosuite import rendering_backend
 from lpds.pretrain.datasets import open_data
 from lpds.pretrain.recipes import SCRIPTED
-from lpds.pretrain.scripted.waypoints import reachable, rotation, wrapped, yaw
+from lpds.pretrain.scripted import transport
+from lpds.pretrain.scripted.collect import _attempt
+from lpds.pretrain.scripted.waypoints import Manner, Plan, Script, Waypoint, fixed, reachable, rotation, wrapped, yaw
 from lpds.registry import ENVIRONMENTS, TASKS, resolve
 
 # observations, actions, horizon
@@ -216,8 +218,63 @@ def test_angles():
     assert reachable([0.5, -0.1], heading=2.0) == [1]
 
 
+def test_an_arm_waits_for_its_condition_beyond_its_steps_and_follows_its_own_waypoints():
+    plan = Plan(
+        [Waypoint(fixed(9.0, 0.0, 0.0), gripper=-1.0)],
+        mode=0,
+        others=[
+            [Waypoint(fixed(0.0, 0.0, 0.0), 0.5, most=2, until=lambda parts: parts["ready"][0] > 0), Waypoint(fixed(), 1.0)]
+        ],
+    )
+    arm = Script(plan, Manner(), np.random.default_rng(0), arm=1)
+    parts = {"robot1_eef_pos": np.array([0.3, 0.0, 0.0]), "robot1_eef_quat": np.array([1.0, 0.0, 0.0, 0.0])}
+    for _ in range(5):
+        assert arm.act({**parts, "ready": np.zeros(1)})[[0, 6]].tolist() == [-1.0, 0.5]
+    assert arm.phase == 0
+    arm.act({**parts, "ready": np.ones(1)})
+    assert arm.phase == 1
+
+
+def test_transport_draws_each_of_its_ways():
+    lying = np.array([0.0, np.sqrt(0.5), -np.sqrt(0.5), 0.0])
+    parts = {
+        "robot1_eef_quat": np.array([1.0, 0.0, 0.0, 0.0]),
+        "lid_handle_pos": np.array([0.2, -0.45, 0.974]),
+        "payload_pos": np.array([0.2, -0.45, 0.824]),
+        "payload_quat": lying,
+        "trash_pos": np.array([-0.2, 0.45, 0.83]),
+        "trash_quat": np.array([0.0, 0.0, 0.0, 1.0]),
+        "target_bin_pos": np.array([-0.2, 0.45, 0.804]),
+        "trash_bin_pos": np.array([0.2, 0.45, 0.804]),
+    }
+    plans = [transport.plan(parts, np.random.default_rng(seed)) for seed in range(40)]
+    assert {plan.mode for plan in plans} == set(range(len(transport.MODES)))
+    for plan in plans:
+        far, right = divmod(plan.mode, 2)
+        fetch, receive = plan.arms
+        assert (fetch[4].place(parts)[0] < -0.2) == far
+        assert (receive[8].place(parts)[0] > 0) == right
+        # the hands leave room for each other on the handle, 20 cm long
+        mine, yours = fetch[9].place(parts)[1] + 0.45, receive[10].place(parts)[1] + 0.45
+        assert -0.1 < mine < 0 < yours < 0.1
+        assert yours - mine > 0.1
+
+
 @installed
-@pytest.mark.parametrize("task", ["lift", "can", "square"])
+def test_both_arms_of_the_expert_act_the_same_for_the_same_draws(make, monkeypatch):
+    env = make("transport")
+    monkeypatch.setattr(env, "horizon", 20)
+    first, again, other = (_attempt(env, transport, np.random.default_rng([0, draw]), tremor=0.15) for draw in (3, 3, 4))
+    actions = np.stack(first.actions)
+    assert actions.shape == (20, 14)
+    assert np.abs(actions[:, :6]).max() > 0.1 < np.abs(actions[:, 7:13]).max()
+    assert np.array_equal(actions, again.actions)
+    assert np.array_equal(first.obs, again.obs)
+    assert not np.array_equal(actions, other.actions)
+
+
+@installed
+@pytest.mark.parametrize("task", SIZES)
 def test_the_scripted_expert_succeeds_and_the_recording_stops_soon_after(task, tmp_path, capsys):
     out = tmp_path / "demos.npz"
     assert main(["demos", f"robomimic-{task}", "--episodes", "1", "--seed", "0", "--out", str(out)]) == 0
@@ -226,7 +283,7 @@ def test_the_scripted_expert_succeeds_and_the_recording_stops_soon_after(task, t
     data = open_data(str(out))
     (length,) = data.episode_lengths
     assert data.obs.shape == (length, SIZES[task][0])
-    assert data.actions.shape == (length, 7)
+    assert data.actions.shape == (length, SIZES[task][1])
     assert np.abs(data.actions).max() <= 1.0
     assert length < SIZES[task][2]
     assert data.rewards[-10:].tolist() == [1.0] * 10
@@ -235,6 +292,6 @@ def test_the_scripted_expert_succeeds_and_the_recording_stops_soon_after(task, t
 
 
 def test_episodes_and_seeds_are_for_scripted_experts_only(capsys, tmp_path):
-    assert set(SCRIPTED) == {"robomimic-lift", "robomimic-can", "robomimic-square", "libero-90:57"}
+    assert set(SCRIPTED) == {*(f"robomimic-{task}" for task in SIZES), "libero-90:57"}
     assert main(["demos", "toy", "--episodes", "3", "--out", str(tmp_path / "x.npz")]) != 0
     assert "for scripted experts" in capsys.readouterr().err

@@ -84,7 +84,7 @@ DATA: dict[str, DataRecipe] = {
 
 SCRIPTED: dict[str, ScriptedRecipe] = {
     f"robomimic-{task}": ScriptedRecipe(f"robomimic-{task}", f"lpds.pretrain.scripted.{task}", episodes)
-    for task, episodes in (("lift", 20), ("can", 100), ("square", 150))
+    for task, episodes in (("lift", 20), ("can", 100), ("square", 150), ("transport", 200))
 }
 # recorded on while success holds, as elsewhere
 SCRIPTED["libero-90:57"] = ScriptedRecipe(

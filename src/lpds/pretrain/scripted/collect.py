@@ -93,10 +93,10 @@ def _attempt(env: Any, script: Any, rng: np.random.Generator, tremor: float) -> 
     obs, _ = env.reset(seed=int(rng.integers(2**31)))
     manner, parts = draw_manner(rng, tremor), env.unwrapped.parts
     plan = script.plan(parts, rng)
-    expert = Script(plan, manner, rng)
+    experts = [Script(plan, manner, rng, arm) for arm in range(len(plan.arms))]
     episode, held, over = _Episode(plan.mode), 0, False
     while not over and held < HELD:
-        action = expert.act(env.unwrapped.parts).astype(np.float32)
+        action = np.concatenate([expert.act(env.unwrapped.parts) for expert in experts]).astype(np.float32)
         vector, pictures = _split(obs)
         episode.obs.append(vector)
         episode.pictures.append(pictures)

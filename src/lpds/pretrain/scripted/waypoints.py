@@ -1,4 +1,4 @@
-"""One arm under OSC_POSE that goes from way-point to way-point, its tool pointing down."""
+"""Arms under OSC_POSE that go from way-point to way-point, their tools pointing down."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ Place = Callable[[Parts], Array]
 """Where the gripper shall be, world coordinates [3]."""
 Turn = Callable[[Parts, float], float]
 """By how much the tool shall turn about the vertical, given its heading (unwrapped, 0 at the reset)."""
+Condition = Callable[[Parts], bool]
+"""What an arm waits for: where a thing is, what the other arm does."""
 
 OPEN, CLOSED = -1.0, 1.0
 STEP, TWIST = 0.05, 0.5
@@ -45,6 +47,8 @@ class Waypoint:
     """Share of the expert's own speed; below 1 where care is needed, for tremor as well."""
     insist: bool = False
     """Add an integral term, for phases that need the last millimetres."""
+    until: Condition | None = None
+    """The phase lasts until this holds too, beyond ``most`` if need be: how one arm waits for another."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,13 @@ class Plan:
 
     waypoints: Sequence[Waypoint]
     mode: int
+    others: Sequence[Sequence[Waypoint]] = ()
+    """Way-points of the other arms."""
+
+    @property
+    def arms(self) -> list[Sequence[Waypoint]]:
+        """The way-points of every arm."""
+        return [self.waypoints, *self.others]
 
 
 class Script:
@@ -75,10 +86,10 @@ class Script:
             plan: where to go.
             manner: and how.
             rng: draws the tremor.
-            arm: whose observations to read.
+            arm: whose way-points to follow and observations to read.
         """
         self.mode = plan.mode
-        self._waypoints, self._manner, self._rng, self._arm = plan.waypoints, manner, rng, arm
+        self._waypoints, self._manner, self._rng, self._arm = plan.arms[arm], manner, rng, arm
         self._phase, self._steps = 0, 0
         self._heading, self._angle = 0.0, math.nan
         self._tremor, self._integral = np.zeros(6), np.zeros(3)
@@ -105,7 +116,8 @@ class Script:
         action = np.append(np.clip(pose, -speed, speed) + now.pace * self._tremor, now.gripper)
         self._steps += 1
         near = float(np.linalg.norm(away)) < now.tolerance and abs(turn) < TURNED and self._steps >= now.least
-        if (near or self._steps >= now.most) and self._phase + 1 < len(self._waypoints):
+        done = (near or self._steps >= now.most) and (now.until is None or now.until(parts))
+        if done and self._phase + 1 < len(self._waypoints):
             self._phase, self._steps, self._integral = self._phase + 1, 0, np.zeros(3)
         return np.asarray(np.clip(action, -1.0, 1.0), np.float64)
 
