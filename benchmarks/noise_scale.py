@@ -78,7 +78,8 @@ def main() -> None:
         "# What the noise costs",
         "",
         f"`{command}`: `w = k eps + Delta(s)`, {arguments.episodes} episodes a seed on evaluation seed {EVALUATION_SEED}; "
-        "95 % intervals over episodes and, where something was learned, seeds; in brackets the seeds, then the paired gain over k = 1.",
+        "95 % intervals over episodes and, where something was learned, seeds; in brackets the seeds, then the paired gain "
+        "over k = 1.",
         "",
         "| runs | acts with | " + " | ".join(f"k = {factor:g}" for factor in FACTORS) + " |",
         "|---|---|" + "---|" * len(FACTORS),

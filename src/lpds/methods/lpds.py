@@ -149,7 +149,7 @@ class LPDS(Learner[ShiftPolicy]):
             elif frozen:
                 next_action = self._decode(batch.next_obs, next_eps).unsqueeze(1)
             else:
-                shift = self.target(batch.next_obs)
+                shift = self._next_policy(batch.next_obs)
                 next_action = self._steered(batch.next_obs, next_eps, shift).unsqueeze(1)
             count = next_action.shape[1]
             next_obs = _each(self.slow_policy.scaling(batch.next_obs if next_seen is None else next_seen), count)
@@ -234,9 +234,12 @@ class LPDS(Learner[ShiftPolicy]):
 
     @property
     def target(self) -> ShiftPolicy:
-        """Delta' of eq. 2."""
-        chosen = self.slow_policy if self.settings.target_shift == "slow" else self.policy
-        return chosen.with_noise(self.settings.noise_scale)
+        """What chooses kept chunks: Delta' of eq. 2, with all of k."""
+        return self._next_policy.with_noise(self.settings.noise_scale)
+
+    @property
+    def _next_policy(self) -> ShiftPolicy:
+        return self.slow_policy if self.settings.target_shift == "slow" else self.policy
 
     @property
     def _finite_delta(self) -> float:

@@ -79,6 +79,8 @@ DATA: dict[str, DataRecipe] = {
     # few and noisy episodes of an expert, so that the clone is worth improving
     "adroit-pen": DataRecipe("adroit-pen", (Source("adroit_pen", 1.0, noise=0.1),), transitions=5_000),
     "adroit-hammer": DataRecipe("adroit-hammer", (Source("adroit_hammer", 1.0, noise=0.05),), transitions=20_000),
+    # 400 episodes and twice the width: with less of either the clone never picked the ball up
+    "adroit-relocate": DataRecipe("adroit-relocate", (Source("adroit_relocate", 1.0, noise=0.02),), transitions=80_000),
     "adroit-door": DataRecipe("adroit-door", (Source("adroit_door", 1.0, noise=0.05),), transitions=20_000),
 }
 
@@ -102,6 +104,7 @@ ZOO: dict[str, Recipe] = {
     "adroit-pen-flow": Recipe("adroit-pen", "adroit-pen", CloneSettings("flow", steps=10_000, sampler_steps=4)),
     "adroit-hammer": Recipe("adroit-hammer", "adroit-hammer", CloneSettings(steps=15_000, sampler_steps=8)),
     "adroit-door": Recipe("adroit-door", "adroit-door", CloneSettings(steps=15_000, sampler_steps=8)),
+    "adroit-relocate": Recipe("adroit-relocate", "adroit-relocate", CloneSettings(width=512, steps=30_000, sampler_steps=8)),
     "robomimic-can": Recipe("robomimic-can", "robomimic-can", CloneSettings(steps=15_000, sampler_steps=8)),
     "robomimic-can-flow": Recipe("robomimic-can", "robomimic-can", CloneSettings("flow", steps=15_000, sampler_steps=4)),
     "robomimic-can-c8": Recipe("robomimic-can", "robomimic-can", CloneSettings(chunk=8, steps=15_000, sampler_steps=8)),
