@@ -79,7 +79,7 @@ DATA: dict[str, DataRecipe] = {
     # few and noisy episodes of an expert, so that the clone is worth improving
     "adroit-pen": DataRecipe("adroit-pen", (Source("adroit_pen", 1.0, noise=0.1),), transitions=5_000),
     "adroit-hammer": DataRecipe("adroit-hammer", (Source("adroit_hammer", 1.0, noise=0.05),), transitions=20_000),
-    # 400 episodes and twice the width: with less of either the clone never picked the ball up
+    # 400 episodes, and twice the width: at 256 the clone of the same data never picked the ball up
     "adroit-relocate": DataRecipe("adroit-relocate", (Source("adroit_relocate", 1.0, noise=0.02),), transitions=80_000),
     "adroit-door": DataRecipe("adroit-door", (Source("adroit_door", 1.0, noise=0.05),), transitions=20_000),
 }
