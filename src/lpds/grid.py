@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lpds.errors import LpdsError, unknown_name
+from lpds.files import write_json
 from lpds.registry import METHODS, TASKS
 
 SUITES: dict[str, tuple[str, ...]] = {"gym": ("hopper", "walker2d", "halfcheetah")}
@@ -138,7 +139,10 @@ def run_grid(
 
 
 def copy_evidence(run: Path, target: Path) -> None:
-    """Replace ``target`` by a finished run's records and policy, without its checkpoint."""
+    """Replace ``target`` by a finished run's records and policy, without its checkpoint.
+
+    A decoder in a folder below the working one is named from there, so that the copy means the same on another machine.
+    """
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for name in EVIDENCE:
@@ -146,6 +150,12 @@ def copy_evidence(run: Path, target: Path) -> None:
     if (run / "states.safetensors").is_file():
         shutil.copy(run / "states.safetensors", target)
     shutil.copytree(run / "policy", target / "policy")
+    for path in (target / "config.json", target / "passport.json", target / "policy" / "policy.json"):
+        facts = json.loads(path.read_text())
+        scheme, colon, place = str(facts["decoder"].get("reference")).partition(":")
+        if colon and Path(place).is_relative_to(Path.cwd()):
+            facts["decoder"]["reference"] = f"{scheme}:{Path(place).relative_to(Path.cwd()).as_posix()}"
+            write_json(path, facts)
 
 
 def _done(cell: Cell, out: Path) -> bool:
