@@ -108,3 +108,8 @@ def typicality(w: npt.ArrayLike) -> Typicality:
 def share_beyond(delta_sq: npt.ArrayLike, delta: float) -> float:
     """Share of states whose own ``||Delta(s)||^2`` [N] exceeds the budget, which bounds only their mean."""
     return float((np.asarray(delta_sq, np.float64) > delta).mean())
+
+
+def quiet_nats(k: float, free: int) -> float:
+    """What k of ``w = k eps + Delta`` costs beside Delta, KL(N(0, k^2 I) || N(0, I)) over D free coordinates; inf at 0."""
+    return free * (0.5 * (k * k - 1.0) - math.log(k)) if k > 0.0 else math.inf

@@ -37,6 +37,7 @@ from lpds.methods.encoder import shifted_pictures
 from lpds.methods.learner import Learner
 from lpds.methods.shift import ShiftPolicy, open_shift
 from lpds.methods.state import adam
+from lpds.metrics import quiet_nats
 from lpds.nn import EnsembleMLP, Scaling, polyak
 from lpds.types import Batch, Decoder, LatentSpec, Metrics, Shape
 
@@ -66,7 +67,7 @@ class LPDS(Learner[ShiftPolicy]):
         shifted = self._shifted_spec()
         self.delta = delta_to_sum(c.delta, c.delta_unit, shifted.free_size)
         d, a, k = spec.latent_size, spec.action_size, c.noise_scale
-        self._quiet_nats = spec.free_size * (0.5 * (k * k - 1.0) - math.log(k)) if k > 0.0 else math.inf
+        self._quiet_nats = quiet_nats(k, spec.free_size)
 
         sizes = (c.width, c.depth, c.activation)
 

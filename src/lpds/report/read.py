@@ -19,6 +19,7 @@ import numpy.typing as npt
 from lpds.config import delta_to_sum
 from lpds.errors import LpdsError
 from lpds.log import read_json_lines
+from lpds.metrics import quiet_nats
 from lpds.stats import Interval, bootstrap_mean, paired_difference, told_apart, verdict_line, wilson
 
 Array = npt.NDArray[np.float64]
@@ -148,10 +149,7 @@ class RunData:
     @property
     def quiet_nats(self) -> float:
         """What k alone costs, D (k^2 / 2 - 1 / 2 - ln k); infinite without any noise."""
-        k, free = self.noise_scale, self.free_size
-        if k == 1.0 or free is None:
-            return 0.0
-        return free * (0.5 * (k * k - 1.0) - math.log(k)) if k > 0.0 else math.inf
+        return 0.0 if self.free_size is None else quiet_nats(self.noise_scale, self.free_size)
 
     def column(self, key: str) -> tuple[Array, Array]:
         """Steps [N] and one metric [N] over all rows; NaN where it is null."""
