@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from lpds.checks import check_seed, check_share, choose, positive
 from lpds.errors import LpdsError, unknown_name
 
 DELTA_UNITS = ("sum", "mean", "rms", "nats")
@@ -119,6 +119,9 @@ class LPDSSettings(CriticSettings):
     """k of w = k eps + Delta(s), in what acts and in eqs. 2 and 6: 1 is the paper's and keeps all of the prior's noise."""
     eval_noise_scale: float = 1.0
     """Factor of k in evaluations and in the saved policy alone; what collects and learns does not see it."""
+    quiet_envs: int = 0
+    """Sub-environments, the first ones, that collect with ``eval_noise_scale``; with any, the policy has that scale only while
+    their episodes return more than the others' (methods/trial.py)."""
     shift_form: str = "full"
     """Delta over the chunk: full (every coordinate), tied (one shift for all steps) or lowrank; eps is white in all of them."""
     shift_rank: int = 2
@@ -156,6 +159,8 @@ class LPDSSettings(CriticSettings):
         positive(self, "noise_bound", "state_cap", "dual_step", "actor_lr", "distill_noises", "shift_rank", "kept_next")
         check_share("noise_scale", self.noise_scale)
         check_share("eval_noise_scale", self.eval_noise_scale)
+        if self.quiet_envs < 0 or (self.quiet_envs and self.eval_noise_scale == 1.0):
+            raise LpdsError(f"quiet_envs {self.quiet_envs} must not be negative, and needs an eval_noise_scale below 1")
         if not self.kept_noises >= 0 or (self.kept_noises and self.distill_noises > self.kept_noises):
             raise LpdsError(
                 f"distill_noises {self.distill_noises} cannot be drawn from kept_noises {self.kept_noises} "
@@ -307,54 +312,6 @@ class Preset:
     """Further differences of the method's settings, by task."""
     decoders: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """In place of the task's decoder, by task."""
-
-
-LARGEST_SEED = 2**32
-"""Seeds are below it: they are words of the counters that noise and resets are drawn from."""
-
-
-def check_seed(name: str, value: Any) -> int:
-    """A seed as a plain integer in [0, 2^32).
-
-    Raises:
-        LpdsError: it is none.
-    """
-    try:
-        seed = operator.index(value)
-    except TypeError:
-        raise LpdsError(f"{name} must be a whole number, not {value!r}") from None
-    if not 0 <= seed < LARGEST_SEED:
-        raise LpdsError(f"{name} must be in 0 .. 2^32 - 1, not {seed}")
-    return seed
-
-
-def choose(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the choices."""
-    if value not in choices:
-        raise unknown_name(name, value, choices)
-
-
-def check_share(name: str, value: float) -> None:
-    """Refuse a factor outside [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise LpdsError(f"{name} must be in [0, 1], not {value}")
-
-
-MAY_BE_INFINITE = ("noise_bound", "state_cap", "value_clip")
-"""Bounds that infinity lifts."""
-AT_MOST_ONE = ("tau",)
-
-
-def positive(settings: Any, *names: str) -> None:
-    """Refuse fields that are not positive numbers, infinite where that means nothing, or shares above 1."""
-    for name in names:
-        value = getattr(settings, name)
-        if not value > 0:
-            raise LpdsError(f"{name} must be positive, not {value}")
-        if math.isinf(value) and name not in MAY_BE_INFINITE:
-            raise LpdsError(f"{name} must be finite, not {value}")
-        if value > 1 and name in AT_MOST_ONE:
-            raise LpdsError(f"{name} must be at most 1, not {value}")
 
 
 S = TypeVar("S")

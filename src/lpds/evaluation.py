@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lpds.checks import check_seed, check_share
 from lpds.compact import look
-from lpds.config import check_seed, check_share
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError, unknown_name
 from lpds.observations import blank, vectors, write

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from lpds.checks import check_share
 from lpds.compact import as_learned, is_compact, look
-from lpds.config import check_share
 from lpds.errors import LpdsError, one_line
 from lpds.files import write_atomically, write_json
 from lpds.observations import Arrays, as_arrays, parts, shapes_fit

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from lpds.config import check_seed
+from lpds.checks import check_seed
 from lpds.errors import DecoderFault, EnvironmentFault, LpdsError, unknown_name
 from lpds.observations import Arrays, as_arrays, is_picture, parts, stack
 from lpds.random import episode_seed

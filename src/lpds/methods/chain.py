@@ -24,7 +24,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lpds.config import positive
+from lpds.checks import positive
 from lpds.errors import LpdsError
 from lpds.types import Decision, Decoder, LatentSpec
 

@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lpds.config import positive
+from lpds.checks import positive
 from lpds.errors import LpdsError
 from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, copies
 from lpds.methods.critics import ValueMLP

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lpds.config import positive
+from lpds.checks import positive
 from lpds.errors import LpdsError
 from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, DenoisingChain, copies
 from lpds.methods.critics import TwinQ, descend, twin_loss

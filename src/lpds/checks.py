@@ -1,0 +1,56 @@
+"""What settings are refused for: one line that names the offender and the choices."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+from lpds.errors import LpdsError, unknown_name
+
+LARGEST_SEED = 2**32
+"""Seeds are below it: they are words of the counters that noise and resets are drawn from."""
+
+
+def check_seed(name: str, value: Any) -> int:
+    """A seed as a plain integer in [0, 2^32).
+
+    Raises:
+        LpdsError: it is none.
+    """
+    try:
+        seed = operator.index(value)
+    except TypeError:
+        raise LpdsError(f"{name} must be a whole number, not {value!r}") from None
+    if not 0 <= seed < LARGEST_SEED:
+        raise LpdsError(f"{name} must be in 0 .. 2^32 - 1, not {seed}")
+    return seed
+
+
+def choose(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the choices."""
+    if value not in choices:
+        raise unknown_name(name, value, choices)
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuse a factor outside [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise LpdsError(f"{name} must be in [0, 1], not {value}")
+
+
+MAY_BE_INFINITE = ("noise_bound", "state_cap", "value_clip")
+"""Bounds that infinity lifts."""
+AT_MOST_ONE = ("tau",)
+
+
+def positive(settings: Any, *names: str) -> None:
+    """Refuse fields that are not positive numbers, infinite where that means nothing, or shares above 1."""
+    for name in names:
+        value = getattr(settings, name)
+        if not value > 0:
+            raise LpdsError(f"{name} must be positive, not {value}")
+        if math.isinf(value) and name not in MAY_BE_INFINITE:
+            raise LpdsError(f"{name} must be finite, not {value}")
+        if value > 1 and name in AT_MOST_ONE:
+            raise LpdsError(f"{name} must be at most 1, not {value}")
