@@ -59,16 +59,16 @@ def test_the_first_rows_collect_with_less_noise(method, kind, scale):
 def test_an_episode_under_way_at_the_start_counts_for_neither():
     trial = NoiseTrial(1)
     trial.observe([0, 1], [9.0, -9.0])
-    assert trial.counts.tolist() == [0, 0]
+    assert trial.returns.isnan().all()
     trial.observe([1, 1, 0], [1.0, 2.0, 3.0])
-    assert trial.counts.tolist() == [2, 1]
-    assert trial.returns[0, :2].tolist() == [1.0, 2.0]
-    assert trial.returns[1, 0] == 3.0
+    assert trial.counts[:3].tolist() == [1, 2, -1]
+    assert trial.returns[1, :2].tolist() == [1.0, 2.0]
+    assert trial.returns[0, 0] == 3.0
 
 
 def test_the_verdict_is_of_the_last_episodes_and_of_enough_of_them():
     trial = NoiseTrial(1)
-    trial.begun[:] = True
+    trial.observe([0, 1], [0.0, 0.0])
     for _ in range(FEWEST):
         assert not trial.won
         trial.observe([0, 1], [2.0, 1.0])
@@ -77,10 +77,20 @@ def test_the_verdict_is_of_the_last_episodes_and_of_enough_of_them():
         trial.observe([0, 1], [1.0, 1.0])
     assert not trial.won  # a tie keeps the noise
     few = NoiseTrial(1)
-    few.begun[:] = True
-    few.observe([1] * 30, [1.0] * 30)
+    few.observe([0, 1, 1, 1, 1, 1], [1.0] * 6)
     few.observe([0] * (FEWEST - 1), [5.0] * (FEWEST - 1))
     assert not few.won
+
+
+def test_a_policy_that_improves_gives_nobody_an_edge():
+    """Return t at time t for both kinds, one quiet lane beside three: neither mean is of older episodes than the other."""
+    trial = NoiseTrial(1)
+    for time in range(40):
+        trial.observe([0, 1, 2, 3], [time + 0.5, time, time, time])
+    assert trial.won
+    for time in range(40, 80):
+        trial.observe([0, 1, 2, 3], [time - 0.5, time, time, time])
+    assert not trial.won
 
 
 @pytest.mark.parametrize(("method", "kind"), METHODS)
@@ -126,5 +136,5 @@ def test_a_run_goes_on_with_its_trial_to_the_bit(tmp_path):
     assert lpds.resume(tmp_path / "parts", decoder=toy_decoder(), env=make_four_mode, quiet=True).finished
     assert_same_but_for_names(tmp_path / "whole", tmp_path / "parts")
     state, _ = CheckpointStore(tmp_path / "parts" / "checkpoint").load()
-    assert state["method.trial.counts"].min() > 0
+    assert state["method.trial.counts"][:2].min() > 0
     assert read_json_lines(tmp_path / "parts" / "metrics.jsonl")[-1]["eval_noise_scale"] in (0.0, 1.0)

@@ -9,6 +9,7 @@ off-policy. An episode that was under way when the warm-up ended belongs to neit
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ from lpds.methods.learner import LatentPolicy
 from lpds.methods.shift import ShiftPolicy
 from lpds.types import Decision, Decoder
 
-MEMORY = 10
-"""Last episodes of either kind that are compared: many enough for a mean, few enough to be of about today's policy."""
+MEMORY = 5
+"""Last episodes of a sub-environment that are compared. Counted by sub-environment, since all get the same number of steps:
+the more of them play one way, the more episodes of it there are, not older ones."""
 FEWEST = 3
 """Episodes of either kind before anything is concluded."""
 MAX_LANES = 4096
@@ -26,29 +28,27 @@ MAX_LANES = 4096
 
 
 class NoiseTrial:
-    """The last returns of either kind, [2, MEMORY], quiet ones second; NaN where there is none yet."""
+    """The last returns of every sub-environment, [MAX_LANES, MEMORY], the quiet ones first; NaN where there is none yet."""
 
     def __init__(self, quiet_envs: int) -> None:
         self.quiet_envs = quiet_envs
-        self.returns = torch.full((2, MEMORY), math.nan, dtype=torch.float64)
-        self.counts = torch.zeros(2, dtype=torch.long)
-        self.begun = torch.zeros(MAX_LANES, dtype=torch.bool)  # whether the lane's episode began after the warm-up
-        self.scalars = {"trial.returns": self.returns, "trial.counts": self.counts, "trial.begun": self.begun}
+        self.returns = torch.full((MAX_LANES, MEMORY), math.nan, dtype=torch.float64)
+        self.counts = torch.full((MAX_LANES,), -1, dtype=torch.long)  # -1: its episode began before the end of the warm-up
+        self.scalars = {"trial.returns": self.returns, "trial.counts": self.counts}
 
     def observe(self, lanes: list[int], returns: list[float]) -> None:
         """Book finished episodes."""
         for lane, total in zip(lanes, returns, strict=True):
-            if self.begun[lane]:
-                kind = int(lane < self.quiet_envs)
-                self.returns[kind, self.counts[kind] % MEMORY] = total
-                self.counts[kind] += 1
-            self.begun[lane] = True
+            if self.counts[lane] >= 0:
+                self.returns[lane, self.counts[lane] % MEMORY] = total
+            self.counts[lane] += 1
 
     @property
     def won(self) -> bool:
         """Whether the quiet episodes return more, on the mean of the last ones."""
-        loud, quiet = self.returns.nanmean(1).tolist()
-        return bool(self.counts.min() >= FEWEST and quiet > loud)
+        kinds = self.returns[: self.quiet_envs], self.returns[self.quiet_envs :]
+        quiet, loud = ([total for total in kind.flatten().tolist() if not math.isnan(total)] for kind in kinds)
+        return min(len(quiet), len(loud)) >= FEWEST and fmean(quiet) > fmean(loud)
 
 
 class TrialPolicy(LatentPolicy):
