@@ -158,7 +158,37 @@ def test_evaluations_and_the_saved_policy_alone_may_have_less_noise(method, kind
     assert torch.allclose(quietly, 0.125 * eps[:, 0] + moved, atol=1e-6)
 
 
+@pytest.mark.parametrize(("method", "kind"), METHODS)
+def test_it_may_be_turned_down_as_delta_is_learned(method, kind):
+    """After n of N updates of Delta the factor is 1 - n / N (1 - e), then e; critics alone do not count, a checkpoint keeps n."""
+
+    def make():
+        settings = kind(
+            width=16,
+            depth=1,
+            kept_noises=0,
+            noise_scale=0.5,
+            eval_noise_scale=0.2,
+            eval_noise_updates=4,
+            target_shift="current",
+        )
+        return method(settings, identity_decoder((2, 3)), generator=torch.Generator().manual_seed(0), device=CPU)
+
+    made = make()
+    generator = torch.Generator().manual_seed(1)
+    made.update(batch(made.decoder.spec, 8, generator), noise(made, 8, generator), critics_only=True)
+    for factor in (1.0, 0.8, 0.6, 0.4, 0.2, 0.2):
+        again = make()
+        again.load_tensors(made.tensors())
+        opened = method.open_policy(made.decoder, made.policy_settings(), made.policy_tensors())
+        assert [p.noise_scale for p in (made.policy, again.policy, opened)] == pytest.approx([0.5 * factor] * 3)
+        assert made.behaviour.noise_scale == made.target.noise_scale == 0.5
+        made.update(batch(made.decoder.spec, 8, generator), noise(made, 8, generator))
+
+
 def test_what_is_refused(refused):
+    with refused("eval_noise_updates must not be negative, not -1"):
+        LPDSSettings(eval_noise_updates=-1)
     for wrong in (-0.1, 1.5, math.nan):
         with refused("noise_scale must be in [0, 1]"):
             LPDSSettings(noise_scale=wrong)

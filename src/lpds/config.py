@@ -119,9 +119,8 @@ class LPDSSettings(CriticSettings):
     """k of w = k eps + Delta(s), in what acts and in eqs. 2 and 6: 1 is the paper's and keeps all of the prior's noise."""
     eval_noise_scale: float = 1.0
     """Factor of k in evaluations and in the saved policy alone; what collects and learns does not see it."""
-    quiet_envs: int = 0
-    """Sub-environments, the first ones, that collect with ``eval_noise_scale``; with any, the policy has that scale only while
-    their episodes return more than the others' (methods/trial.py)."""
+    eval_noise_updates: int = 0
+    """Updates over which that factor goes from 1 to ``eval_noise_scale``, linearly: less noise pays once Delta is learned."""
     shift_form: str = "full"
     """Delta over the chunk: full (every coordinate), tied (one shift for all steps) or lowrank; eps is white in all of them."""
     shift_rank: int = 2
@@ -159,8 +158,8 @@ class LPDSSettings(CriticSettings):
         positive(self, "noise_bound", "state_cap", "dual_step", "actor_lr", "distill_noises", "shift_rank", "kept_next")
         check_share("noise_scale", self.noise_scale)
         check_share("eval_noise_scale", self.eval_noise_scale)
-        if self.quiet_envs < 0 or (self.quiet_envs and self.eval_noise_scale == 1.0):
-            raise LpdsError(f"quiet_envs {self.quiet_envs} must not be negative, and needs an eval_noise_scale below 1")
+        if self.eval_noise_updates < 0:
+            raise LpdsError(f"eval_noise_updates must not be negative, not {self.eval_noise_updates}")
         if not self.kept_noises >= 0 or (self.kept_noises and self.distill_noises > self.kept_noises):
             raise LpdsError(
                 f"distill_noises {self.distill_noises} cannot be drawn from kept_noises {self.kept_noises} "

@@ -63,9 +63,6 @@ def build_learner(
     settings: RunSettings, method: str, method_settings: Any, decoder: Decoder, device: torch.device
 ) -> tuple[Method, torch.Generator]:
     """Make the method from a generator seeded by the run; a decoder that it cannot work with is refused here."""
-    quiet = getattr(method_settings, "quiet_envs", 0)
-    if quiet >= settings.num_envs:
-        raise LpdsError(f"quiet_envs {quiet} must leave some of num_envs {settings.num_envs} to compare with")
     torch.set_num_threads(settings.threads)
     generator = torch.Generator().manual_seed(settings.seed)
     learned = as_learned(decoder)

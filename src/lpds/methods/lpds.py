@@ -17,8 +17,8 @@ Where the paper is silent, or this differs from it:
 - *Kept noises.* The distillation pairs (eps, Phi(s, eps)) of a state may be decoded once and kept (``kept_noises``).
 - *Kept targets.* So may the next state's chunks in (2), with Delta' as it is when the row is made (``target_actions=kept``):
   then no update calls the decoder, and theta' lags by the age of the row. The mean over K of them stands for (2)'s one.
-- *Less noise.* ``noise_scale`` k < 1 acts, and learns, with w = k eps + Delta; eq. 3 stays at the whole noise. A further
-  factor for the policy that is kept alone (``eval_noise_scale``) may be left to a trial (:mod:`lpds.methods.trial`).
+- *Less noise.* ``noise_scale`` k < 1 acts, and learns, with w = k eps + Delta; eq. 3 stays at the whole noise. What is
+  evaluated and saved may have a further factor, at once or as Delta is learned (``eval_noise_scale``, ``_updates``).
 - *Pictures* in the state go through an encoder (:mod:`lpds.methods.encoder`) that (2) trains; all else sees it detached.
 - Inputs are scaled by the warm-up's mean and deviation. Delta's last layer starts at zero: the start is Phi itself.
 """
@@ -35,10 +35,9 @@ from torch import Tensor, nn
 
 from lpds.config import LPDSSettings, delta_to_sum
 from lpds.methods.encoder import shifted_pictures
-from lpds.methods.learner import LatentPolicy, Learner
+from lpds.methods.learner import Learner
 from lpds.methods.shift import ShiftPolicy, open_shift
 from lpds.methods.state import adam
-from lpds.methods.trial import NoiseTrial, TrialPolicy
 from lpds.metrics import quiet_nats
 from lpds.nn import EnsembleMLP, Scaling, polyak
 from lpds.types import Batch, Decoder, LatentSpec, Metrics, Shape
@@ -74,7 +73,7 @@ class LPDS(Learner[ShiftPolicy]):
         sizes = (c.width, c.depth, c.activation)
 
         def shift_policy() -> ShiftPolicy:
-            form = (c.shift_form, c.shift_rank, k * c.eval_noise_scale)
+            form = (c.shift_form, c.shift_rank, k)
             return self.policy_kind(shifted, *sizes, c.noise_bound, c.state_cap * self.delta, generator, *form)
 
         self.policy = shift_policy().to(device)
@@ -103,22 +102,15 @@ class LPDS(Learner[ShiftPolicy]):
         self.alpha = torch.tensor(0.0 if c.dual == "off" else c.alpha_init, device=device)  # the multiple a
         self.q_scale = torch.zeros((), device=device)  # s; zero until the first actor update
         self.reward_scale = torch.ones((), device=device)  # Q's unit; every metric is told in reward units
+        self.ascents = torch.zeros((), dtype=torch.long)  # updates of Delta
         self.state.scalars = {"alpha": self.alpha, "q_scale": self.q_scale, "reward_scale": self.reward_scale}
-        self._trial = NoiseTrial(c.quiet_envs) if c.quiet_envs else None
-        if self._trial:
-            self.state.scalars |= self._trial.scalars
-            self._settle()
-
-    def observe(self, lanes: list[int], returns: list[float]) -> None:
-        """Book the episodes of a trial, and let what acts follow it."""
-        if self._trial:
-            self._trial.observe(lanes, returns)
-            self._settle()
+        self.state.scalars["ascents"] = self.ascents
+        self._turn_down()
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore everything; what acts follows the trial again."""
+        """Restore everything; what is evaluated has its noise again."""
         super().load_tensors(tensors)
-        self._settle()
+        self._turn_down()
 
     def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
         """Standard normal tensors that one update consumes."""
@@ -150,6 +142,8 @@ class LPDS(Learner[ShiftPolicy]):
         metrics |= self._distill(batch, obs.detach(), noise)
         if not critics_only:
             metrics |= self._ascend(batch, obs.detach(), noise["actor"])
+            self.ascents += 1
+            self._turn_down()
         slow, fast = zip(*self._pairs, strict=True)
         polyak([p for group in slow for p in group], [p for group in fast for p in group], self.settings.tau)
         return metrics
@@ -239,19 +233,16 @@ class LPDS(Learner[ShiftPolicy]):
         else:
             at, action = w, self._decode(batch.obs, w)
         gap = self._latent_value(obs, at) - self._value(self.q_action, obs, action)
-        trial = {"eval_noise_scale": torch.tensor(self._factor)} if self._trial else {}
-        return trial | {
+        return {
             "distill_gap_steered": gap.mean() / self.reward_scale,
             "delta_sq_p95": torch.quantile(norm_sq, 0.95),
             "w_norm": w.norm(dim=1).mean(),
         }
 
     @property
-    def behaviour(self) -> LatentPolicy:  # type: ignore[override]
-        """What collects: the policy with all of k, but where a trial is on."""
-        c = self.settings
-        loud = self.policy.with_noise(c.noise_scale)
-        return TrialPolicy(loud, c.quiet_envs, c.eval_noise_scale) if self._trial else loud
+    def behaviour(self) -> ShiftPolicy:
+        """What collects: the policy with all of k."""
+        return self.policy.with_noise(self.settings.noise_scale)
 
     @property
     def target(self) -> ShiftPolicy:
@@ -259,12 +250,15 @@ class LPDS(Learner[ShiftPolicy]):
         return self._next_policy.with_noise(self.settings.noise_scale)
 
     @property
-    def _factor(self) -> float:
+    def _eval_factor(self) -> float:
         """Of k, in what is evaluated and saved."""
-        return 1.0 if self._trial and not self._trial.won else self.settings.eval_noise_scale
+        c = self.settings
+        share = min(1.0, int(self.ascents) / c.eval_noise_updates) if c.eval_noise_updates else 1.0
+        factor: float = 1.0 - share * (1.0 - c.eval_noise_scale)
+        return factor
 
-    def _settle(self) -> None:
-        self.policy.noise_scale = self.settings.noise_scale * self._factor
+    def _turn_down(self) -> None:
+        self.policy.noise_scale = self.settings.noise_scale * self._eval_factor
 
     @property
     def _next_policy(self) -> ShiftPolicy:
@@ -320,7 +314,7 @@ class LPDS(Learner[ShiftPolicy]):
 
     def policy_settings(self) -> dict[str, Any]:
         """What :meth:`open_policy` needs beside the weights."""
-        return {**asdict(self.settings), "eval_noise_scale": self._factor, "cap_sq": self.policy.cap_sq}
+        return {**asdict(self.settings), "eval_noise_scale": self._eval_factor, "cap_sq": self.policy.cap_sq}
 
     @staticmethod
     def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ShiftPolicy:
