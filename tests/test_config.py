@@ -231,13 +231,15 @@ def test_environments_that_cannot_be_made():
 
 def test_a_named_preset_lies_between_the_task_and_the_caller(tmp_path, refused):
     from lpds.api import resolve_preset, resolve_settings
-    from lpds.tasks import HALFCHEETAH, HOPPER
+    from lpds.tasks import HALFCHEETAH, HOPPER, WALKER2D
 
     run, method = resolve_settings(HOPPER, "lpds", {"distill_noises": 3}, resolve_preset("paper", "lpds"))
     assert (run.warmup_fits, method.kept_noises, method.activation, method.width) == (0, 0, "tanh", 128)
     assert (method.distill_noises, method.delta) == (3, 0.5)
     run, method = resolve_settings(HALFCHEETAH, "dsrl-na", {}, resolve_preset("released", "dsrl-na"))
     assert (run.warmup_steps, run.discount, run.reward_scale, method.width, method.box) == (32_016, "dsrl", 1.0, 1024, 1.0)
+    _, method = resolve_settings(WALKER2D, "lpds", {}, resolve_preset("quiet", "lpds"))
+    assert (method.delta, method.noise_scale, method.eval_noise_scale, method.eval_noise_updates) == (2.0, 1.0, 0.0, 5000)
     with refused("unknown preset of lpds 'papr'", "paper"):
         resolve_preset("papr", "lpds")
     with refused("unknown preset of best-of-n 'paper'"):

@@ -59,7 +59,8 @@ def libero_90(number: int) -> Task:
 
 
 # ``--preset NAME``, by method. "paper": the plain loop of LP-DS, chunk 8 where such a decoder is shipped. "released": what
-# DSRL's public code runs with on the gym tasks.
+# DSRL's public code runs with on the gym tasks. "quiet": what is evaluated and saved loses its noise over the first updates:
+# more return on the gym tasks, one action a state (docs/learning.md).
 _RELEASED_RUN = {"warmup_steps": 32_016, "discount": "dsrl", "gamma": 0.99**0.25, "updates_per_decision": 2.5}
 _RELEASED_WIDTHS = {"hopper": {"width": 128}, "halfcheetah": {"width": 1024}, "walker2d": {"width": 2048}}
 _RELEASED = Preset(run=_RELEASED_RUN, by_task=_RELEASED_WIDTHS)
@@ -70,7 +71,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
             method={"kept_noises": 0, "distill_noises": 1, "activation": "tanh", "width": 256},
             by_task={"hopper": {"width": 128, "delta": 0.5}, "walker2d": {"delta": 0.35}},
             decoders={"hopper": "hopper-c8"},
-        )
+        ),
+        "quiet": Preset(method={"eval_noise_scale": 0.0, "eval_noise_updates": 5_000}),
     },
     "dsrl-na": {"released": _RELEASED},
     "dsrl-sac": {"released": _RELEASED},
