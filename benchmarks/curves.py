@@ -32,8 +32,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="+")
     arguments = parser.parse_args()
+    names = [folder.name for folder in arguments.folders]
+    if len(set(names)) < len(names):  # of several tasks
+        names = [f"{folder.parent.name}/{folder.name}" for folder in arguments.folders]
     curves = {
-        folder.name: [curve(path.parent) for path in sorted(folder.glob("seed*/eval.jsonl"))] for folder in arguments.folders
+        name: [curve(path.parent) for path in sorted(folder.glob("seed*/eval.jsonl"))]
+        for name, folder in zip(names, arguments.folders, strict=True)
     }
     steps = sorted(set.intersection(*(set(points) for lines in curves.values() for points in lines)))
     print("`python benchmarks/curves.py " + " ".join(str(folder) for folder in arguments.folders) + "`\n")

@@ -264,6 +264,8 @@ def test_cells_are_every_combination_seed_by_seed():
         ("toy", ["lpds+free"], 1, "need a name and a name needs settings"),
         ("toy", ["lpds:dual=off"], 1, "need a name and a name needs settings"),
         ("toy", ["lpds+a:dual"], 1, "settings are key=value"),
+        ("toy", ["lpds+a:delta=1", "lpds+a:delta=2"], 1, "toy/lpds+a/seed0 is asked for 2 times"),
+        ("toy,toy", ["base"], 1, "toy/base/seed0 is asked for 2 times"),
     ],
 )
 def test_what_is_no_grid(suite, methods, seeds, words, refused):
@@ -272,6 +274,8 @@ def test_what_is_no_grid(suite, methods, seeds, words, refused):
 
 
 QUICK = {k: str(v) for k, v in TINY.items() if k not in ("quiet", "steps")} | {"warmup_fits": "2", "final_episodes": "2"}
+
+SEARCH = {"steps": "400", "eval_every": "0", "final_episodes": "2", "warmup_steps": "1"}
 
 
 def test_a_grid_runs_once_goes_on_after_a_kill_and_tells_what_failed(tmp_path):
@@ -291,6 +295,58 @@ def test_a_grid_runs_once_goes_on_after_a_kill_and_tells_what_failed(tmp_path):
     longer = Cell("toy", "lpds", "tiny", 0, {**settings, "steps": "400"})
     assert run_grid([longer], tmp_path) == [tmp_path / longer.path]
     assert json.loads((tmp_path / longer.path / "config.json").read_text())["run"]["steps"] == 400
+
+
+def test_a_grid_takes_no_run_with_other_settings_for_its_own(tmp_path, refused):
+    cell = Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2"})
+    run_grid([cell], tmp_path)
+    records = (tmp_path / cell.path / "eval.jsonl").read_bytes()
+    with refused(str(tmp_path / cell.path), "other settings (tickets 2 in place of 8)", "another name for the variant"):
+        run_grid([Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "8"})], tmp_path)
+    with refused("decoder toy in place of toy-flow"):
+        run_grid([Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2", "decoder": "toy-flow"})], tmp_path)
+    assert run_grid([cell], tmp_path) == [tmp_path / cell.path]
+    assert (tmp_path / cell.path / "eval.jsonl").read_bytes() == records
+
+
+def test_evidence_costs_no_run(tmp_path, refused):
+    """Copied onto the runs themselves it would; committed without a checkpoint it cannot go on, and is left as it is."""
+    cell = Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2"})
+    with refused("cannot be copied onto the runs themselves"):
+        run_grid([cell], tmp_path / "runs", evidence=tmp_path / "runs" / ".." / "runs")
+    run_grid([cell], tmp_path / "runs", evidence=tmp_path / "kept")
+    kept = tmp_path / "kept" / cell.path
+    before = {path.name: path.read_bytes() for path in kept.iterdir() if path.is_file()}
+    for steps in (None, 600):
+        with refused(f"the run in {kept} is finished and keeps no checkpoint"):
+            lpds.resume(kept, steps=steps, quiet=True)
+    lines: list[str] = []
+    longer = Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2", "steps": "600"})
+    assert run_grid([longer], tmp_path / "kept", say=lines.append) == []
+    assert any("FAILED" in line and "keeps no checkpoint" in line for line in lines)
+    assert {path.name: path.read_bytes() for path in kept.iterdir() if path.is_file()} == before
+
+
+def test_runs_of_a_grid_that_is_killed_save_and_end(tmp_path):
+    """kill -9 leaves no time to tell them: they are told by the system."""
+    words = ["bench", "toy", "--methods", "lpds+w:width=8,depth=1", "--seeds", "1", "--steps", "200000", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lpds", *words], stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    folder = tmp_path / "toy" / "lpds+w" / "seed0"
+    try:
+        for _ in range(600):
+            time.sleep(0.1)
+            if (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size:
+                break
+    finally:
+        process.kill()
+        process.wait()
+    for _ in range(600):
+        time.sleep(0.1)
+        if (folder / "checkpoint" / "checkpoint.json").is_file():
+            break
+    assert (folder / "checkpoint" / "checkpoint.json").is_file()
 
 
 def test_a_grid_that_is_interrupted_leaves_runs_that_go_on(tmp_path):

@@ -236,7 +236,7 @@ def test_a_named_preset_lies_between_the_task_and_the_caller(tmp_path, refused):
     run, method = resolve_settings(HOPPER, "lpds", {"distill_noises": 3}, resolve_preset("paper", "lpds"))
     assert (run.warmup_fits, method.kept_noises, method.activation, method.width) == (0, 0, "tanh", 128)
     assert (method.distill_noises, method.delta) == (3, 0.5)
-    run, method = resolve_settings(HALFCHEETAH, "dsrl-na", {}, resolve_preset("released", "dsrl-na"))
+    run, method = resolve_settings(HALFCHEETAH, "dsrl-na", {}, resolve_preset("released", "dsrl-na", "halfcheetah"))
     assert (run.warmup_steps, run.discount, run.reward_scale, method.width, method.box) == (32_016, "dsrl", 1.0, 1024, 1.0)
     _, method = resolve_settings(WALKER2D, "lpds", {}, resolve_preset("quiet", "lpds"))
     assert (method.delta, method.noise_scale, method.eval_noise_scale, method.eval_noise_updates) == (2.0, 1.0, 0.0, 5000)
@@ -244,6 +244,38 @@ def test_a_named_preset_lies_between_the_task_and_the_caller(tmp_path, refused):
         resolve_preset("papr", "lpds")
     with refused("unknown preset of best-of-n 'paper'"):
         lpds.steer("toy", "best-of-n", preset="paper", out=tmp_path / "run")
+
+
+def test_the_released_settings_are_those_of_the_task(refused):
+    """``rivals.md``'s table: gradient steps over chunks of a block, box, width, warm-up, discount of a chunk."""
+    from lpds.api import resolve_preset, resolve_settings
+    from lpds.registry import resolve
+
+    known = {
+        ("dsrl-sac", "walker2d"): (2.5, 2.5, 2048, 2, 0.99, 4),
+        ("dsrl-sac", "hopper"): (2.5, 1.5, 128, 2, 0.99, 4),
+        ("dsrl-na", "robomimic-lift"): (7.5, 1.0, 2048, 1, 0.99, 4),
+        ("dsrl-na", "robomimic-can"): (5.0, 1.0, 2048, 1, 0.99, 4),
+        ("dsrl-na", "robomimic-square"): (5.0, 1.0, 2048, 1, 0.999, 4),
+        ("dsrl-sac", "robomimic-transport"): (5.0, 1.0, 128, 1, 0.99, 8),
+    }
+    for (name, task), (updates, box, width, every, gamma, chunk) in known.items():
+        run, method = resolve_settings(resolve("task", TASKS, task), name, {}, resolve_preset("released", name, task))
+        assert (run.updates_per_decision, method.box, method.width, method.update_every) == (updates, box, width, every)
+        assert run.gamma**chunk == pytest.approx(gamma)
+    for task in ("adroit-pen", None):
+        with refused("preset released of dsrl-na is not known for", task or "an own policy", "robomimic-can"):
+            resolve_preset("released", "dsrl-na", task)
+
+
+def test_the_residual_on_the_action_has_the_same_settings():
+    from lpds.api import resolve_settings
+    from lpds.registry import resolve
+
+    for name in TASKS:
+        task = resolve("task", TASKS, name)
+        on_noise, on_action = (resolve_settings(task, method, {})[1] for method in ("lpds", "lpds-a"))
+        assert (on_noise.delta, on_noise.actor_lr) == (on_action.delta, on_action.actor_lr)
 
 
 def test_the_paper_preset_of_hopper_uses_the_chunk_of_eight(tmp_path):

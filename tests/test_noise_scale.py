@@ -160,7 +160,7 @@ def test_evaluations_and_the_saved_policy_alone_may_have_less_noise(method, kind
 
 @pytest.mark.parametrize(("method", "kind"), METHODS)
 def test_it_may_be_turned_down_as_delta_is_learned(method, kind):
-    """After n of N updates of Delta the factor is 1 - n / N (1 - e), then e; critics alone do not count, a checkpoint keeps n."""
+    """After n of N updates of Delta the factor is 1 - n / N (1 - e), then e; critics alone do not count; checkpoints keep n."""
 
     def make():
         settings = kind(

@@ -63,6 +63,18 @@ def test_within_a_phase_every_survivor_is_played_as_often_up_to_one_episode():
     assert int(method.plays.max()) - int(method.plays.min()) <= 1
 
 
+def test_no_ticket_is_dropped_before_it_was_played():
+    """Sixteen tickets, the best drawn last, and a first phase too short to play half of them."""
+    method, alive = search(16, lambda w: 0.0, 12, total=24)
+    assert alive[-1] == 16
+    assert int((method.plays == 0).sum()) > 0
+    tickets = method.tickets
+    method, alive = search(16, lambda w: float(torch.equal(w, tickets[15])), 120, total=40)
+    assert torch.equal(method.policy.ticket, tickets[15])
+    assert alive[-1] == 1
+    assert alive == sorted(alive, reverse=True)
+
+
 def test_the_episode_under_way_when_the_search_begins_is_the_frozen_policy_and_is_not_booked():
     method = build(GoldenTicket, GoldenTicketSettings(tickets=4), identity_decoder((1, 2)))
     eps = torch.randn(2, 1, 2, generator=torch.Generator().manual_seed(3))

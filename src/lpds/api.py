@@ -67,7 +67,7 @@ def steer(
         RunFault: an environment failed, or a remote decoder was lost; the run is saved.
     """
     chosen = resolve_task(task, decoder, env)
-    named = resolve_preset(preset, method)
+    named = resolve_preset(preset, method, task)
     run_settings, method_settings = resolve_settings(chosen, method, settings, named)
     frozen = _as_decoder(decoder if decoder is not None else named.decoders.get(chosen.name, chosen.decoder))
     chosen_env: EnvLike = env if env is not None else chosen.env
@@ -140,6 +140,9 @@ def resume(
             raise LpdsError(f"the run in {run} used the environment factory {config['env_name']!r}: pass it as env=")
         if isinstance(chosen_env, str) and chosen_env != (config["env"] or chosen_env):
             raise LpdsError(f"the run in {run} ran in {config['env']!r}, not in {chosen_env!r}: what it learned is of that one")
+        begun = (folder / "checkpoint" / "checkpoint.json").is_file()
+        if not begun and (folder / "summary.json").is_file():
+            raise LpdsError(f"the run in {run} is finished and keeps no checkpoint, as committed results do: it cannot go on")
         settings = before = from_json(RunSettings, config["run"])
         if steps is not None:
             settings = override(RunSettings, to_json(before), {"steps": steps})
@@ -160,7 +163,7 @@ def resume(
         runner = build_runner(
             settings, config["method"], learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
         )
-        if (folder / "checkpoint" / "checkpoint.json").is_file():
+        if begun:
             runner.restore()
         else:  # killed before the first checkpoint: the whole run is one deterministic function of its settings
             runner.open_logs({"metrics": 0, "episodes": 0, "eval": 0})
@@ -221,15 +224,24 @@ def resolve_task(task: str | None, decoder: Any, env: Any) -> Task:
     return Task("own", env="", decoder="")
 
 
-def resolve_preset(name: str | None, method: str) -> Preset:
-    """Find a method's named settings; nothing for ``None``."""
+def resolve_preset(name: str | None, method: str, task: str | None = None) -> Preset:
+    """Find a method's named settings for a task; nothing for ``None``.
+
+    Raises:
+        LpdsError: the method has no such preset, or it is not known for the task.
+    """
     if name is None:
         return Preset()
     from lpds.tasks import PRESETS
 
     if name not in PRESETS.get(method, {}):
         raise unknown_name(f"preset of {method}", name, PRESETS.get(method, {}))
-    return PRESETS[method][name]
+    named = PRESETS[method][name]
+    if named.tasks and task not in named.tasks:
+        raise LpdsError(
+            f"preset {name} of {method} is not known for {task or 'an own policy'}, only for: {', '.join(named.tasks)}"
+        )
+    return named
 
 
 def resolve_settings(
@@ -250,8 +262,8 @@ def resolve_settings(
         raise unknown_name("setting", min(unknown), run_names | method_names)
     shared = {key: value for key, value in preset.method.get("*", {}).items() if key in method_names}
     named = named or Preset()
-    own = {**preset.method.get(method, {}), **named.method, **named.by_task.get(preset.name, {})}
-    return override(RunSettings, preset.run, getattr(kind, "run_defaults", {}), named.run, for_run), override(
+    own = {**preset.method.get(method, {}), **named.method_of(preset.name)}
+    return override(RunSettings, preset.run, getattr(kind, "run_defaults", {}), named.run_of(preset.name), for_run), override(
         kind, shared, own, for_method
     )
 

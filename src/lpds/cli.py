@@ -188,7 +188,7 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     parser.add_argument("--method", default="lpds", help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--decoder", help="zoo name, dppo:PATH, folder:PATH or remote:ws://HOST:PORT in place of the task's")
     parser.add_argument("--env", help="a Gymnasium id in place of the task's")
-    parser.add_argument("--preset", help="named settings of the method: paper (lpds), released (dsrl-na, dsrl-sac)")
+    parser.add_argument("--preset", help="named settings of the method: paper, quiet (lpds), released (dsrl-na, dsrl-sac)")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/TASK-METHOD-seedN)")
     parser.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
     parser.add_argument("--tensorboard", action="store_true")
@@ -201,9 +201,9 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     group = parser.add_argument_group("run settings (defaults are the preset's)")
     kind = resolve("method", METHOD_SETTINGS, seen.method) if seen.method in METHOD_SETTINGS else None
     named = PRESETS.get(seen.method, {}).get(seen.preset, Preset())
-    _fields(group, RunSettings, {**preset.run, **getattr(kind, "run_defaults", {}), **named.run})
+    _fields(group, RunSettings, {**preset.run, **getattr(kind, "run_defaults", {}), **named.run_of(preset.name)})
     if kind is not None:
-        own = {**preset.method.get(seen.method, {}), **named.method, **named.by_task.get(preset.name, {})}
+        own = {**preset.method.get(seen.method, {}), **named.method_of(preset.name)}
         group = parser.add_argument_group(f"settings of {seen.method}")
         _fields(group, kind, {**shared, **own})
 

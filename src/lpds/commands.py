@@ -44,7 +44,7 @@ def do_steer(arguments: argparse.Namespace) -> int:
 
     reference = arguments.decoder
     if reference is None and _options(arguments) and arguments.task is not None:  # options of the task's own decoder
-        named = resolve_preset(arguments.preset, arguments.method).decoders
+        named = resolve_preset(arguments.preset, arguments.method, arguments.task).decoders
         reference = named.get(arguments.task, resolve("task", TASKS, arguments.task).decoder)
     decoder = None if reference is None else _load(reference, arguments)
     run = steer(
@@ -304,10 +304,17 @@ def _say(line: str) -> None:
 
 def do_reproduce(arguments: argparse.Namespace) -> int:
     """Make one of the paper's figures."""
+    from lpds.errors import LpdsError
     from lpds.reproduce import reproduce, reproduce_toy
 
+    signal.signal(signal.SIGTERM, _as_interrupt)
     out = arguments.out or Path("results") / f"reproduce-{arguments.figure}"
     if arguments.figure == "toy":
+        given = [f"--{name}" for name in ("steps", "runs") if getattr(arguments, name) is not None]
+        if given or arguments.jobs != 1:
+            raise LpdsError(
+                f"the toy's runs have their own budget and place: {', '.join(given or ['--jobs'])} cannot be chosen"
+            )
         print(reproduce_toy(out, seeds=arguments.seeds, say=_say))
         return 0
     grid = {"seeds": arguments.seeds, "steps": arguments.steps, "jobs": arguments.jobs, "runs": arguments.runs}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -309,8 +309,21 @@ class Preset:
     """Differences of the method's settings."""
     by_task: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Further differences of the method's settings, by task."""
+    run_by_task: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Further differences of :class:`RunSettings`, by task."""
+    tasks: tuple[str, ...] = ()
+    """The only tasks that it is known for; empty for any."""
+
     decoders: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """In place of the task's decoder, by task."""
+
+    def run_of(self, task: str) -> dict[str, Any]:
+        """Differences of :class:`RunSettings` on a task."""
+        return {**self.run, **self.run_by_task.get(task, {})}
+
+    def method_of(self, task: str) -> dict[str, Any]:
+        """Differences of the method's settings on a task."""
+        return {**self.method, **self.by_task.get(task, {})}
 
 
 S = TypeVar("S")
@@ -341,6 +354,25 @@ def _coerce(name: str, value: Any, kind: str) -> Any:
             return int(value)
         raise LpdsError(f"{name} must be of type {kind}, not {value!r}")
     return float(value) if kind == "float" else value  # type: ignore[arg-type]
+
+
+def parse(kinds: Sequence[type[Any]], name: str, word: str) -> Any:
+    """A value as the command line writes it, for the first of several kinds of settings that has the field.
+
+    Raises:
+        LpdsError: none has it, or the word is no value of its type.
+    """
+    types = {field.name: str(field.type) for kind in reversed(kinds) for field in dataclasses.fields(kind)}
+    if name not in types:
+        raise unknown_name("setting", name, types)
+    if types[name] == "bool":
+        choose(name, word.lower(), ("true", "false"))
+        return word.lower() == "true"
+    convert: dict[str, Any] = {"int": int, "float": float, "str": str}
+    try:
+        return convert[types[name]](word)
+    except ValueError:
+        raise LpdsError(f"{name} must be of type {types[name]}, not {word!r}") from None
 
 
 def to_json(settings: Any) -> dict[str, Any]:

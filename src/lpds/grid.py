@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +18,22 @@ from typing import Any
 
 from lpds.errors import LpdsError, unknown_name
 from lpds.files import write_json
-from lpds.registry import METHODS, TASKS
+from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
 
 SUITES: dict[str, tuple[str, ...]] = {"gym": ("hopper", "walker2d", "halfcheetah")}
+NO_SETTINGS = (
+    "preset",
+    "decoder",
+    "env",
+    "normalization",
+    "ddim_steps",
+    "denoising_steps",
+    "decoder_activation",
+    "execute",
+    "flat",
+)
+"""Words of the command line that are no fields of the settings."""
+PR_SET_PDEATHSIG = 1
 EVIDENCE = ("config.json", "passport.json", "metrics.jsonl", "episodes.jsonl", "eval.jsonl", "summary.json")
 """What is kept of a run beside its policy."""
 
@@ -55,7 +70,7 @@ def grid_cells(suite: str, methods: Sequence[str], seeds: int, steps: int | None
         The cells.
 
     Raises:
-        LpdsError: a name that nobody knows, a variant without a name, or no seed.
+        LpdsError: a name that nobody knows, a variant without a name or with another's, or no seed.
     """
     if seeds < 1:
         raise LpdsError(f"seeds must be at least 1, not {seeds}")
@@ -65,12 +80,16 @@ def grid_cells(suite: str, methods: Sequence[str], seeds: int, steps: int | None
             raise unknown_name("suite or task", task, [*SUITES, *TASKS])
     budget = {} if steps is None else {"steps": str(steps)}
     parsed = [_parse(word) for word in methods]
-    return [
+    cells = [
         Cell(task, method, variant, seed, {**budget, **changes})
         for seed in range(seeds)
         for task in tasks
         for method, variant, changes in parsed
     ]
+    for path, count in Counter(cell.path for cell in cells).items():
+        if count > 1:
+            raise LpdsError(f"{path} is asked for {count} times: every variant of a method needs a name of its own")
+    return cells
 
 
 def _parse(word: str) -> tuple[str, str, dict[str, str]]:
@@ -107,10 +126,15 @@ def run_grid(
         The finished run folders, in the order of the cells.
 
     Raises:
-        LpdsError: not at least one job. A run that fails is told and left; the others go on.
+        LpdsError: not at least one job, a run folder with other settings than its cell, or evidence that would be copied
+            onto the runs themselves. A run that fails is told and left; the others go on.
     """
     if jobs < 1:
         raise LpdsError(f"jobs must be at least 1, not {jobs}")
+    if evidence is not None and evidence.resolve() == out.resolve():
+        raise LpdsError(f"the evidence of {out} cannot be copied onto the runs themselves: choose another folder")
+    for cell in cells:
+        _check_settings(cell, out)
     waiting = [cell for cell in cells if not _done(cell, out)]
     say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
     running: list[tuple[Cell, subprocess.Popen[bytes], float]] = []
@@ -142,7 +166,9 @@ def copy_evidence(run: Path, target: Path) -> None:
     """Replace ``target`` by a finished run's records and policy, without its checkpoint.
 
     A decoder in a folder below the working one is named from there, so that the copy means the same on another machine.
+    What was there before goes when the copy is complete.
     """
+    final, target = target, target.with_name(f".{target.name}.new")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for name in EVIDENCE:
@@ -156,6 +182,37 @@ def copy_evidence(run: Path, target: Path) -> None:
         if colon and Path(place).is_relative_to(Path.cwd()):
             facts["decoder"]["reference"] = f"{scheme}:{Path(place).relative_to(Path.cwd()).as_posix()}"
             write_json(path, facts)
+    shutil.rmtree(final, ignore_errors=True)
+    target.rename(final)
+
+
+def _check_settings(cell: Cell, out: Path) -> None:
+    """Refuse a run folder that was made with other settings: its figures would be told under this cell's name."""
+    from lpds.api import read_config, resolve_preset, resolve_settings
+    from lpds.config import RunSettings, parse, to_json
+
+    folder = out / cell.path
+    if not (folder / "config.json").is_file():
+        return
+    config = read_config(folder)
+    named = resolve_preset(cell.settings.get("preset"), cell.method, cell.task)
+    task, kinds = resolve("task", TASKS, cell.task), (RunSettings, resolve("method", METHOD_SETTINGS, cell.method))
+    changes = {key: parse(kinds, key, word) for key, word in cell.settings.items() if key not in NO_SETTINGS}
+    run, method = resolve_settings(task, cell.method, changes, named)
+    decoder = cell.settings.get("decoder", named.decoders.get(task.name, task.decoder))
+    asked = {"task": cell.task, "method": cell.method, "decoder": decoder, **to_json(run), **to_json(method)}
+    asked |= {"seed": cell.seed}
+    found = {**config, **config["run"], **config["settings"], "decoder": config["decoder"].get("reference")}
+    passing = {"steps"}  # a larger budget is gone on to
+    if ":" in str(found["decoder"]):  # a path may be written in several ways
+        passing.add("decoder")
+    # a run from before a setting existed had its default
+    wrong = [key for key, value in asked.items() if key not in passing and key in found and found[key] != value]
+    if wrong:
+        said = ", ".join(f"{key} {found[key]} in place of {asked[key]}" for key in wrong[:3])
+        raise LpdsError(
+            f"{folder} is a run with other settings ({said}): choose another --out, or another name for the variant"
+        )
 
 
 def _done(cell: Cell, out: Path) -> bool:
@@ -182,4 +239,17 @@ def _start(cell: Cell, out: Path) -> subprocess.Popen[bytes]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(f"{folder}.log", "ab") as log:
-        return subprocess.Popen([sys.executable, "-m", "lpds", *words], stdout=log, stderr=log, env=environment)
+        # in a session of its own, so that a Ctrl-C reaches it once, from here; and told to save when this process is killed
+        return subprocess.Popen(
+            [sys.executable, "-m", "lpds", *words],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads here
+        )
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)

@@ -121,8 +121,7 @@ class Runner:
                 if self.stop_requested:
                     self.save()
                     return False
-                scale = 1.0 if self._warm else 0.0
-                rows, records, taken = self.collector.step(self.method.behaviour, scale, self.method.target)
+                rows, records, taken = self.collector.step(self.method.behaviour, self._scale, self.method.target)
                 self.replay.insert(rows)
                 self.step += taken
                 self._record(records)
@@ -184,6 +183,11 @@ class Runner:
             "(--reward-scale sets a factor, a longer --warmup-steps may meet a reward)"
         )
         return 1.0
+
+    @property
+    def _scale(self) -> float:
+        """What acts: the frozen policy until the warm-up is over; what learns nothing has no warm-up."""
+        return 1.0 if self._warm or not self.method.learns else 0.0
 
     @property
     def generator(self) -> torch.Generator:
@@ -263,7 +267,7 @@ class Runner:
         self._display.show(row, last=self.step >= self.c.steps)
 
     def _evaluate_curve(self) -> None:
-        self.evaluate(self.c.eval_episodes, self.c.eval_seed + CURVE_SEED, 1.0 if self._warm else 0.0, "curve")
+        self.evaluate(self.c.eval_episodes, self.c.eval_seed + CURVE_SEED, self._scale, "curve")
 
     def evaluate(self, episodes: int, seed: int, scale: float, kind: str) -> EvalReport:
         """Evaluate what acts now and write one line an episode."""

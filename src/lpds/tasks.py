@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lpds.config import Preset, Task
+
+
+def _residual(**settings: Any) -> dict[str, dict[str, Any]]:
+    """The same settings for the residual on the noise and for the one on the action."""
+    return {"lpds": settings, "lpds-a": settings}
+
 
 _GYM = {"warmup_steps": 8_000, "gamma": 0.99**0.25}
 
@@ -20,15 +28,15 @@ TOY = Task(
         "checkpoint_every": 5_000,
         "final_episodes": 400,
     },
-    method={"*": {"width": 64, "lr": 1e-3, "tau": 0.01}, "lpds": {"delta": 0.05, "actor_lr": 1e-3}},
+    method={"*": {"width": 64, "lr": 1e-3, "tau": 0.01}, **_residual(delta=0.05, actor_lr=1e-3)},
 )
-HOPPER = Task("hopper", env="Hopper-v5", decoder="hopper", run=_GYM, method={"*": {"width": 128}, "lpds": {"delta": 0.5}})
+HOPPER = Task("hopper", env="Hopper-v5", decoder="hopper", run=_GYM, method={"*": {"width": 128}, **_residual(delta=0.5)})
 # one nat of KL: better than the paper's 0.35 over three seeds (docs/learning.md)
-WALKER2D = Task("walker2d", env="Walker2d-v5", decoder="walker2d", run=_GYM, method={"lpds": {"delta": 2.0}})
+WALKER2D = Task("walker2d", env="Walker2d-v5", decoder="walker2d", run=_GYM, method=_residual(delta=2.0))
 HALFCHEETAH = Task("halfcheetah", env="HalfCheetah-v5", decoder="halfcheetah", run=_GYM)
 
 _ADROIT = {"warmup_steps": 8_000, "gamma": 0.99**0.25}
-ADROIT_PEN = Task("adroit-pen", env="adroit-pen", decoder="adroit-pen", run=_ADROIT, method={"lpds": {"delta": 0.66}})
+ADROIT_PEN = Task("adroit-pen", env="adroit-pen", decoder="adroit-pen", run=_ADROIT, method=_residual(delta=0.66))
 ADROIT_HAMMER = Task("adroit-hammer", env="adroit-hammer", decoder="adroit-hammer", run=_ADROIT)
 ADROIT_DOOR = Task("adroit-door", env="adroit-door", decoder="adroit-door", run=_ADROIT)
 ADROIT_RELOCATE = Task("adroit-relocate", env="adroit-relocate", decoder="adroit-relocate", run=_ADROIT)
@@ -39,7 +47,7 @@ _ROBOMIMIC = {"reward_offset": -1.0, "warmup_steps": 24_000, "gamma": 0.99**0.25
 _SQUARE = {"warmup_steps": 32_000, "gamma": 0.999**0.25}
 _TRANSPORT = {"warmup_steps": 32_000, "gamma": 0.99**0.125}
 ROBOMIMIC_LIFT = Task(
-    "robomimic-lift", env="robomimic-lift", decoder="robomimic-lift", run=_ROBOMIMIC, method={"lpds": {"delta": 0.10}}
+    "robomimic-lift", env="robomimic-lift", decoder="robomimic-lift", run=_ROBOMIMIC, method=_residual(delta=0.10)
 )
 ROBOMIMIC_CAN = Task("robomimic-can", env="robomimic-can", decoder="robomimic-can", run=_ROBOMIMIC)
 ROBOMIMIC_SQUARE = Task("robomimic-square", env="robomimic-square", decoder="robomimic-square", run=_ROBOMIMIC | _SQUARE)
@@ -58,12 +66,26 @@ def libero_90(number: int) -> Task:
     return Task(name, env=name, decoder=name, run={"reward_offset": -0.05, "warmup_steps": 10_000, "gamma": 0.999})
 
 
-# ``--preset NAME``, by method. "paper": the plain loop of LP-DS, chunk 8 where such a decoder is shipped. "released": what
-# DSRL's public code runs with on the gym tasks. "quiet": what is evaluated and saved loses its noise over the first updates:
-# more return on the gym tasks, one action a state (docs/learning.md).
-_RELEASED_RUN = {"warmup_steps": 32_016, "discount": "dsrl", "gamma": 0.99**0.25, "updates_per_decision": 2.5}
-_RELEASED_WIDTHS = {"hopper": {"width": 128}, "halfcheetah": {"width": 1024}, "walker2d": {"width": 2048}}
-_RELEASED = Preset(run=_RELEASED_RUN, by_task=_RELEASED_WIDTHS)
+# ``--preset NAME``, by method. "paper": the plain loop of LP-DS, chunk 8 where such a decoder is shipped. "quiet": what is
+# evaluated and saved loses its noise over the first updates: more return on the gym tasks, one action a state
+# (docs/learning.md). "released": what DSRL's public code runs with, by task (on Transport it is SAC, elsewhere NA).
+_RELEASED_RUN = {"discount": "dsrl", "gamma": 0.99**0.25}
+_RELEASED_RUNS = {
+    **{name: {"warmup_steps": 32_016, "updates_per_decision": 2.5} for name in ("hopper", "walker2d", "halfcheetah")},
+    "robomimic-lift": {"warmup_steps": 24_016, "updates_per_decision": 7.5},
+    "robomimic-can": {"warmup_steps": 24_016, "updates_per_decision": 5.0},
+    "robomimic-square": {"warmup_steps": 32_016, "updates_per_decision": 5.0, "gamma": 0.999**0.25},
+    "robomimic-transport": {"warmup_steps": 640_032, "updates_per_decision": 5.0, "gamma": 0.99**0.125},
+}
+_RELEASED_METHODS = {
+    "hopper": {"width": 128},
+    "halfcheetah": {"width": 1024},
+    "walker2d": {"width": 2048},
+    **{f"robomimic-{name}": {"width": 2048, "update_every": 1} for name in ("lift", "can", "square")},
+    "robomimic-transport": {"width": 128, "update_every": 1},
+}
+# action_magnitude acts in SAC alone; the released NA draws in [-1, 1] whatever it says
+_RELEASED_BOXES = {"walker2d": 2.5, "robomimic-transport": 1.0}
 PRESETS: dict[str, dict[str, Preset]] = {
     "lpds": {
         "paper": Preset(
@@ -74,6 +96,17 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
         "quiet": Preset(method={"eval_noise_scale": 0.0, "eval_noise_updates": 5_000}),
     },
-    "dsrl-na": {"released": _RELEASED},
-    "dsrl-sac": {"released": _RELEASED},
+    "dsrl-na": {
+        "released": Preset(
+            run=_RELEASED_RUN, by_task=_RELEASED_METHODS, run_by_task=_RELEASED_RUNS, tasks=tuple(_RELEASED_METHODS)
+        ),
+    },
+    "dsrl-sac": {
+        "released": Preset(
+            run=_RELEASED_RUN,
+            by_task={task: {**found, "box": _RELEASED_BOXES.get(task, 1.5)} for task, found in _RELEASED_METHODS.items()},
+            run_by_task=_RELEASED_RUNS,
+            tasks=tuple(_RELEASED_METHODS),
+        ),
+    },
 }

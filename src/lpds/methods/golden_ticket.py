@@ -74,13 +74,14 @@ class GoldenTicket(Learner[LatentPolicy]):
         self.tickets = torch.randn((count, *decoder.spec.latent_shape), generator=generator).to(device)
         self.totals, self.plays = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.long)
         self.alive = torch.ones(count, dtype=torch.bool)
-        self.round = torch.zeros((), dtype=torch.long)
+        self.round, self.halvings = torch.zeros((), dtype=torch.long), torch.zeros((), dtype=torch.long)
         self.best = torch.zeros((), dtype=torch.long)
         # the ticket under way in every sub-environment; -1 until the episode that began before the search is over
         self.playing = torch.full((MAX_LANES,), -1, device=device)
         self._total_rounds = 1
         self.state.scalars = {
-            name: getattr(self, name) for name in ("tickets", "totals", "plays", "alive", "round", "best", "playing")
+            name: getattr(self, name)
+            for name in ("tickets", "totals", "plays", "alive", "round", "halvings", "best", "playing")
         }
 
     @property
@@ -111,14 +112,15 @@ class GoldenTicket(Learner[LatentPolicy]):
         self.best.copy_(self._ranked()[0])
 
     def learn(self, experience: Experience, updates: int) -> Iterator[Metrics]:
-        """Halve the survivors at the end of a phase."""
+        """Halve the survivors at the end of a phase, or as soon after it as each of them has been played."""
         phases = max(1, math.ceil(math.log2(self.settings.tickets)))
-        before, after = (int(phases * min(1.0, float(at) / self._total_rounds)) for at in (self.round, self.round + 1))
         self.round += 1
-        if after > before and int(self.alive.sum()) > 1:
+        over = int(phases * min(1.0, float(self.round) / self._total_rounds))
+        while self.halvings < over and bool((self.plays[self.alive] > 0).all()):
             keep = self._ranked()[: math.ceil(int(self.alive.sum()) / 2)]
             self.alive.zero_()
             self.alive[keep] = True
+            self.halvings += 1
         return iter(())
 
     def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
