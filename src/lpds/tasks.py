@@ -94,7 +94,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             by_task={"hopper": {"width": 128, "delta": 0.5}, "walker2d": {"delta": 0.35}},
             decoders={"hopper": "hopper-c8"},
         ),
-        "quiet": Preset(method={"eval_noise_scale": 0.0, "eval_noise_updates": 5_000}),
+        "quiet": Preset(method={"eval_noise_scale": 0.3, "eval_noise_updates": 5_000}),
     },
     "dsrl-na": {
         "released": Preset(

@@ -37,11 +37,12 @@ from lpds.types import Batch, Decision, Decoder, Metrics, Shape
 class IDQLSettings(ChainSettings):
     """Settings of IDQL."""
 
-    # 128 samples of the replay for every decision, in batches of 1000; a row of metrics decodes N chunks for its entropy
+    # 128 samples of the replay for every decision, in batches of 1000; the released runs let the critics alone learn for five
+    # iterations of 16; a row of metrics decodes N chunks for its entropy
     run_defaults: ClassVar[Mapping[str, Any]] = {
         "updates_per_decision": 0.128,
         "batch_size": 1_000,
-        "warmup_fits": 0,
+        "warmup_fits": 80,
         "log_every": 10_000,
     }
     candidates: int = 10
