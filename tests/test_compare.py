@@ -21,12 +21,15 @@ from lpds.errors import LpdsError
 from lpds.grid import Cell, grid_cells, run_grid
 from lpds.stats import (
     area_under_curve,
+    crossed_bootstrap,
     crossed_difference,
     crossed_mean,
     episodes_to_decide,
     iqm,
+    mean_over_seeds,
     probability_of_improvement,
-    two_level_bootstrap,
+    share_over_seeds,
+    wilson,
 )
 
 
@@ -50,7 +53,7 @@ def test_intervals_against_rliable():
     """Figures of benchmarks/rliable_reference.py; intervals agree up to the chance of resampling."""
     wanted = json.loads((Path(__file__).parent / "rliable.json").read_text())
     runs = {name: np.array(wanted[name]) for name in "xy"}
-    found = {name: two_level_bootstrap([[run] for run in runs[name]], iqm, resamples=20_000) for name in "xy"}
+    found = {name: crossed_bootstrap(runs[name][:, None], iqm, resamples=20_000) for name in "xy"}
     for name, (value, low, high) in found.items():
         width = wanted["iqm"][name][2] - wanted["iqm"][name][1]
         assert value == pytest.approx(wanted["iqm"][name][0], rel=1e-12)
@@ -60,22 +63,53 @@ def test_intervals_against_rliable():
     assert better[1:] == pytest.approx(wanted["probability_y_above_x"][1:], abs=0.03)
 
 
-def test_two_level_interval_has_the_width_of_the_seeds_spread_where_episodes_do_not_matter():
+def test_crossed_interval_has_the_width_of_the_seeds_spread_where_episodes_do_not_matter():
     """Seeds' means N(0, 1) with constant episodes: the interval is the plain bootstrap over the seeds."""
     means = np.random.default_rng(1).normal(size=12)
-    found = two_level_bootstrap([np.full(30, m) for m in means], resamples=6_000)
+    found = crossed_bootstrap(np.tile(means[:, None], 30), resamples=6_000)
     plain = scipy_stats.bootstrap((means,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     assert found == pytest.approx((means.mean(), plain.low, plain.high), abs=0.06)
 
 
-def test_two_level_interval_covers_the_mean_nineteen_times_in_twenty():
+def test_the_same_episodes_seen_by_three_equal_seeds_are_not_three_times_as_many():
+    values = np.random.default_rng(0).normal(size=(1, 50))
+    once, thrice = crossed_bootstrap(values, iqm), crossed_bootstrap(np.repeat(values, 3, 0), iqm)
+    assert thrice[2] - thrice[1] == pytest.approx(once[2] - once[1], rel=0.1)
+
+
+def test_crossed_interval_covers_the_mean_nineteen_times_in_twenty_with_many_seeds():
     rng = np.random.default_rng(2)
     hits = 0
     for trial in range(120):
-        groups = [rng.normal(rng.normal(), 2.0, 20) for _ in range(20)]
-        _, low, high = two_level_bootstrap(groups, resamples=300, seed=trial)
+        table = rng.normal(size=(1, 30)) + rng.normal(size=(25, 1)) + rng.normal(0, 2.0, (25, 30))
+        _, low, high = crossed_bootstrap(table, resamples=300, seed=trial)
         hits += low < 0.0 < high
     assert 0.88 <= hits / 120 <= 1.0
+
+
+def test_means_over_seeds():
+    """Equal numbers of values are the same episodes; others count by their means; one value has no interval."""
+    table = np.random.default_rng(3).normal(size=(3, 10))
+    assert mean_over_seeds(list(table)) == crossed_mean(table)
+    uneven = mean_over_seeds([[1.0, 3.0], [4.0], [math.nan, 9.0, 9.0, 9.0]])
+    wanted = scipy_stats.t.interval(0.95, 2, 5.0, np.array([2.0, 4.0, 9.0]).std(ddof=1) / math.sqrt(3))
+    assert uneven == pytest.approx((5.0, *wanted))
+    assert mean_over_seeds([[7.0], []])[0] == 7.0
+    assert all(map(math.isnan, mean_over_seeds([[7.0]])[1:]))
+    assert all(map(math.isnan, mean_over_seeds([[], [math.nan]])))
+
+
+def test_three_equal_seeds_of_successes_are_no_surer_than_one():
+    seed = np.r_[np.ones(46), np.zeros(4)]
+    assert share_over_seeds([seed]) == wilson(46, 50)
+    share, low, high = share_over_seeds([seed] * 3)
+    assert share == pytest.approx(0.92)
+    assert low <= wilson(46, 50)[1]
+    assert high >= wilson(46, 50)[2]
+    share, low, high = share_over_seeds([np.ones(50), np.r_[np.ones(25), np.zeros(25)], np.zeros(50)])
+    assert share == pytest.approx(0.5)
+    assert (low, high) == (0.0, 1.0)
+    assert share_over_seeds([np.ones(50)] * 3) == pytest.approx(wilson(50, 50))  # no spread at all, and fifty episodes
 
 
 def test_crossed_difference_keeps_episodes_paired():
@@ -147,9 +181,9 @@ def test_no_number_of_episodes_decides_what_the_seeds_leave_open():
 # -- the table -----------------------------------------------------------------------------------------------------------
 
 
-def write_run(folder, method, seed, returns, *, finished=True, steps=1000, frozen=0.0):
+def write_run(folder, method, seed, returns, *, finished=True, steps=1000, frozen=0.0, settings=None):
     folder.mkdir(parents=True)
-    config = {"task": "toy", "method": method, "run": {"seed": seed, "steps": steps}, "settings": {}}
+    config = {"task": "toy", "method": method, "run": {"seed": seed, "steps": steps}, "settings": settings or {}}
     config["decoder"] = {"name": "d", "fingerprint": "f" * 64}
     (folder / "config.json").write_text(json.dumps(config))
     rows = []
@@ -198,6 +232,75 @@ def test_another_reference_and_unknown_ones(runs, refused):
     assert report.rows[1].improvement[0] == 1.0
     with refused("unknown reference 'sac' on toy", "frozen, lpds, dsrl-na"):
         lpds.compare(runs, reference="sac")
+
+
+def test_a_label_is_chosen_before_a_method_and_a_method_of_several_groups_is_no_choice(tmp_path, refused):
+    quiet = [write_run(tmp_path / "lpds+quiet" / f"seed{s}", "lpds", s, [9.0 + s] * 8, settings={"delta": 2}) for s in (0, 1)]
+    plain = [write_run(tmp_path / "lpds" / f"seed{s}", "lpds", s, [5.0 + s] * 8) for s in (0, 1)]
+    assert lpds.compare(quiet + plain, reference="lpds").references == {"toy": "lpds"}
+    moved = [write_run(tmp_path / "lpds+x" / f"seed{s}", "lpds", s, [5.0 + s] * 8, settings={"delta": 3}) for s in (0, 1)]
+    with refused("ambiguous reference 'lpds' on toy", "lpds+quiet, lpds+x"):
+        lpds.compare(quiet + moved, reference="lpds")
+
+
+def test_one_seed_is_told_and_so_is_what_shares_no_episode(tmp_path):
+    one = write_run(tmp_path / "a", "lpds", 0, [1.0, 2.0, 3.0, 5.0, 6.0, 7.0])
+    other = write_run(tmp_path / "b", "base", 0, [0.0] * 6)
+    rows = [json.loads(line) | {"seed": 77} for line in (other / "eval.jsonl").read_text().splitlines()]
+    (other / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = lpds.compare([one, other])
+    assert any("one seed only" in note and "lpds" in note for note in report.notes)
+    assert any("base shares no episode with frozen: another eval_seed?" in note for note in report.notes)
+    assert math.isnan(report.rows[1].area[1])
+
+
+def test_what_ends_alike_is_the_same(tmp_path):
+    runs = [write_run(tmp_path / name, "base", seed, [0.0] * 8) for seed, name in enumerate("ab")]
+    assert lpds.compare(runs).rows[1].verdict == "the same"
+
+
+def test_success_is_compared_as_returns_are(tmp_path):
+    rates = {0: [1.0] * 30, 1: [1.0] * 20 + [0.0] * 10, 2: [1.0] * 25 + [0.0] * 5}
+    runs = []
+    for seed, values in rates.items():
+        run = write_run(tmp_path / f"s{seed}", "lpds", seed, values)
+        rows = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+        rows = [row | {"success": row["return"] if row["scale"] else float(row["episode"] % 2)} for row in rows]
+        (run / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        runs.append(run)
+    frozen, row = lpds.compare(runs).rows
+    values, before = np.array(list(rates.values())), np.arange(30) % 2
+    assert row.success == share_over_seeds(list(values))
+    assert row.success_difference == pytest.approx(crossed_difference(before[None], values))
+    assert frozen.success == pytest.approx(wilson(15, 30))
+    assert "difference, points" in str(lpds.compare(runs))
+
+
+def test_runs_from_before_a_setting_existed_are_one_group_with_new_ones(tmp_path):
+    from lpds.config import LPDSSettings, RunSettings, to_json
+
+    old = write_run(tmp_path / "old", "lpds", 0, [1.0] * 8)
+    new = write_run(tmp_path / "new", "lpds", 1, [2.0] * 8)
+    config = json.loads((new / "config.json").read_text())
+    config["settings"] = to_json(LPDSSettings())
+    config["run"] = {**to_json(RunSettings()), **config["run"]}
+    (new / "config.json").write_text(json.dumps(config))
+    rows = lpds.compare([old, new]).rows
+    assert [row.seeds for row in rows] == [1, 2]
+
+
+def test_labels_are_unique(tmp_path):
+    """Groups that the three settings shown do not tell apart, of three budgets."""
+    changes = [
+        {"critics": c, "depth": d, "delta": e, "tau": t} for c, d, e, t in ((2, 3, 1, 0.1), (2, 3, 1, 0.2), (4, 5, 6, 0.1))
+    ]
+    runs = [
+        write_run(tmp_path / f"r{n}", "lpds", 0, [1.0] * 8, settings=found, steps=1000 * (n + 1))
+        for n, found in enumerate(changes)
+    ]
+    rows = lpds.compare(runs).rows[1:]
+    assert len({row.label for row in rows}) == 3
+    assert [row.steps for row in rows] == [1000, 2000, 3000]
 
 
 def test_unfinished_runs_are_left_out_and_told(runs, tmp_path, refused):

@@ -22,7 +22,7 @@ from lpds.report.glossary import GLOSSARY
 from lpds.report.html import WORSE, interval, number
 from lpds.report.read import group_runs, read_runs
 from lpds.report.series import figures_of
-from lpds.stats import bootstrap_mean, paired_difference, wilson
+from lpds.stats import bootstrap_mean, crossed_difference, crossed_mean, paired_difference, wilson
 
 FULL = {"delta": 0.5, "delta_unit": "sum", "noise_bound": 1.5}
 
@@ -58,6 +58,7 @@ def make_run(
         if i > 4 and not silent:
             row |= {key: float(abs(rng.normal(3.0, 0.1))) for key in METRIC_KEYS if row[key] is None}
             row |= {"delta_sq_mean": 0.5, "kl_nats": 0.25, "action_entropy": 2.0 - 0.01 * i, "success": None}
+            row["action_entropy_frozen"] = 2.5
         lines.append(row)
     write_rows(folder / "metrics.jsonl", lines)
     shared = {"success": None, "length": 100}
@@ -85,6 +86,12 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
 def finals(run: Path, scale: float, what: str = "return") -> np.ndarray:
     rows = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
     return np.array([row[what] for row in rows if row["kind"] == "final" and row["scale"] == scale], np.float64)
+
+
+def starts(run: Path) -> np.ndarray:
+    """Returns of the frozen policy where the learning curve begins."""
+    rows = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    return np.array([row["return"] for row in rows if row["kind"] == "curve" and row["step"] == 0], np.float64)
 
 
 def table(path: Path, panel: str, kind: str, series: str = "") -> np.ndarray:
@@ -141,7 +148,7 @@ def test_figures_have_the_numbers_they_claim(tmp_path: Path) -> None:
     curve = table(learning, "return of an episode", "line")
     expected = [[r["return"] for r in rows if r["kind"] == "curve" and r["step"] == step] for step in steps]
     np.testing.assert_allclose(curve, [[s, *bootstrap_mean(v)] for s, v in zip(steps, expected, strict=True)])
-    np.testing.assert_allclose(table(learning, "return of an episode", "level")[0, 1:], bootstrap_mean(finals(run, 0.0)))
+    np.testing.assert_allclose(table(learning, "return of an episode", "level")[0, 1:], bootstrap_mean(starts(run)))
     np.testing.assert_allclose(table(learning, "return of an episode", "final")[0, 1:], bootstrap_mean(finals(run, 1.0)))
     assert len(table(learning, "return of an episode", "dots")) == 24
 
@@ -153,8 +160,8 @@ def test_figures_have_the_numbers_they_claim(tmp_path: Path) -> None:
     norm = table(tmp_path / "figures" / "hopper-latent-norm.csv", "mean of ‖w‖", "level")
     np.testing.assert_allclose(norm[0, 1:], [chi.mean(12), chi.ppf(0.05, 12), chi.ppf(0.95, 12)])
     np.testing.assert_allclose(norm[1, 1], np.sqrt(12.5))
-    entropy = table(tmp_path / "figures" / "hopper-entropy.csv", "action entropy, change in nats", "line")
-    np.testing.assert_allclose(entropy[:, 1], -0.01 * np.arange(19), atol=1e-12)
+    entropy = table(tmp_path / "figures" / "hopper-entropy.csv", "action entropy less the frozen policy's, nats", "line")
+    np.testing.assert_allclose(entropy[:, 1], -0.5 - 0.01 * np.arange(5, 24), atol=1e-12)
 
 
 @pytest.mark.parametrize(("unit", "delta", "expected"), [("mean", 0.1, 1.2), ("rms", 0.5, 3.0), ("nats", 0.25, 0.5)])
@@ -195,19 +202,63 @@ def test_less_noise_has_its_own_levels(tmp_path: Path) -> None:
     assert not next(panel for panel in data["trust-region"].panels if "KL" in panel.title).levels  # infinite
 
 
+def test_a_row_or_an_episode_written_twice_counts_once(tmp_path: Path) -> None:
+    """A run whose budget was enlarged has its old last row, and its old last evaluation, twice."""
+    once, twice = make_run(tmp_path / "once"), make_run(tmp_path / "twice")
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        lines = (twice / name).read_text().splitlines()
+        again = [line for line in lines if json.loads(line)["step"] in (8000, 23_000)]
+        at = max(i for i, line in enumerate(lines) if line in again) + 1
+        (twice / name).write_text("\n".join([*lines[:at], *again, *lines[at:]]) + "\n")
+    tables = []
+    for run in (once, twice):
+        write_figures([run], tmp_path / f"figures-{run.name}")
+        tables.append((tmp_path / f"figures-{run.name}" / "hopper-learning.csv").read_text())
+        tables.append((tmp_path / f"figures-{run.name}" / "hopper-trust-region.csv").read_text())
+    assert tables[:2] == tables[2:]
+
+
+def test_alpha_of_a_method_without_a_budget_is_no_multiplier(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", method="dsrl-na", settings={"box": 1.0})]
+    write_figures(runs, tmp_path / "figures")
+    with (tmp_path / "figures" / "hopper-dual.csv").open() as stream:
+        assert {row["series"] for row in csv.DictReader(stream)} == {"lpds"}
+
+
+def test_a_residual_on_the_action_has_no_level_in_nats(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", method="lpds-a")
+    rows = [json.loads(line) | {"kl_nats": None, "w_norm": None} for line in (run / "metrics.jsonl").read_text().splitlines()]
+    write_rows(run / "metrics.jsonl", rows)
+    other = make_run(tmp_path / "b", settings={**FULL, "delta": 2.0})
+    write_figures([run, other], tmp_path / "figures")
+    assert table(tmp_path / "figures" / "hopper-trust-region.csv", "KL(N(Δ, I) ‖ N(0, I)), nats", "level")[:, 1].tolist() == [
+        1.0
+    ]
+    assert len(table(tmp_path / "figures" / "hopper-latent-norm.csv", "mean of ‖w‖", "level")) == 2  # the prior, and delta 2
+
+
+def test_one_task_in_two_environments_has_two_parts(tmp_path: Path, undrawn: None) -> None:
+    runs = [make_run(tmp_path / name) for name in "ab"]
+    config = json.loads((runs[1] / "config.json").read_text()) | {"env_name": "Other-v0"}
+    (runs[1] / "config.json").write_text(json.dumps(config))
+    page = write_report(runs, tmp_path / "report.html").read_text()
+    assert "hopper in Hopper-v5: what happened" in page
+    assert "hopper in Other-v0: what happened" in page
+
+
 def test_seeds_are_pooled_over_seeds(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"s{seed}", seed=seed, gain=10.0 + 5 * seed) for seed in range(3)]
     page = write_report(runs, tmp_path / "report.html").read_text()
-    gains = [float((finals(run, 1.0) - finals(run, 0.0)).mean()) for run in runs]
-    assert interval("return", bootstrap_mean(gains), sign=True) in page
+    steered = np.stack([finals(run, 1.0) for run in runs])
+    assert interval("return", crossed_difference(finals(runs[0], 0.0), steered), sign=True) in page
     assert "all 3" in page
     assert page.count(interval("return", bootstrap_mean(finals(runs[0], 0.0)))) >= 4  # of each run and of all
     write_figures(runs, tmp_path / "figures")
     final = table(tmp_path / "figures" / "hopper-learning.csv", "return of an episode", "final")
-    np.testing.assert_allclose(final[0, 1:], bootstrap_mean([finals(run, 1.0).mean() for run in runs]))
+    np.testing.assert_allclose(final[0, 1:], crossed_mean(steered))
     # all seeds see the same frozen episodes, which count once
     level = table(tmp_path / "figures" / "hopper-learning.csv", "return of an episode", "level")
-    np.testing.assert_allclose(level[0, 1:], bootstrap_mean(finals(runs[0], 0.0)))
+    np.testing.assert_allclose(level[0, 1:], bootstrap_mean(starts(runs[0])))
 
 
 def test_other_settings_are_another_group(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,6 +17,8 @@ STATES = 8
 """Warm-up states, evenly spaced, at which the entropy is taken; the same for a whole run."""
 SAMPLES = 128
 """Noises per state, the same for all."""
+COMPONENTS = 4
+"""Dimensions that the estimate is made in at most; a hand's 24 would drown it in bias."""
 
 
 SHOWN = 64
@@ -25,15 +30,45 @@ def probe_rows(first: int, last: int, count: int = STATES) -> Tensor:
     return torch.arange(first, last, max(1, (last - first) // count))[:count]
 
 
-def action_entropy(policy: Policy, decoder: Decoder, obs: Tensor) -> float:
-    """Mean k-NN entropy (k = 3, nats) of the first action of the chunk over a few states [S, O].
+@dataclass(frozen=True)
+class FrozenEntropy:
+    """What the action entropy of a steered policy is to be set against: the frozen policy's at the same states and noises."""
 
-    Compare with the frozen policy's under the same protocol only: the estimate is biased in many dimensions.
+    entropy: float
+    """Nats."""
+    axes: npt.NDArray[np.float32] | None
+    """[A, COMPONENTS], the leading principal components of its samples about their mean at each state; None for few
+    dimensions."""
+
+
+def frozen_entropy(policy: Policy, decoder: Decoder, obs: Tensor) -> FrozenEntropy:
+    """The frozen policy's (``policy`` at scale 0) over a few states [S, O], and the axes that it fixes."""
+    samples = _first_actions(policy, decoder, obs, 0.0)
+    axes = None
+    if samples.shape[2] > COMPONENTS:
+        centred = samples - samples.mean(1, keepdims=True)
+        axes = np.linalg.svd(centred.reshape(-1, samples.shape[2]), full_matrices=False)[2][:COMPONENTS].T
+    return FrozenEntropy(_entropy(samples, axes), axes)
+
+
+def action_entropy(policy: Policy, decoder: Decoder, obs: Tensor, frozen: FrozenEntropy) -> float:
+    """Mean k-NN entropy (k = 3, nats) of the first action of the chunk over a few states [S, O], along ``frozen``'s axes.
+
+    Its difference from the frozen policy's means something, itself it does not: the estimate is biased in many dimensions.
     """
+    return _entropy(_first_actions(policy, decoder, obs, 1.0), frozen.axes)
+
+
+def _first_actions(policy: Policy, decoder: Decoder, obs: Tensor, scale: float) -> npt.NDArray[np.float32]:
+    """[S, SAMPLES, A] under the same noises for every state."""
     spec = decoder.spec
     eps = torch.from_numpy(normal("probe", 7, shape=(SAMPLES, policy.draws, *spec.latent_shape))).to(obs.device)
     rows = obs.repeat_interleave(SAMPLES, 0)
     with torch.no_grad():
-        decision = policy.act(decoder, rows, eps.repeat(len(obs), 1, 1, 1), 1.0)
-        action = decision.action[:, 0].unflatten(0, (len(obs), SAMPLES))
-    return float(np.mean([knn_entropy(samples) for samples in action.cpu().numpy()]))
+        decision = policy.act(decoder, rows, eps.repeat(len(obs), 1, 1, 1), scale)
+        actions: npt.NDArray[np.float32] = decision.action[:, 0].unflatten(0, (len(obs), SAMPLES)).cpu().numpy()
+    return actions
+
+
+def _entropy(samples: npt.NDArray[np.float32], axes: npt.NDArray[np.float32] | None) -> float:
+    return float(np.mean([knn_entropy(state if axes is None else state @ axes) for state in samples]))

@@ -16,7 +16,7 @@ from lpds.checkpoint import CheckpointStore
 from lpds.collect import Collector, EpisodeRecord
 from lpds.compact import as_learned
 from lpds.config import RunSettings
-from lpds.diagnose import SHOWN, action_entropy, probe_rows
+from lpds.diagnose import SHOWN, FrozenEntropy, action_entropy, frozen_entropy, probe_rows
 from lpds.envs.build import EnvLike, make_env, make_eval_env
 from lpds.errors import RunFault
 from lpds.evaluation import EvalReport, evaluate_policy
@@ -93,6 +93,7 @@ class Runner:
         self._behind = False  # a fault came between a round and what is learned from it
         self._sums: dict[str, Tensor] = {}
         self._probe = torch.empty(0, self._learned.spec.obs_size, device=device)  # states of the entropy, from the warm-up
+        self._frozen_entropy: FrozenEntropy | None = None
         self._next = {"log": 0, "eval": 0, "checkpoint": c.checkpoint_every}
         self._wall, self._started, self._last_row = 0.0, time.perf_counter(), (0.0, 0, 0)
         self.stop_requested = False
@@ -242,7 +243,10 @@ class Runner:
             batch = self.replay.sample(self.c.batch_size, probe, self._noises)
             row |= {key: float(value) for key, value in self.method.diagnose(batch, self._noise(probe)).items()}
             if self._learned.decodes_states:
-                row["action_entropy"] = action_entropy(self.method.policy, self._learned, self._probe)
+                if self._frozen_entropy is None:  # a function of the probe's states, so a resumed run finds the same
+                    self._frozen_entropy = frozen_entropy(self.method.policy, self._learned, self._probe)
+                row["action_entropy"] = action_entropy(self.method.policy, self._learned, self._probe, self._frozen_entropy)
+                row["action_entropy_frozen"] = self._frozen_entropy.entropy
         row |= {key: float(value[0] / value[1]) for key, value in self._sums.items()}
         self._sums = {}
         recent = np.asarray(self._recent, np.float64).reshape(-1, 2)

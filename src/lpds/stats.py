@@ -111,40 +111,75 @@ def iqm(x: npt.ArrayLike) -> float:
     return float(values[cut : values.size - cut].mean()) if values.size else math.nan
 
 
-def two_level_bootstrap(
-    seeds: Sequence[npt.ArrayLike],
+def crossed_bootstrap(
+    values: npt.ArrayLike,
     statistic: Callable[[Array], float] = lambda x: float(x.mean()),
     *,
     level: float = 0.95,
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Interval:
-    """A statistic of all episodes of all seeds, with an interval that holds both sources of chance.
+    """A statistic of [S, E] values where all seeds played the same episodes, with a percentile-bootstrap interval.
 
-    Every resample draws seeds with replacement, and episodes with replacement inside each drawn seed: rliable's stratified
-    bootstrap with the seed as the stratum's unit.
+    Every resample draws seeds with replacement, and one set of episodes for all of them: episodes drawn anew inside each seed
+    would take three looks at fifty episodes for a hundred and fifty of them. With one value a seed it is rliable's stratified
+    bootstrap. With few seeds it is too narrow all the same.
 
     Args:
-        seeds: [E_i] values of each seed's episodes; NaN are left out.
+        values: [S, E] by seed and episode.
         statistic: of the pooled values.
         level: coverage.
         resamples: number of bootstrap samples.
         seed: of the resampling.
 
     Returns:
-        (estimate, low, high); all NaN if there is no value.
+        (estimate, low, high).
     """
-    groups = [values[~np.isnan(values)] for values in (np.asarray(x, np.float64) for x in seeds)]
+    table = np.atleast_2d(np.asarray(values, np.float64))
+    rng = np.random.default_rng(seed)
+    rows, columns = (rng.integers(size, size=(resamples, size)) for size in table.shape)
+    found = [statistic(table[np.ix_(r, c)]) for r, c in zip(rows, columns, strict=True)]
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return statistic(table), float(low), float(high)
+
+
+def mean_over_seeds(seeds: Sequence[npt.ArrayLike]) -> Interval:
+    """Mean over several seeds' values, with an interval for other seeds, and other episodes where they share them.
+
+    Args:
+        seeds: [E_i] values of each seed; NaN are left out. Where all have the same number of them, they are taken for the same
+            episodes (:func:`crossed_mean`); else seeds count by their means.
+
+    Returns:
+        (mean, low, high); bounds that are NaN where there is a single value, all NaN where there is none.
+    """
+    groups = [values[~np.isnan(values)] for values in (np.asarray(x, np.float64).ravel() for x in seeds)]
     groups = [values for values in groups if values.size]
     if not groups:
         return math.nan, math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    found = np.empty(resamples)
-    for index in range(resamples):
-        drawn = (groups[i] for i in rng.integers(len(groups), size=len(groups)))
-        found[index] = statistic(np.concatenate([values[rng.integers(values.size, size=values.size)] for values in drawn]))
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return statistic(np.concatenate(groups)), float(low), float(high)
+    if len({values.size for values in groups}) > 1:
+        groups = [np.array([values.mean()]) for values in groups]
+    table = np.stack(groups)
+    return (float(table.mean()), math.nan, math.nan) if table.size == 1 else crossed_mean(table)
+
+
+def share_over_seeds(seeds: Sequence[npt.ArrayLike]) -> Interval:
+    """Share of successes [E_i] of several seeds, with an interval for other seeds and episodes; of one seed Wilson's.
+
+    That of :func:`mean_over_seeds`, and never narrower than Wilson's of one seed's episodes: the seeds share them.
+    """
+    groups = [values[~np.isnan(values)] for values in (np.asarray(x, np.float64).ravel() for x in seeds)]
+    groups = [values for values in groups if values.size]
+    if len(groups) == 1:
+        return wilson(int(groups[0].sum()), groups[0].size)
+    share, low, high = mean_over_seeds(groups)
+    if math.isnan(share):
+        return share, low, high
+    trials = min(values.size for values in groups)
+    _, least, most = wilson(round(share * trials), trials)
+    bounds = [value for value in (low, high) if not math.isnan(value)]
+    # rounding to whole successes may put the share just outside Wilson's
+    return share, max(0.0, min([least, share, *bounds])), min(1.0, max([most, share, *bounds]))
 
 
 def crossed_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, level: float = 0.95) -> Interval:

@@ -21,16 +21,17 @@ MODE_STATES, MODE_NOISES = 4, 300
 def shift_sizes(run: RunData) -> Array | str:
     """``||Delta(s)||^2`` [N] at the latest states of the replay, or in words why there is none.
 
-    A wrapped decoder is not at hand here, and committed results keep no replay.
+    Committed results keep no replay, but some states of the warm-up. A wrapped decoder is not at hand here.
     """
-    try:
-        facts = json.loads((run.folder / "checkpoint" / "checkpoint.json").read_text())
-    except (OSError, ValueError):
-        return "the run folder keeps no replay"
     from safetensors import SafetensorError, safe_open
+    from safetensors.numpy import load_file
 
     from lpds.policy import load_policy
 
+    try:
+        facts = json.loads((run.folder / "checkpoint" / "checkpoint.json").read_text())
+    except (OSError, ValueError):
+        facts = {"replay": []}
     try:
         states: list[Any] = []
         for segment in reversed(facts["replay"]):
@@ -38,8 +39,10 @@ def shift_sizes(run: RunData) -> Array | str:
                 states.insert(0, stream.get_tensor("obs"))
             if sum(map(len, states)) >= STATES:
                 break
+        if not states and (run.folder / "states.safetensors").is_file():
+            states.append(load_file(run.folder / "states.safetensors")["obs"])
         if not states:
-            return "the replay is empty"
+            return "the run folder keeps no replay"
         policy = load_policy(run.folder)
         shift = policy.shift(np.concatenate(states)[-STATES:])
     except (LpdsError, SafetensorError, OSError, KeyError) as error:
@@ -59,8 +62,10 @@ class ActionSamples:
     """What the two coordinates are, in words."""
 
 
-def action_samples(run: RunData) -> ActionSamples | str:
-    """Decode MODE_NOISES noises at MODE_STATES of the run's kept states, or say in words why that cannot be.
+def action_samples(run: RunData, place: RunData | None = None) -> ActionSamples | str:
+    """Decode MODE_NOISES noises at MODE_STATES of the states that ``place``, by default the run itself, kept.
+
+    In words why, where that cannot be. Runs that are shown together are to have one place.
 
     With more than two action dimensions the coordinates are the two leading principal components of the frozen policy's
     samples at each state; with one, the action against itself would say nothing, so the second coordinate is the noise's
@@ -72,7 +77,7 @@ def action_samples(run: RunData) -> ActionSamples | str:
     from lpds.policy import load_policy
 
     try:
-        obs = load_file(run.folder / "states.safetensors")["obs"]
+        obs = load_file((place or run).folder / "states.safetensors")["obs"]
         policy = load_policy(run.folder)
     except (LpdsError, SafetensorError, OSError, KeyError) as error:
         missing = isinstance(error, FileNotFoundError)

@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 
 from lpds.errors import LpdsError
-from lpds.report.read import Array, Comparison, Group, RunData, column_interval, evaluation_points, group_runs, read_runs
+from lpds.report.read import Array, Comparison, Group, RunData, by_task, evaluation_points, group_runs, read_runs
 from lpds.stats import (
     FEWEST_PAIRS,
     Interval,
     area_under_curve,
-    bootstrap_mean,
+    crossed_bootstrap,
     crossed_difference,
     crossed_mean,
     episodes_to_decide,
     iqm,
+    mean_over_seeds,
     probability_of_improvement,
+    share_over_seeds,
     told_apart,
-    two_level_bootstrap,
 )
 
 NAN3: Interval = (math.nan, math.nan, math.nan)
@@ -41,11 +42,14 @@ class Row:
     mean: Interval
     """Over seeds and the last evaluation's episodes, which are crossed (:func:`lpds.stats.crossed_difference`)."""
     iqm: Interval
-    """Interquartile mean of the same; a two-level bootstrap, as rliable has it, too narrow where seeds are few."""
+    """Interquartile mean of the same; a bootstrap over seeds and over the episodes that they share, too narrow where seeds are
+    few."""
     success: Interval
-    """Share at any step; NaN where the environment does not say."""
+    """Share at any step (:func:`lpds.stats.share_over_seeds`); NaN where the environment does not say."""
+    success_difference: Interval
+    """Paired with the reference's episodes, as ``difference``."""
     area: Interval
-    """Mean height of the learning curve up to the shortest budget compared; over seeds."""
+    """Mean height of the learning curve up to the shortest budget compared; over seeds, without bounds for one."""
     difference: Interval
     """Paired with the reference's episodes: this minus the reference."""
     improvement: Interval
@@ -57,9 +61,11 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """better, worse or undecided, against the reference; nothing for the reference itself."""
+        """better, worse, undecided or the same, against the reference; nothing for the reference itself."""
         if math.isnan(self.difference[0]):
             return ""
+        if self.difference == (0.0, 0.0, 0.0):
+            return "the same"
         return {1: "better", -1: "worse", 0: "undecided"}[told_apart(self.difference, self.pairs)]
 
 
@@ -91,12 +97,14 @@ class CompareReport:
             width = max(len(row.label) for row in rows) + 2
             shares = any(not math.isnan(row.success[0]) for row in rows)
             head = f"{'':<{width}}{'seeds':>6}{'steps':>10}{'return':>24}{'IQM':>24}{'area':>9}"
-            head += f"{'success':>20}" if shares else ""
+            head += f"{'success':>20}{'difference, points':>22}" if shares else ""
             lines += [f"{task}: against {reference}", f"{head}{'difference':>28}{'P(better)':>20}  verdict"]
             for row in rows:
                 line = f"{row.label:<{width}}{row.seeds:>6}{row.steps:>10,}{_say(row.mean):>24}{_say(row.iqm):>24}"
                 line += f"{'-' if math.isnan(row.area[0]) else format(row.area[0], '.1f'):>9}"
-                line += f"{_say(row.success, '.0%'):>20}" if shares else ""
+                if shares:
+                    mean, low, high = (100.0 * value for value in row.success_difference)
+                    line += f"{_say(row.success, '.0%'):>20}{_say((mean, low, high), '+.0f'):>22}"
                 line += f"{_say(row.difference, '+.1f'):>28}{_say(row.improvement, '.2f'):>20}  {row.verdict}"
                 if row.verdict == "undecided":
                     line += _hint(row)
@@ -122,13 +130,7 @@ def compare(runs: Sequence[str | Path], reference: str | None = None) -> Compare
         LpdsError: no run there, none finished, or no such reference.
     """
     found_runs = read_runs([Path(run) for run in runs])
-    worlds: dict[str, set[str]] = {}
-    for run in found_runs:
-        worlds.setdefault(run.task, set()).add(run.env_name)
-    tasks: dict[str, list[RunData]] = {}
-    for run in found_runs:  # one task in two environments is two tasks
-        name = run.task if len(worlds[run.task]) == 1 else f"{run.task} in {run.env_name}"
-        tasks.setdefault(name, []).append(run)
+    tasks = by_task(found_runs)
     rows: list[Row] = []
     references: dict[str, str] = {}
     notes: list[str] = []
@@ -167,9 +169,11 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
     own = {side.decoder: side for side in sides[::-1] if side.method == "frozen"}
     chosen = None
     if reference is not None:
-        match = [side for side in sides if reference in (side.label, side.method)]
-        if not match:
-            raise LpdsError(f"unknown reference {reference!r} on {task} (choices: {', '.join(s.label for s in sides)})")
+        # a label is one group, a method may be several
+        match = [side for side in sides if side.label == reference] or [side for side in sides if side.method == reference]
+        if len(match) != 1:
+            word = "ambiguous" if match else "unknown"
+            raise LpdsError(f"{word} reference {reference!r} on {task} (choices: {', '.join(s.label for s in match or sides)})")
         chosen = match[0]
     end = min((run.steps for group in groups for run in group.runs), default=0)
     steps = {side.label: min((run.steps for run in side.runs), default=0) for side in sides}
@@ -177,6 +181,16 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
     if budgets and max(budgets) > 1.05 * min(budgets):
         notes.append(f"{task}: budgets differ, {min(budgets):,} to {max(budgets):,} steps; areas stop at {end:,}")
     rows = [_row(task, side, chosen or own[side.decoder], steps[side.label], end) for side in sides]
+    alone = [side.label for side in sides if side.method != "frozen" and len(side.runs) == 1]
+    if alone:
+        notes.append(
+            f"{task}: one seed only, so intervals are for other episodes of that run, not for other runs: {', '.join(alone)}"
+        )
+    for side, row in zip(sides, rows, strict=True):
+        if side is not (chosen or own[side.decoder]) and not row.pairs:
+            notes.append(
+                f"{task}: {side.label} shares no episode with {(chosen or own[side.decoder]).label}: another eval_seed?"
+            )
     return rows, chosen.label if chosen else "frozen" if len(own) == 1 else "each one's own frozen policy"
 
 
@@ -194,7 +208,7 @@ def _each_seed_once(task: str, group: Group, notes: list[str]) -> Group:
 
 def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
     returns = side.columns["return"]
-    difference, improvement, more, pairs = NAN3, NAN3, None, 0
+    difference, success, improvement, more, pairs = NAN3, NAN3, NAN3, None, 0
     if side is not reference:
         shared = sorted(set(side.keys) & set(reference.keys))
         a, b = (s.columns["return"][:, [s.keys.index(key) for key in shared]] for s in (reference, side))
@@ -202,6 +216,8 @@ def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
         if shared:
             difference = crossed_difference(a, b)
             more = episodes_to_decide(a, b)
+            c, d = (s.columns["success"][:, [s.keys.index(key) for key in shared]] for s in (reference, side))
+            success = NAN3 if np.isnan(c).any() or np.isnan(d).any() else crossed_difference(c, d)
         if len(a) > 1 and len(b) > 1:  # a run against a single one is no probability
             improvement = probability_of_improvement(reference.columns["return"].mean(1), returns.mean(1))
     points = [evaluation_points(run, "return") for run in side.runs]
@@ -212,9 +228,10 @@ def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
         len(returns),
         steps,
         crossed_mean(returns),
-        two_level_bootstrap(list(returns), iqm),
-        column_interval("success", side.columns["success"].ravel()),
-        bootstrap_mean(areas),
+        crossed_bootstrap(returns, iqm),
+        share_over_seeds(list(side.columns["success"])),
+        success,
+        mean_over_seeds([[area] for area in areas]),
         difference,
         improvement,
         more,
@@ -272,11 +289,13 @@ def _hint(row: Row) -> str:
     if row.pairs < FEWEST_PAIRS:
         return f": fewer than {FEWEST_PAIRS} episodes cannot decide it"
     if row.more:
-        return f": about {row.more:,} more episodes would decide it"
+        return f": about {row.more:,} more episodes{' a seed' if row.seeds > 1 else ''} would decide it"
     return ": only more seeds would decide it" if row.more is None and row.seeds > 1 else ""
 
 
 def _say(found: Interval, form: str = ".1f") -> str:
     if math.isnan(found[0]):
         return "-"
+    if math.isnan(found[1]):
+        return format(found[0], form)
     return f"{format(found[0], form)} [{format(found[1], form)}, {format(found[2], form)}]"

@@ -19,6 +19,7 @@ GLOSSARY: dict[str, str] = {
     "distill_loss": "Squared error of Q^W against Q^A at the base noise, summed over heads, in squared reward units.",
     "distill_gap_base": "Mean of Q^W(s, ε) - Q^A(s, Φ(s, ε)): the latent critic's bias where it is trained.",
     "distill_gap_steered": "Mean of Q^W(s, w) - Q^A(s, Φ(s, w)): its bias at the steered latents, where the shift asks it.",
+    "action_entropy_frozen": "The same of the frozen policy, at the same states under the same noises.",
     "action_entropy": "k-NN entropy (k = 3) of the first action of a chunk at fixed states, in nats; only differences count.",
     "success_ema": "Running mean of success over training episodes, with a memory of 20.",
     "q_scale": "Mean norm of the slope of Q^W in w, in reward units: the scale that α is kept in proportion to.",

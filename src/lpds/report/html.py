@@ -16,19 +16,20 @@ from lpds.files import write_atomically
 from lpds.report.compare import Row, compare
 from lpds.report.figures import matplotlib_figure, png, svg
 from lpds.report.glossary import GLOSSARY
-from lpds.report.read import Array, Comparison, Group, RunData, column_interval, group_runs, read_runs
+from lpds.report.read import Comparison, Group, RunData, by_task, column_interval, group_runs, read_runs
 from lpds.report.series import FigureData, figures_of, to_csv
-from lpds.stats import Interval, bootstrap_mean
+from lpds.stats import Interval, crossed_difference, mean_over_seeds, share_over_seeds
 
 WORSE = "WARNING: the steered policy is worse than the frozen one"
 SEEDS = (
-    "Rows of all seeds: mean over seeds, 95 % bootstrap interval over seeds of their means; the frozen policy's interval is "
-    "over episodes where all seeds share them."
+    "Rows of all seeds: 95 % intervals for other seeds and other episodes, which the seeds share (Student's, degrees of "
+    "freedom of Satterthwaite); the frozen policy's interval is over episodes where all seeds share them."
 )
 COMPARED = (
     "Reference: {}. IQM: mean of the middle half of all episodes. Area: mean height of the learning curve. Intervals of mean "
-    "and IQM draw seeds and then episodes; the difference draws the seeds of both and the episodes, which both played; "
-    "P(better) is the probability that a run of the method beats one of the reference, over seeds."
+    "and difference are for other seeds and other episodes, which all seeds play (Student's, degrees of freedom of "
+    "Satterthwaite); those of the IQM resample seeds and shared episodes and are too narrow for few seeds; P(better) is the "
+    "probability that a run of the method beats one of the reference, over seeds."
 )
 COLUMNS = {"return": "return", "success": "success", "success_at_end": "success at the end", "length": "length (steps)"}
 CSS = """
@@ -116,8 +117,10 @@ def number(value: float, like: Iterable[float] = ()) -> str:
 
 def interval(what: str, found: Interval, sign: bool = False) -> str:
     """``mean [low, high]``; shares in percent."""
-    if not all(map(math.isfinite, found)):
+    if not math.isfinite(found[0]):
         return "-"
+    if not all(map(math.isfinite, found)):  # a single value has no interval
+        return f"{100 * found[0]:.0f} %" if what.startswith("success") else number(found[0])
     if what.startswith("success"):
         mean, low, high = (f"{100 * v:+.0f}" if sign else f"{100 * v:.0f}" for v in found)
         return f"{mean} {'points' if sign else '%'} [{low}, {high}]"
@@ -126,10 +129,7 @@ def interval(what: str, found: Interval, sign: bool = False) -> str:
 
 
 def _by_task(runs: Sequence[RunData]) -> dict[str, list[Group]]:
-    tasks: dict[str, list[RunData]] = {}
-    for run in runs:
-        tasks.setdefault(run.task, []).append(run)
-    return {task: group_runs(members) for task, members in tasks.items()}
+    return {task: group_runs(members) for task, members in by_task(runs).items()}
 
 
 def _page(runs: Sequence[RunData]) -> str:
@@ -185,13 +185,17 @@ def _comparison(folders: Sequence[Path]) -> list[str]:
         report = compare(folders)
     except LpdsError:
         return []
-    heads = ["task", "method", "seeds", "mean return", "IQM", "area under curve", "against the reference", "P(better)", ""]
+    heads = ["task", "method", "seeds", "mean return", "IQM", "area under curve", "against the reference", "P(better)"]
+    told = any(math.isfinite(row.success[0]) for row in report.rows)
+    heads += ["success", "against the reference", ""] if told else [""]
     rows = []
     for row in report.rows:
         word = row.verdict
         if word == "undecided" and row.more:
-            word += f"; {row.more:,} more episodes would decide it"
+            word += f"; {row.more:,} more episodes{' a seed' if row.seeds > 1 else ''} would decide it"
         cells = [interval("return", found, sign=signed) for found, signed in _shown(row)]
+        if told:
+            cells += [interval("success", row.success), interval("success", row.success_difference, sign=True)]
         rows.append([row.task, row.label, str(row.seeds), *cells, word])
     said = "; ".join(f"on {task}, {label}" for task, label in report.references.items())
     lines = [COMPARED.format(said), *report.notes]
@@ -241,15 +245,18 @@ def _cells(comparison: Comparison | None, what: str) -> list[str]:
 
 
 def _pooled(done: Sequence[Comparison], what: str) -> list[str]:
-    frozen, steered = (np.array([np.nanmean(side[what]) for side in sides]) for sides in zip(*map(_sides, done), strict=True))
     # seeds that share one frozen policy and its episodes have one sample of it, not several that happen to agree
-    before = column_interval(what, done[0].frozen[what]) if np.ptp(frozen) == 0.0 else bootstrap_mean(frozen)
-    after, difference = bootstrap_mean(steered), bootstrap_mean(steered - frozen)
+    shared = all(np.array_equal(c.frozen[what], done[0].frozen[what], equal_nan=True) for c in done)
+    over = share_over_seeds if what.startswith("success") else mean_over_seeds
+    before = column_interval(what, done[0].frozen[what]) if shared else over([c.frozen[what] for c in done])
+    after = over([c.steered[what] for c in done])
+    # with one frozen policy and its episodes: crossed, as in the comparison; else over the seeds' own differences
+    difference = (
+        crossed_difference(done[0].frozen[what], np.stack([c.steered[what] for c in done]))
+        if shared
+        else mean_over_seeds([c.steered[what] - c.frozen[what] for c in done])
+    )
     return [interval(what, before), interval(what, after), interval(what, difference, sign=True)]
-
-
-def _sides(comparison: Comparison) -> tuple[dict[str, Array], dict[str, Array]]:
-    return comparison.frozen, comparison.steered
 
 
 def _card(run: RunData, wide_open: bool) -> str:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lpds.config import delta_to_sum
+from lpds.config import RunSettings, delta_to_sum, to_json
 from lpds.errors import LpdsError
 from lpds.log import read_json_lines
 from lpds.metrics import quiet_nats
+from lpds.registry import METHOD_SETTINGS, resolve
 from lpds.stats import Interval, bootstrap_mean, paired_difference, told_apart, verdict_line, wilson
 
 Array = npt.NDArray[np.float64]
@@ -173,12 +174,17 @@ class RunData:
         """Evaluation episodes of the learning curve."""
         return [row for row in self.evaluations if row.get("kind", "curve") == "curve"]
 
+    def curve_start(self) -> list[Row]:
+        """The frozen policy's episodes that the learning curve starts with."""
+        frozen = _at(self.curve(), 0.0)
+        first = min((row["step"] for row in frozen), default=0)
+        return [row for row in frozen if row["step"] == first]
+
     def frozen_rows(self) -> list[Row]:
         """Evaluation episodes that tell the frozen policy's level: of the last evaluation, else the first of the curve."""
         final = _at([row for row in self.evaluations if row.get("kind") == "final"], 0.0)
-        frozen = final or _at(self.curve(), 0.0)
-        first = min((row["step"] for row in frozen), default=0)
-        return [row for row in frozen if row["step"] == first]
+        first = min((row["step"] for row in final), default=0)
+        return [row for row in final if row["step"] == first] or self.curve_start()
 
     def verdict(self) -> str:
         """What the run itself said last, or what its records say so far."""
@@ -193,11 +199,22 @@ class RunData:
             return comparison.verdict()
         return f"not finished ({progress}); on the curve at step {comparison.step:,}: {comparison.verdict()}"
 
+    @property
+    def run_settings(self) -> dict[str, Any]:
+        """The loop's settings; one from before a setting existed had its default."""
+        return {**to_json(RunSettings()), **self.config.get("run", {})}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's settings, likewise."""
+        known = resolve("method", METHOD_SETTINGS, self.method) if self.method in METHOD_SETTINGS else None
+        return {**(to_json(known()) if known else {}), **self.config.get("settings", {})}
+
     def group_key(self) -> str:
         """Equal for runs that differ in nothing but their seed."""
-        run = {key: value for key, value in self.config.get("run", {}).items() if key not in NOT_COMPARED}
+        run = {key: value for key, value in self.run_settings.items() if key not in NOT_COMPARED}
         decoder = self.config.get("decoder", {}).get("fingerprint")
-        facts = [self.task, self.env_name, self.method, decoder, run, self.config.get("settings", {})]
+        facts = [self.task, self.env_name, self.method, decoder, run, self.settings]
         return json.dumps(facts, sort_keys=True)
 
     def _setting(self, name: str) -> int | None:
@@ -225,6 +242,18 @@ def read_runs(folders: Sequence[Path]) -> list[RunData]:
     return [_read_run(folder) for folder in distinct]
 
 
+def by_task(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
+    """Runs of one task, by its name; one task in two environments is two."""
+    worlds: dict[str, set[str]] = {}
+    for run in runs:
+        worlds.setdefault(run.task, set()).add(run.env_name)
+    tasks: dict[str, list[RunData]] = {}
+    for run in runs:
+        name = run.task if len(worlds[run.task]) == 1 else f"{run.task} in {run.env_name}"
+        tasks.setdefault(name, []).append(run)
+    return tasks
+
+
 def group_runs(runs: Sequence[RunData]) -> list[Group]:
     """Put seeds together; groups of one method are told apart by the settings in which they differ."""
     keyed: dict[str, list[RunData]] = {}
@@ -243,10 +272,15 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
         variants = {other.folder.resolve().parent.name for other in members}
         named = variants.pop() if len(variants) == 1 else ""
         taken = {group.label for group in groups}
-        if (named == run.method or named.startswith(f"{run.method}+")) and named not in taken:
+        if named == run.method or named.startswith(f"{run.method}+"):
             label = named
         else:
             label = f"{run.method} ({shown})" if shown else run.method
+        if label in taken:  # say more, and if that is not enough, number them
+            every = ", ".join(f"{key} {own[key]}" for key in differing)
+            label = f"{run.method} ({every})" if every else label
+            first = label
+            label = next(name for name in (first, *(f"{first} #{n}" for n in range(2, len(keyed) + 2))) if name not in taken)
         groups.append(Group(label, tuple(members)))
     return groups
 
@@ -261,10 +295,10 @@ def column_interval(what: str, values: Array) -> Interval:
 
 def evaluation_points(run: RunData, what: str) -> list[tuple[int, Array]]:
     """Points of the learning curve: (step, [E] values), in the order of steps; points without a value are left out."""
-    points: dict[int, list[Row]] = {}
-    for row in run.curve():
-        points.setdefault(int(row["step"]), []).append(row)
-    found = [(step, _numbers(points[step], what)) for step in sorted(points)]
+    points: dict[int, dict[Any, Row]] = {}
+    for row in run.curve():  # a run whose budget was enlarged has played the old end's episodes twice
+        points.setdefault(int(row["step"]), {})[row.get("seed"), row.get("episode")] = row
+    found = [(step, _numbers(list(points[step].values()), what)) for step in sorted(points)]
     return [(step, values) for step, values in found if not np.isnan(values).all()]
 
 
@@ -275,6 +309,8 @@ def _read_run(folder: Path) -> RunData:
         raise LpdsError(f"no run in {folder} (config.json is missing)") from None
     except (OSError, ValueError) as error:
         raise LpdsError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    if not isinstance(config, dict) or "method" not in config:
+        raise LpdsError(f"{folder / 'config.json'} is not that of a run")
     notes = []
     extra: dict[str, dict[str, Any]] = {}
     for name in ("passport.json", "summary.json"):
@@ -290,7 +326,7 @@ def _read_run(folder: Path) -> RunData:
         folder,
         config,
         extra["passport.json"],
-        rows["metrics"],
+        list({row.get("step"): row for row in rows["metrics"]}.values()),  # likewise
         rows["episodes"],
         rows["eval"],
         extra["summary.json"],
@@ -321,7 +357,7 @@ def _numbers(rows: Sequence[Row], key: str) -> Array:
 
 def _flat(run: RunData) -> dict[str, Any]:
     """Everything in which two runs of one task and method may differ but their seed."""
-    settings = {**run.config.get("settings", {}), **run.config.get("run", {})}
+    settings = {**run.settings, **run.run_settings}
     decoder = run.config.get("decoder", {})
     named = {"decoder": decoder.get("name"), "fingerprint": str(decoder.get("fingerprint"))[:8]}
     return {key: value for key, value in {**named, **settings}.items() if key not in NOT_COMPARED}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.stats import chi
 
 from lpds.report.acting import action_samples, shift_sizes
 from lpds.report.read import Array, Group, RunData, column_interval, evaluation_points
-from lpds.stats import Interval, bootstrap_mean
+from lpds.stats import Interval, mean_over_seeds, share_over_seeds
 
 DOTS = 400
 """Training episodes drawn for a group; more would only make the page heavy."""
@@ -103,13 +103,13 @@ def to_csv(figure: FigureData) -> str:
 def _learning(groups: Sequence[Group]) -> FigureData:
     panel = Panel("return of an episode", _curves(groups, "return"), _frozen_levels(groups, "return"), mark=_warmup(groups))
     many = any(len(group.runs) > 1 for group in groups)
-    band = "the 95 % bootstrap interval over seeds of their means" if many else "its 95 % bootstrap interval over episodes"
+    band = "its 95 % interval over seeds and their shared episodes" if many else "its 95 % bootstrap interval over episodes"
     if len(groups) <= 2:  # a third cloud of dots would hide the curves
         panel.series.extend(_training(groups))
     caption = (
         f"Line: mean return of the evaluation episodes, steered with fresh noise; band: {band}. Horizontal band: the frozen "
-        "policy and its 95 % interval. Star: the last evaluation, on episodes that the curve never used. "
-        "Before the warm-up ends (dotted) the frozen policy acts."
+        "policy on the curve's episodes and its 95 % interval. Star: the last evaluation, on episodes that the curve never "
+        "used. Before the warm-up ends (dotted) the frozen policy acts."
     )
     if len(groups) <= 2:
         caption += f" Dots: training episodes (at most {DOTS} of each kind of run, evenly chosen)."
@@ -125,8 +125,8 @@ def _success(groups: Sequence[Group]) -> FigureData:
         mark=_warmup(groups),
     )
     caption = (
-        "Line: share of evaluation episodes that succeed at any step; band: 95 % (Wilson for one seed, bootstrap over "
-        "several). Horizontal band: the frozen policy."
+        "Line: share of evaluation episodes that succeed at any step; band: 95 % (Wilson for one seed, over seeds and their "
+        "shared episodes for several). Horizontal band: the frozen policy."
     )
     return FigureData("success", "Success", caption, [panel])
 
@@ -151,10 +151,10 @@ def _curves(groups: Sequence[Group], what: str) -> list[Series]:
 
 
 def _over_seeds(what: str, seeds: list[Array]) -> Interval:
-    """Over episodes while there is one seed; with several, over the seeds, since episodes of one run are not independent."""
+    """Over episodes while there is one seed; with several, over the seeds and the episodes that they share."""
     if len(seeds) == 1:
         return column_interval(what, seeds[0])
-    return bootstrap_mean([np.nanmean(values) for values in seeds])
+    return share_over_seeds(seeds) if what.startswith("success") else mean_over_seeds(seeds)
 
 
 def _training(groups: Sequence[Group]) -> Iterable[Series]:
@@ -174,7 +174,7 @@ def _frozen_levels(groups: Sequence[Group], what: str) -> list[Level]:
         for run in group.runs:
             decoder = run.config.get("decoder", {})
             episodes = by_decoder.setdefault(decoder.get("fingerprint") or decoder.get("name") or "?", {})
-            for row in run.frozen_rows():
+            for row in run.curve_start() or run.frozen_rows():  # the curve's own episodes, which it starts from
                 if row.get(what) is not None:
                     episodes[row["seed"], row["episode"]] = row[what]
     levels = []
@@ -189,13 +189,16 @@ def _frozen_levels(groups: Sequence[Group], what: str) -> list[Level]:
 # -- what metrics.jsonl tells ------------------------------------------------------------------------------------------
 
 
-def _metric(groups: Sequence[Group], key: str, change: Callable[[Array], Array] = lambda y: y) -> list[Series]:
-    """One metric of every group: the run's values, or the mean over seeds with their range."""
+def _metric(
+    groups: Sequence[Group], key: str, change: Callable[[Array], Array] = lambda y: y, less: str | None = None
+) -> list[Series]:
+    """One metric of every group, or what it is above another: the run's values, or the mean over seeds with their range."""
     series = []
     for index, group in enumerate(groups):
         seeds = []
         for run in group.runs:
             x, y = run.column(key)
+            y = y if less is None else y - run.column(less)[1]
             y = y if np.isnan(y).all() else change(y)
             if not np.isnan(y).all():
                 seeds.append((x, y))
@@ -257,9 +260,12 @@ def _dual(groups: Sequence[Group]) -> FigureData:
         "The multiplier α rises while the constraint is violated and falls towards 0 while it does not bind. It is in reward "
         "units per unit of ‖Δ‖²; beside it the scale of Q, the mean slope of Q^W in w, which α follows."
     )
+    # a soft actor-critic's alpha is the price of entropy, another thing
+    held = [index for index, group in enumerate(groups) if any(run.budget_sq is not None for run in group.runs)]
+    alphas, scales = ([series for series in _metric(groups, key) if series.group in held] for key in ("alpha", "q_scale"))
     panels = [
-        Panel("multiplier α, reward units", _metric(groups, "alpha"), from_zero=True),
-        Panel("scale of Q, reward units", _metric(groups, "q_scale"), from_zero=True),
+        Panel("multiplier α, reward units", alphas, from_zero=True),
+        Panel("scale of Q, reward units", scales, from_zero=True),
     ]
     return FigureData("dual", "Multiplier α", caption, panels)
 
@@ -274,7 +280,7 @@ def _norm(groups: Sequence[Group]) -> FigureData:
     sets = {
         (run.latent_size, run.free_size or run.latent_size, run.noise_scale, run.budget_sq)
         for run in runs
-        if run.latent_size and run.budget_sq
+        if run.latent_size and run.budget_sq and _shifts_noise(run)
     }
     for size, free, k, budget in sorted(sets):
         spent = float(np.sqrt(size - (1.0 - k * k) * free + budget))
@@ -289,24 +295,30 @@ def _norm(groups: Sequence[Group]) -> FigureData:
 
 
 def _modes(groups: Sequence[Group]) -> FigureData:
-    """Of the first run of every group: the frozen policy once, then what each made of it."""
+    """Of the first run of every group, at states of the first of all with its decoder: the frozen policy once, then each."""
     caption, why = "", list[str]()
-    panels: list[Panel] = []
+    panels: dict[tuple[str, int], Panel] = {}
+    places: dict[str, RunData] = {}
     for index, group in enumerate(groups):
-        found = action_samples(group.runs[0])
+        run = group.runs[0]
+        decoder = str(run.config.get("decoder", {}).get("fingerprint"))
+        found = action_samples(run, places.get(decoder, run))
         if isinstance(found, str):
             why.append(f"Not shown for {group.label}: {found}.")
             continue
+        places.setdefault(decoder, run)
         caption = (
             f"First action of the chunk under {len(found.frozen[0])} noises, the same for all, at states of the warm-up "
             f"({found.coordinates}). Modes are separate clouds: one that empties has been lost."
         )
         for number, (before, after) in enumerate(zip(found.frozen, found.steered, strict=True)):
-            if len(panels) <= number:
+            if (decoder, number) not in panels:
                 start = Series("frozen policy", len(groups), before[:, 0], before[:, 1], kind="cloud")
-                panels.append(Panel(f"state {number + 1}", [start], xlabel="", ylabel=""))
-            panels[number].series.append(Series(group.label, index, after[:, 0], after[:, 1], kind="cloud"))
-    return FigureData("modes", "Modes: actions before and after", " ".join([caption, *why]), panels)
+                panels[decoder, number] = Panel(f"state {number + 1}", [start], xlabel="", ylabel="")
+            panels[decoder, number].series.append(Series(group.label, index, after[:, 0], after[:, 1], kind="cloud"))
+    if len(places) > 1:
+        panels = {key: replace(panel, title=f"{panel.title}, decoder {key[0][:6]}") for key, panel in panels.items()}
+    return FigureData("modes", "Modes: actions before and after", " ".join([caption, *why]), list(panels.values()))
 
 
 def _critics(groups: Sequence[Group]) -> FigureData:
@@ -326,15 +338,21 @@ def _critics(groups: Sequence[Group]) -> FigureData:
 
 
 def _entropy(groups: Sequence[Group]) -> FigureData:
-    def from_first(y: Array) -> Array:
-        first: float = y[~np.isnan(y)][0]
-        return y - first
-
     caption = (
-        "k-nearest-neighbour entropy (k = 3) of the first action of the chunk at fixed states, less its first value. "
-        "The estimate is biased in many dimensions, so only the difference means anything; a fall says that modes are lost."
+        "k-nearest-neighbour entropy (k = 3) of the first action of the chunk at fixed states, less that of the frozen policy "
+        "at the same states under the same noises (of more than four action dimensions the four leading principal components "
+        "of the frozen policy's samples). The estimate is biased in many dimensions, so only the difference means anything; a "
+        "fall says that modes are lost. Actions that coincide are floored at a distance of 1e-6."
     )
-    panel = Panel("action entropy, change in nats", _metric(groups, "action_entropy", from_first), [Level("no change", 0.0)])
+    series = _metric(groups, "action_entropy", less="action_entropy_frozen")
+    old = [
+        group.label
+        for group in groups
+        if not any(np.isfinite(run.column("action_entropy_frozen")[1]).any() for run in group.runs)
+    ]
+    if series and old:
+        caption += f" Not shown, for their records lack the frozen policy's: {', '.join(old)}."
+    panel = Panel("action entropy less the frozen policy's, nats", series, [Level("as the frozen policy", 0.0)])
     return FigureData("entropy", "Action entropy", caption, [panel])
 
 
@@ -352,12 +370,19 @@ def _throughput(groups: Sequence[Group]) -> FigureData:
 
 def _nats(groups: Sequence[Group]) -> list[Level]:
     """The budget's own nats, and beside it what less noise costs."""
-    pairs = {(b, run.quiet_nats) for group in groups for run in group.runs if (b := run.budget_sq) is not None}
+    pairs = {
+        (b, run.quiet_nats) for group in groups for run in group.runs if (b := run.budget_sq) is not None and _shifts_noise(run)
+    }
     return [
         Level(f"budget δ/2{f' + {quiet:.4g} for k < 1' if quiet else ''} = {b / 2 + quiet:.4g} nats", b / 2 + quiet)
         for b, quiet in sorted(pairs)
         if quiet < np.inf
     ]
+
+
+def _shifts_noise(run: RunData) -> bool:
+    """Whether its delta is a divergence: that of a residual on the action is none."""
+    return bool(np.isfinite(run.column("kl_nats")[1]).any()) or not run.metrics
 
 
 def _budgets(groups: Sequence[Group]) -> list[float]:
