@@ -31,12 +31,30 @@ def test_every_cell_of_every_figure_has_settings_that_resolve(name):
 
 def test_a_page_says_what_the_paper_says_and_what_was_measured(tmp_path, monkeypatch, refused):
     small = ",".join(f"{key}={value}" for key, value in TINY.items() if key not in ("quiet", "steps", "width", "depth"))
-    tiny = Reproduction("A toy", "toy", (f"base+t:{small}", f"lpds+t:{small},width=8,depth=1"), ("One goal.",), ("Small.",))
+    tiny = Reproduction(
+        "A toy",
+        "toy",
+        (f"base+t:{small}", f"lpds+t:{small},width=8,depth=1"),
+        ("One goal.",),
+        ("Small.",),
+        metrics=("w_norm", "action_entropy"),
+        tables=(("The floor", ("base+t",)), ("Both", ("base+t", "lpds+t"))),
+    )
     monkeypatch.setitem(REPRODUCTIONS, "tiny", tiny)
     page = reproduce("tiny", tmp_path / "out", seeds=1, steps=400)
     assert "- One goal." in page
     assert "- Small." in page
-    assert "toy: against frozen" in page
+    assert page.count("toy: against frozen") == 2
+    floor, both = page.split("Both:")
+    assert "base+t" in floor
+    assert "\nlpds+t" not in floor
+    assert "\nlpds+t" in both
+    rows = [json.loads(line) for line in (tmp_path / "out/runs/toy/lpds+t/seed0/metrics.jsonl").read_text().splitlines()]
+    norms = [row["w_norm"] for row in rows if row["w_norm"] is not None]
+    change = [row["action_entropy"] - row["action_entropy_frozen"] for row in rows if row["action_entropy"] is not None]
+    wanted = " | ".join(f"{values[0]:.3g} to {values[-1]:.3g}" for values in (norms, change))
+    assert f"| toy, lpds+t | {wanted} |" in both
+    assert "| toy, base+t | - | - |" in both
     assert "![toy-learning.png](toy-learning.png)" in page
     assert (tmp_path / "out" / "README.md").read_text() == page
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]
@@ -47,6 +65,18 @@ def test_a_page_says_what_the_paper_says_and_what_was_measured(tmp_path, monkeyp
     assert again == page
     with refused("unknown figure 'fig3'", "fig2"):
         reproduce("fig3", tmp_path)
+
+
+def test_the_curve_of_the_chain_is_the_chains(tmp_path):
+    """What learns nothing has no warm-up: its curve, its training episodes and its last evaluation are of one policy."""
+    options = {"steps": 200, "eval_every": 100, "eval_episodes": 4, "final_episodes": 4, "quiet": True}
+    lpds.steer("toy", "base", sampler="chain", out=tmp_path / "chain", **options)
+    rows = [json.loads(line) for line in (tmp_path / "chain" / "eval.jsonl").read_text().splitlines()]
+    curve = [row for row in rows if row["kind"] == "curve"]
+    assert {row["scale"] for row in curve} == {1.0}
+    first = [row["return"] for row in curve if row["step"] == 0]
+    opened = lpds.evaluate(lpds.load_policy(tmp_path / "chain"), "toy", episodes=4, seed=curve[0]["seed"])
+    assert opened.returns.tolist() == first
 
 
 def test_the_untrained_chain_is_another_policy_than_the_decoder_and_scale_zero_is_the_decoder(tmp_path):

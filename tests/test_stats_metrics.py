@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from scripted import identity_decoder
 
 import lpds
 from lpds.metrics import TIE_FLOOR, knn_entropy, mode_coverage, mode_shares, share_beyond, typicality
@@ -160,3 +162,32 @@ def found_square(mean_square, size=12):
 
 def test_share_of_states_beyond_the_budget():
     assert share_beyond([0.1, 0.35, 0.36, 2.0], 0.35) == 0.5
+
+
+def test_what_a_run_logs_of_its_latents_is_the_typicality():
+    from lpds.methods.learner import typicality_of
+    from lpds.types import LatentSpec
+
+    shift = torch.linspace(-1.0, 1.0, 3)
+    w = torch.randn(500, 4, 3, generator=torch.Generator().manual_seed(0)) + shift
+    told, wanted = typicality_of(w.flatten(1), LatentSpec((2,), (4, 3), (4, 3))), typicality(w.numpy())
+    assert float(told["w_norm"]) == pytest.approx(wanted.norm, rel=1e-5)
+    assert float(told["w_autocorrelation"]) == pytest.approx(wanted.autocorrelation, rel=1e-4)
+    assert set(typicality_of(w.flatten(1), LatentSpec((2,), (1, 12), (1, 12)))) == {"w_norm"}
+
+
+@pytest.mark.parametrize("actions", [2, 7])
+def test_the_frozen_policys_entropy_is_its_own_and_less_noise_lowers_it(actions):
+    """Actions w: the frozen policy against itself is 0 to the bit, and k < 1 costs d ln k, d the dimensions looked at."""
+    from lpds.diagnose import COMPONENTS, action_entropy, frozen_entropy
+    from lpds.methods.base import BasePolicy
+
+    class Quiet(BasePolicy):
+        def latent(self, obs, eps, scale):
+            return eps * 0.25**scale
+
+    decoder, obs = identity_decoder((1, actions)), torch.zeros(8, 2)
+    frozen = frozen_entropy(Quiet(), decoder, obs)
+    assert action_entropy(BasePolicy(), decoder, obs, frozen) == frozen.entropy
+    less = action_entropy(Quiet(), decoder, obs, frozen) - frozen.entropy
+    assert less == pytest.approx(min(actions, COMPONENTS) * math.log(0.25), abs=1e-4)

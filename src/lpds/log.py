@@ -13,10 +13,10 @@ from lpds.errors import LpdsError
 FORMAT_VERSION = 1
 
 METRIC_KEYS = (
-    "step", "wall_s", "updates", "return_mean", "success", "delta_sq_mean", "delta_sq_p95", "kl_nats", "w_norm", "alpha",
-    "q_action", "q_latent", "td_loss", "distill_loss", "distill_gap_base", "distill_gap_steered", "action_entropy",
-    "action_entropy_frozen",
-    "success_ema", "q_scale", "env_steps_per_s", "updates_per_s",
+    "step", "wall_s", "updates", "return_mean", "success", "delta_sq_mean", "delta_sq_p95", "delta_sq_beyond", "kl_nats",
+    "w_norm", "w_autocorrelation", "alpha", "q_action", "q_latent", "td_loss", "distill_loss", "distill_gap_base",
+    "distill_gap_steered", "action_entropy", "action_entropy_frozen", "success_ema", "q_scale", "env_steps_per_s",
+    "updates_per_s",
 )  # fmt: skip
 """Keys of every row of ``metrics.jsonl``; null where a method has none."""
 

@@ -174,8 +174,15 @@ class Replay:
 
         Returns:
             Every field as [rounds, lanes, ...].
+
+        Raises:
+            LpdsError: so many are not held.
         """
         count = rounds * self.lanes
+        if count > len(self):
+            raise LpdsError(
+                f"{rounds} rounds are asked of a replay that holds {len(self) // self.lanes}: a larger --replay-size is needed"
+            )
         index = (torch.arange(self.inserted - count, self.inserted) % self.capacity).to(self.device)
         return {name: value[index].unflatten(0, (rounds, self.lanes)) for name, value in self._rows.items()}
 

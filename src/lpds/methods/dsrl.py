@@ -41,7 +41,7 @@ from torch import Tensor
 
 from lpds.config import DSRLNASettings, DSRLSACSettings
 from lpds.methods.gaussian import GaussianLatentPolicy, input_scaling
-from lpds.methods.learner import Learner
+from lpds.methods.learner import Learner, typicality_of
 from lpds.methods.state import adam
 from lpds.nn import EnsembleMLP, Scaling, polyak
 from lpds.types import Batch, Decoder, Experience, Metrics, Shape
@@ -149,9 +149,9 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
 
     @torch.no_grad()
     def diagnose(self, batch: Batch, noise: dict[str, Tensor]) -> Metrics:
-        """The norm of the decoded latent."""
+        """Norm and correlation of the decoded latent."""
         a, _ = self.policy.sample(batch.obs, noise["actor"])
-        return {"w_norm": (self.settings.box * a).norm(dim=1).mean()}
+        return typicality_of(self.settings.box * a, self.policy.spec)
 
     @abstractmethod
     def _stored(self, batch: Batch) -> Tensor:

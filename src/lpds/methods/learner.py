@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lpds.methods.state import LearnerState
-from lpds.types import Batch, Decision, Decoder, Experience, Metrics, Policy, Shape
+from lpds.types import Batch, Decision, Decoder, Experience, LatentSpec, Metrics, Policy, Shape
 
 
 class LatentPolicy(ABC):
@@ -30,6 +30,20 @@ class LatentPolicy(ABC):
         """Decode w; see :class:`lpds.types.Policy`."""
         w = self.latent(obs, eps[:, 0], scale)
         return Decision(decoder.decode(decoder.prepare(obs), w), w)
+
+
+def typicality_of(w: Tensor, spec: LatentSpec) -> Metrics:
+    """What tells decoded latents [B, H * L] from draws of the prior, as :func:`lpds.metrics.typicality` has it.
+
+    Their mean norm, and the lag-1 correlation about zero along the chunk, mean over latent columns: 0 for white noise, 1 for a
+    repeated row, left out for chunks of one row.
+    """
+    told = {"w_norm": w.norm(dim=1).mean()}
+    steps = w.unflatten(1, spec.latent_shape)
+    if spec.latent_shape[0] > 1:
+        power = steps.square().mean((0, 1)).clamp(min=1e-12)
+        told["w_autocorrelation"] = ((steps[:, 1:] * steps[:, :-1]).mean((0, 1)) / power).mean()
+    return told
 
 
 P = TypeVar("P", bound=Policy)

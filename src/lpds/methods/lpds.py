@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from lpds.config import LPDSSettings, delta_to_sum
 from lpds.methods.encoder import shifted_pictures
-from lpds.methods.learner import Learner
+from lpds.methods.learner import Learner, typicality_of
 from lpds.methods.shift import ShiftPolicy, open_shift
 from lpds.methods.state import adam
 from lpds.metrics import quiet_nats
@@ -233,10 +233,10 @@ class LPDS(Learner[ShiftPolicy]):
         else:
             at, action = w, self._decode(batch.obs, w)
         gap = self._latent_value(obs, at) - self._value(self.q_action, obs, action)
-        return {
+        return typicality_of(w, self.decoder.spec) | {
             "distill_gap_steered": gap.mean() / self.reward_scale,
             "delta_sq_p95": torch.quantile(norm_sq, 0.95),
-            "w_norm": w.norm(dim=1).mean(),
+            "delta_sq_beyond": (norm_sq > self.delta).float().mean(),
         }
 
     @property

@@ -229,6 +229,7 @@ def _trust(groups: Sequence[Group]) -> FigureData:
     panels = [
         Panel("mean of ‖Δ(s)‖² over states", _metric(groups, "delta_sq_mean"), sums, from_zero=True),
         Panel("95th percentile of ‖Δ(s)‖²", _metric(groups, "delta_sq_p95"), sums, from_zero=True),
+        Panel("share of states beyond δ", _metric(groups, "delta_sq_beyond"), percent=True),
         Panel(f"KL({law} ‖ N(0, I)), nats", _metric(groups, "kl_nats"), nats, from_zero=True),
         Panel("quantiles of ‖Δ(s)‖² over states", quantiles, sums, "share of states below, %", from_zero=True),
     ]
@@ -291,7 +292,13 @@ def _norm(groups: Sequence[Group]) -> FigureData:
         "is one that the decoder has never seen; with the budget spent, the root mean square of ‖w‖ is √(D + δ). "
         "The line is a mean over states, so it moves far less than the band is wide."
     )
-    return FigureData("latent-norm", "Norm of the latent", caption, [Panel("mean of ‖w‖", _metric(groups, "w_norm"), levels)])
+    caption += " The correlation along the chunk is 0 under the prior and 1 for a row that is repeated."
+    norm, correlation = (_metric(groups, key) for key in ("w_norm", "w_autocorrelation"))
+    panels = [
+        Panel("mean of ‖w‖", norm, levels),
+        Panel("lag-1 correlation along the chunk", correlation, [Level("prior", 0.0)]),
+    ]
+    return FigureData("latent-norm", "Norm of the latent", caption, panels)
 
 
 def _modes(groups: Sequence[Group]) -> FigureData:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from lpds.errors import unknown_name
 from lpds.files import write_atomically, write_json
 from lpds.grid import Cell, grid_cells, run_grid
 from lpds.report.compare import CompareReport, compare
+from lpds.report.read import RunData, by_task, group_runs, read_runs
 
 FORMAT_VERSION = 1
+NAMES = {
+    "w_norm": "mean norm of w",
+    "delta_sq_mean": "mean squared norm of Delta",
+    "action_entropy": "action entropy less the frozen policy's, nats",
+}
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,13 @@ class Reproduction:
     """Default budget in primitive steps."""
     figures: tuple[str, ...] = ("learning",)
     """Figures of the report that show it."""
+    metrics: tuple[str, ...] = ()
+    """Metrics whose first and last values stand in a table: what the paper speaks of beside returns."""
+    tables: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Titles of the tables, and the methods that each has; one of all by default."""
 
 
+_FLOOR = ("base", "base+chain", "golden-ticket")
 EQUAL = "updates_per_decision=1"
 BUDGET = (
     "Budgets are far below the published 18 to 160 million steps of dppo, idql and dql: where those are flat, lay it to that."
@@ -45,10 +58,13 @@ REPRODUCTIONS: dict[str, Reproduction] = {
             "base+chain:sampler=chain",
             "golden-ticket",
             "lpds",
-            f"dsrl-na+equal:{EQUAL}",
-            f"dsrl-na+alpha0.3:{EQUAL},temperature=0.3",
-            f"dsrl-sac+equal:{EQUAL}",
             "lpds-a",
+            "dsrl-na",
+            "dsrl-na+alpha0.3:temperature=0.3",
+            "dsrl-sac",
+            f"dsrl-na+equal:{EQUAL}",
+            f"dsrl-na+equal-alpha0.3:{EQUAL},temperature=0.3",
+            f"dsrl-sac+equal:{EQUAL}",
             "dppo",
             "idql",
             "dql",
@@ -62,6 +78,16 @@ REPRODUCTIONS: dict[str, Reproduction] = {
             "Own frozen policies (see their cards), not the public checkpoints; chunk 4, networks 3x256 (Hopper 3x128).",
             "dppo, idql and dql act by the 20-step chain: compare them with base+chain, not with the frozen policy.",
         ),
+        tables=(
+            (
+                "Every method at its released updates per step",
+                (*_FLOOR, "lpds", "lpds-a", "dsrl-na", "dsrl-na+alpha0.3", "dsrl-sac", "dppo", "idql", "dql"),
+            ),
+            (
+                "Off-policy methods at one update a decision",
+                (*_FLOOR, "lpds", "lpds-a", "dsrl-na+equal", "dsrl-na+equal-alpha0.3", "dsrl-sac+equal"),
+            ),
+        ),
     ),
     "fig2": Reproduction(
         "The norm of the latent over training",
@@ -71,6 +97,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         ("The paper does not give the box; 10 and 100 are wide ones.",),
         60_000,
         ("latent-norm", "learning", "entropy"),
+        ("w_norm", "action_entropy"),
     ),
     "ablation": Reproduction(
         "What the Lagrangian and the bound are for",
@@ -89,6 +116,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         ),
         ("The paper's ablation is on Adroit Pen; this one is on Walker2d.",),
         figures=("learning", "entropy", "trust-region"),
+        metrics=("delta_sq_mean", "action_entropy"),
     ),
     "delta": Reproduction(
         "Return against delta",
@@ -96,6 +124,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         tuple(f"lpds+delta{value}:delta={value}" for value in (0.05, 0.1, 0.35, 0.66, 2, 5)),
         ("The result is insensitive to delta between 0.1 and 0.66.",),
         figures=("learning", "entropy", "trust-region"),
+        metrics=("delta_sq_mean", "w_norm", "action_entropy"),
     ),
     "residual": Reproduction(
         "The residual on the noise against the residual on the action",
@@ -149,7 +178,7 @@ def reproduce(
     finished = run_grid(cells, runs or out / "runs", jobs=jobs, say=say)
     report = compare(finished)
     pictures = _pictures(what, finished, out)
-    page = _page(name, what, cells, report, pictures, seeds, budget, len(finished))
+    page = _page(name, what, cells, report, pictures, seeds, budget, finished)
     write_json(out / "summary.json", {"format_version": FORMAT_VERSION, "figure": name, **report.to_json()})
     write_atomically(out / "README.md", lambda stream: stream.write(page.encode()))
     return page
@@ -176,16 +205,44 @@ def _page(
     pictures: Sequence[str],
     seeds: int,
     steps: int,
-    finished: int,
+    runs: Sequence[Path],
 ) -> str:
+    finished = len(runs)
     lines = [f"# {what.title}", "", f"`lpds reproduce {name} --seeds {seeds} --steps {steps}`", ""]
     if finished < len(cells):
         lines += [f"**{finished} of {len(cells)} runs are finished; what is missing is not in the table.**", ""]
     if what.paper:
         lines += ["The paper says:", "", *(f"- {sentence}" for sentence in what.paper), ""]
     lines += ["Measured here (95 % intervals; difference and probability against the frozen policy):", ""]
-    lines += ["```", str(report), "```", ""]
+    for title, methods in what.tables or (("", ()),):
+        rows = tuple(row for row in report.rows if not methods or row.label in ("frozen", *methods))
+        lines += [f"{title}:", ""] if title else []
+        lines += ["```", str(replace(report, rows=rows)), "```", ""]
+    if what.metrics:
+        lines += [*_quantities(what.metrics, runs), ""]
     if what.caveats:
         lines += ["What differs from the paper:", "", *(f"- {sentence}" for sentence in what.caveats), ""]
     lines += [f"![{picture}]({picture})" for picture in pictures]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _quantities(metrics: Sequence[str], runs: Sequence[Path]) -> list[str]:
+    """A table of first and last values, means over seeds; entropy less the frozen policy's."""
+    lines = ["| | " + " | ".join(f"{NAMES.get(key, key)}, first and last" for key in metrics) + " |"]
+    lines.append("|---|" + "---|" * len(metrics))
+    for task, members in by_task(read_runs(runs)).items():
+        for group in group_runs(members):
+            cells = [f"{task}, {group.label}"]
+            for key in metrics:
+                ends = [found for run in group.runs if (found := _ends(run, key)) is not None]
+                cells.append(" to ".join(f"{value:.3g}" for value in np.mean(ends, 0)) if ends else "-")
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _ends(run: RunData, key: str) -> tuple[float, float] | None:
+    values = run.column(key)[1]
+    if key == "action_entropy":
+        values = values - run.column("action_entropy_frozen")[1]
+    values = values[np.isfinite(values)]
+    return (float(values[0]), float(values[-1])) if len(values) else None
