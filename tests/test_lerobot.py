@@ -170,12 +170,27 @@ def test_several_noises_of_a_state_share_what_was_prepared(which, request):
 
 def test_flat_vectors_are_the_frames_one_after_another(state_policy):
     policy, folder = state_policy
-    decoder, flat = load_decoder(f"lerobot:{folder}"), load_decoder(f"lerobot:{folder}", flat=True)
+    decoder, prints = load_decoder(f"lerobot:{folder}"), []
     obs, w = tiny.observation(policy), noise(decoder)
-    vector = torch.cat([obs[tiny.STATE], obs[tiny.ENVIRONMENT]], dim=-1).flatten(1)
-    assert flat.spec.obs_shape == (18,)
-    assert torch.equal(flat(vector, w), decoder(obs, w))
-    assert flat.fingerprint != decoder.fingerprint
+    for order in ((tiny.STATE, tiny.ENVIRONMENT), (tiny.ENVIRONMENT, tiny.STATE)):
+        flat = load_decoder(f"lerobot:{folder}", flat=True, flat_order=",".join(order))
+        vector = torch.cat([obs[key] for key in order], dim=-1).flatten(1)
+        assert flat.spec.obs_shape == (18,)
+        assert torch.equal(flat(vector, w), decoder(obs, w))
+        prints.append(flat.fingerprint)
+    assert len({decoder.fingerprint, *prints}) == 3
+
+
+def test_an_order_that_a_vector_does_not_say_is_asked_for(state_policy):
+    """Gymnasium sorts a dict's keys and LeRobot names them anew: a vector of the right size in the wrong order is silent."""
+    folder = state_policy[1]
+    for order in (None, tiny.STATE, f"{tiny.STATE},{tiny.STATE}"):
+        with pytest.raises(
+            LpdsError, match=f"{tiny.ENVIRONMENT}, {tiny.STATE} end to end, in an order that a vector does not say"
+        ):
+            load_decoder(f"lerobot:{folder}", flat=True, flat_order=order)
+    with pytest.raises(LpdsError, match="flat_order says how flat=True lies"):
+        load_decoder(f"lerobot:{folder}", flat_order=f"{tiny.STATE},{tiny.ENVIRONMENT}")
 
 
 def test_one_observation_needs_no_history_axis(tmp_path):
@@ -401,7 +416,7 @@ def stacked():
 
 
 def test_a_flat_policy_is_steered_and_found_again(state_policy, tmp_path):
-    decoder = load_decoder(f"lerobot:{state_policy[1]}", flat=True)
+    decoder = load_decoder(f"lerobot:{state_policy[1]}", flat=True, flat_order=(tiny.STATE, tiny.ENVIRONMENT))
     out = tmp_path / "run"
     small = {"width": 16, "depth": 1, "batch_size": 8, "warmup_fits": 5, "warmup_steps": 160, "updates_per_decision": 0.5}
     steer(decoder=decoder, env=stacked, steps=320, out=str(out), eval_episodes=2, final_episodes=2, **small)

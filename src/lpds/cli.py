@@ -238,6 +238,9 @@ def _decoder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--flat", action="store_true", default=None, help="one vector in place of a dict (lerobot: without images)"
     )
+    group.add_argument(
+        "--flat-order", metavar="KEY,KEY", help="order of the vectors in --flat, where there are several (lerobot:)"
+    )
     group.add_argument("--instruction", help="what the robot is told (lerobot: pi0, pi05, SmolVLA)")
     group.add_argument("--tokenizer", help="folder of the instruction's tokenizer (lerobot:)")
     group.add_argument("--decoder-device", help="where the policy runs, cuda for instance (lerobot:; default cpu)")

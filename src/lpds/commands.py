@@ -366,6 +366,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         "activation": arguments.decoder_activation,
         "execute": arguments.execute,
         "flat": arguments.flat,
+        "flat_order": arguments.flat_order,
         "task": arguments.instruction,
         "tokenizer": arguments.tokenizer,
         "device": arguments.decoder_device,

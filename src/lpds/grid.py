@@ -31,6 +31,7 @@ NO_SETTINGS = (
     "decoder_activation",
     "execute",
     "flat",
+    "flat_order",
 )
 """Words of the command line that are no fields of the settings."""
 PR_SET_PDEATHSIG = 1

@@ -18,8 +18,6 @@ from lpds.decoders.lerobot.statistics import Processors
 from lpds.errors import LpdsError
 from lpds.types import LatentSpec, Shape
 
-VECTORS = ("observation.state", "observation.environment_state")
-
 
 @dataclass(frozen=True)
 class Options:
@@ -31,6 +29,7 @@ class Options:
     task: str | None = None
     tokenizer: str | Path | None = None
     flat: bool = False
+    flat_order: tuple[str, ...] | None = None
     device: str = "cpu"
 
 
@@ -60,11 +59,18 @@ class LeRobotDecoder(BaseDecoder):
         self._policy = build_policy(folder, config)
         shapes = {self._processors.renamed.get(key, key): shape for key, shape in self._observed().items()}
         obs_shape: Shape | Mapping[str, Shape] = shapes
-        self._vectors = [key for key in VECTORS if key in shapes] + sorted(set(shapes) - set(VECTORS))
+        self._vectors = list(options.flat_order or shapes)
+        if options.flat_order and not options.flat:
+            raise LpdsError("flat_order says how flat=True lies, which was not asked for")
         if options.flat:
             wide = sorted(key for key, shape in shapes.items() if len(shape) > 1 + (self._history() > 1))
             if wide or any(".language." in key for key in shapes):
                 raise LpdsError(f"flat=True takes vectors only; {folder} also needs {wide or 'an instruction (pass task=)'}")
+            if len(shapes) > 1 and (options.flat_order is None or sorted(self._vectors) != sorted(shapes)):
+                raise LpdsError(
+                    f"flat=True puts {', '.join(sorted(shapes))} end to end, in an order that a vector does not say: pass "
+                    "flat_order with all of them, as they lie in a frame of the environment's observation"
+                )
             obs_shape = (sum(math.prod(shape) for shape in shapes.values()),)
         self._shapes = shapes
         self._feature_size: int | None = None
@@ -183,6 +189,7 @@ class LeRobotDecoder(BaseDecoder):
             "task": self._options.task,
             "obs": self._shapes,
             "flat": self._options.flat,
+            **({"flat_order": self._vectors} if self._options.flat and len(self._vectors) > 1 else {}),
             "latent": spec.latent_shape,
             "action": spec.action_shape,
             "start": self._start,
