@@ -182,6 +182,42 @@ def test_success_at_any_step_and_at_the_last():
     silent.close()
 
 
+@pytest.mark.parametrize(
+    ("info", "wanted"),
+    [
+        ({"success": float("nan")}, None),
+        ({"success": None, "is_success": True}, 1.0),
+        ({"success": np.array([False])}, 0.0),
+        ({"success": np.float32(1.0)}, 1.0),
+        ({"is_success": 0}, 0.0),
+        ({"goal": True}, None),
+    ],
+)
+def test_what_an_info_says_of_success(info, wanted):
+    """NaN and None say nothing; the next key is asked."""
+
+    class Says(Scripted):
+        def step(self, action):
+            return (*super().step(action)[:4], info)
+
+    env = lpds.make_env(lambda: Says([([0.0], "terminated")]), 1, 1)
+    env.reset()
+    said = env.step(np.zeros((1, 1, 1), np.float32))[4]["success"][0]
+    assert np.isnan(said) if wanted is None else said == wanted
+
+
+@pytest.mark.parametrize("word", ["False", [True, False]])
+def test_what_is_neither_yes_nor_no_is_a_fault(word, refused):
+    class Says(Scripted):
+        def step(self, action):
+            return (*super().step(action)[:4], {"success": word})
+
+    env = lpds.make_env(lambda: Says([([0.0], "terminated")]), 1, 1)
+    env.reset()
+    with refused("says success =", "neither yes or no nor a number"):
+        env.step(np.zeros((1, 1, 1), np.float32))
+
+
 # -- seeds ---------------------------------------------------------------------------------------------------------------
 
 

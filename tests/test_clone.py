@@ -159,6 +159,36 @@ def test_ranges_of_the_data_and_constant_columns():
     assert float(state.abs().max()) <= 1 + 1e-5
 
 
+def test_a_constant_observation_that_moves_after_all_does_not_explode():
+    """0.82 in all of the data and 0.83 once it acts: 0.02 of a unit width, not ten thousand."""
+    data = two_modes(500)
+    data.obs[:, 0] = 0.82
+    data.obs[::7, 0] += np.float32(6e-8)  # what float32 rounds
+    normaliser = normaliser_of(data)
+    moved = torch.from_numpy(data.obs[:1].copy())
+    moved[0, 0] = 0.83
+    assert float(normaliser.observation(moved)[0, 0]) == pytest.approx(0.02, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"chunk": 0}, "chunk must be positive"),
+        ({"lr": -1.0}, "lr must be positive"),
+        ({"batch_size": 0}, "batch_size must be positive"),
+        ({"steps": -3}, "steps must be positive"),
+        ({"blocks": 0}, "blocks must be positive"),
+        ({"sampler_steps": 21}, "sampler_steps 21 must be at most training_steps 20"),
+        ({"kind": "flow", "solver": "rk4"}, "unknown solver 'rk4'"),
+        ({"ema": 1.0}, "ema 1.0 must be in [0, 1)"),
+        ({"seed": -1}, "seed must be in"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused(changes, words, refused):
+    with refused(words):
+        CloneSettings(**changes)
+
+
 # --- training -------------------------------------------------------------------------------------------------------
 
 

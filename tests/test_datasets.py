@@ -156,3 +156,70 @@ def test_a_robomimic_file_without_rewards_and_one_of_another_layout(tmp_path, re
     (tmp_path / "torn.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n broken")
     with refused("cannot be read"):
         open_data(str(tmp_path / "torn.hdf5"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"episode_lengths": [15, -7]}, "episodes of at least one step"),
+        ({"rewards": np.zeros(5)}, "rewards is [5], expected [8]"),
+        ({"final_obs": np.zeros((2, 3))}, "final_obs is [2, 3], expected [2, 4]"),
+        ({"terminated": np.zeros(3, bool)}, "terminated is [3], expected [2]"),
+        ({"actions": np.zeros(8)}, "must be rows of vectors"),
+        ({"episode_lengths": "three"}, "cannot be read"),
+    ],
+)
+def test_parts_that_do_not_add_up_are_told(tmp_path, raw, refused, fields, says):
+    obs, actions = raw
+    np.savez(tmp_path / "d.npz", **{"obs": obs, "actions": actions, "episode_lengths": LENGTHS, **fields})
+    with refused(str(tmp_path / "d.npz"), says):
+        open_data(str(tmp_path / "d.npz"))
+
+
+def test_ranges_of_another_size_or_for_data_that_need_none(tmp_path, raw, refused):
+    obs, actions = raw
+    np.savez(tmp_path / "n.npz", obs_min=[0.0], obs_max=[1.0], action_min=[0.0], action_max=[1.0])
+    np.savez(tmp_path / "d.npz", states=obs, actions=actions, traj_lengths=LENGTHS)
+    with refused("ranges of 1 states", "[8, 4]"):
+        open_data(str(tmp_path / "d.npz"), tmp_path / "n.npz")
+    np.savez(tmp_path / "own.npz", obs=obs, actions=actions, episode_lengths=LENGTHS)
+    with refused("--normalization is for DPPO's npz"):
+        open_data(str(tmp_path / "own.npz"), tmp_path / "n.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY"])
+def test_an_empty_or_torn_file(tmp_path, refused, content):
+    (tmp_path / "d.npz").write_bytes(content)
+    with refused("cannot be read"):
+        open_data(str(tmp_path / "d.npz"))
+
+
+def test_a_robomimic_file_that_would_be_misread(tmp_path, refused):
+    """Demonstrations of 3, 5 and 2 steps, with one thing wrong in the second."""
+    h5py = pytest.importorskip("h5py", reason="RoboMimic files need h5py")
+
+    def spoilt(name, spoil):
+        robomimic_file(tmp_path / name)
+        with h5py.File(tmp_path / name, "a") as file:
+            spoil(file)
+        return str(tmp_path / name)
+
+    def shorter(file):
+        rows = file["data/demo_2/obs/object"][:4]
+        del file["data/demo_2/obs/object"]
+        file["data/demo_2/obs/object"] = rows
+
+    with refused("rows of demo_2 do not agree", "object 4", "actions 5"):
+        open_data(spoilt("short.hdf5", shorter))
+    with refused("demo_2 has no obs/robot0_eef_pos"):
+        open_data(spoilt("key.hdf5", lambda file: file.pop("data/demo_2/obs/robot0_eef_pos")))
+    with refused("demo_2 has no next_obs/object"):
+        open_data(spoilt("next.hdf5", lambda file: file.pop("data/demo_2/next_obs/object")))
+
+    def blind(file):
+        for number in (0, 2, 10):
+            del file[f"data/demo_{number}/obs/object"]
+
+    with refused("no observation 'object'"):
+        open_data(spoilt("blind.hdf5", blind))
+    assert len(open_data(spoilt("other.hdf5", lambda file: file.create_group("data/demo_x"))).episode_lengths) == 3

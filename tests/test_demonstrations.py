@@ -50,7 +50,7 @@ def test_rows_are_the_semi_markov_transitions_of_every_episode():
 def test_what_cannot_be_rows(refused):
     with refused("have no rewards"):
         demonstration_rows(replace(made_up(), rewards=np.empty(0, np.float32)), SPEC, gamma=0.9, discount="exact")
-    with refused("have no rewards"):
+    with refused("have no terminated"):
         demonstration_rows(replace(made_up(), terminated=np.empty(0, bool)), SPEC, gamma=0.9, discount="exact")
     with refused("3 observations and 2 actions", "2 and 2"):
         demonstration_rows(made_up(size=3), SPEC, gamma=0.9, discount="exact")

@@ -402,3 +402,26 @@ def test_a_replay_that_does_not_fit_is_refused(tmp_path, monkeypatch, refused):
     with refused("replay: 482 decisions", "do not fit into the 0.0001 GB of this machine", "set replay_size to 259 or less"):
         steer(tmp_path / "run")
     steer(tmp_path / "small", replay_size=200)
+
+
+def test_a_fault_in_features_saves_the_run_and_stops_it(tmp_path):
+    """Raised or NaN, in the middle of a run: one line, everything saved, nothing of it in the replay, and it goes on mended."""
+    whole = tmp_path / "whole"
+    steer(whole)
+    for name, spoil in (("raises", "raise"), ("nan", "nan")):
+        calls = [0]
+
+        def features(context, spoil=spoil, calls=calls):
+            calls[0] += 1
+            if calls[0] == 120:
+                if spoil == "raise":
+                    raise ValueError("the camera is gone")
+                return torch.full((len(next(iter(context.values()))), 4), float("nan"))
+            return where(context)
+
+        broken = spot_decoder(features=features)
+        words = "features of decoder .* (raised ValueError: the camera is gone|hold NaN or infinity).*lpds resume"
+        with pytest.raises(DecoderFault, match=words):
+            steer(tmp_path / name, decoder=broken)
+        assert lpds.resume(tmp_path / name, decoder=spot_decoder(), env=Spot, quiet=True).finished
+        assert_same_run(whole, tmp_path / name)

@@ -245,6 +245,15 @@ def test_more_than_may_be_kept_is_kept_alone():
         assert server._contexts.rows == 5
 
 
+def test_nothing_is_kept_of_no_rows():
+    with DecoderServer(sharing([]), max_kept=3) as server, opened(server.address) as remote:
+        none = {key: value[:0] for key, value in seen().items()}
+        for _ in range(3):
+            with pytest.raises(DecoderFault, match="nothing to keep"):
+                remote.decode(remote.prepare(none), noises(0))
+        assert not server._contexts._kept
+
+
 def test_a_context_holds_what_was_seen_though_the_callers_buffer_is_filled_anew():
     buffer = {key: value.numpy().copy() for key, value in seen().items()}
     w = noises(5)

@@ -22,7 +22,7 @@ from lpds.methods.base import BasePolicy
 from lpds.passport import make_passport
 from lpds.policy import SteeredPolicy, find_decoder, load_policy
 from lpds.registry import METHOD_SETTINGS, TASKS, resolve
-from lpds.session import Run, build_learner, build_runner, drive, read_demonstrations
+from lpds.session import Run, at_home, build_learner, build_runner, drive, read_demonstrations
 from lpds.types import Decoder
 from lpds.zoo import load_decoder
 
@@ -69,6 +69,7 @@ def steer(
     chosen = resolve_task(task, decoder, env)
     named = resolve_preset(preset, method, task)
     run_settings, method_settings = resolve_settings(chosen, method, settings, named)
+    run_settings = at_home(run_settings)
     frozen = _as_decoder(decoder if decoder is not None else named.decoders.get(chosen.name, chosen.decoder))
     chosen_env: EnvLike = env if env is not None else chosen.env
     name = chosen.name.replace(":", "-")

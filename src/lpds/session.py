@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,10 @@ def build_learner(
 
 
 def read_demonstrations(settings: RunSettings, method: str, learner: Method, decoder: Decoder) -> dict[str, Tensor] | None:
-    """Rows of the demonstrations that the settings name; ``None`` if they name none."""
+    """Rows of the demonstrations that the settings name; ``None`` if they name none.
+
+    A relative path is one from the working folder; a run keeps it from the root (:func:`at_home`).
+    """
     if not settings.demos:
         return None
     if learner.extras:
@@ -96,6 +99,13 @@ def read_demonstrations(settings: RunSettings, method: str, learner: Method, dec
         discount=settings.discount,
         reward_offset=settings.reward_offset,
     )
+
+
+def at_home(settings: RunSettings) -> RunSettings:
+    """The settings with the demonstrations' place written so that a run which is resumed elsewhere finds them."""
+    if not settings.demos or ":" in settings.demos:
+        return settings
+    return replace(settings, demos=str(Path(settings.demos).resolve()))
 
 
 def build_runner(

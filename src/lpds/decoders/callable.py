@@ -38,8 +38,7 @@ class CallableDecoder(BaseDecoder):
         """What the user's functions share; the observations themselves by default."""
         if self._prepare is None:
             return obs
-        with torch.no_grad():
-            return self._prepare(obs)
+        return self._guarded("prepare", self._prepare, obs)
 
     @property
     def feature_size(self) -> int | None:
@@ -50,11 +49,22 @@ class CallableDecoder(BaseDecoder):
         """Call the user's function on the context; an array or a tensor of [B, F] must come back."""
         if self._features is None:
             return super().features(context)
-        with torch.no_grad():
-            found = torch.as_tensor(self._features(context)).detach().to(torch.float32)
+        function = self._features
+        found: Tensor = self._guarded("features", lambda x: torch.as_tensor(function(x)).detach().to(torch.float32), context)
         if found.ndim != 2 or found.shape[1] != self.feature_size:
             raise LpdsError(f"the features of decoder {self.name!r} are {list(found.shape)}, expected [B, {self.feature_size}]")
+        if not bool(torch.isfinite(found).all()):
+            raise DecoderFault(f"the features of decoder {self.name!r} hold NaN or infinity")
         return found
+
+    def _guarded(self, what: str, call: Callable[[Any], Any], value: Any) -> Any:
+        try:
+            with torch.no_grad():
+                return call(value)
+        except LpdsError:
+            raise
+        except Exception as error:
+            raise DecoderFault(f"{what} of decoder {self.name!r} raised {one_line(error)}") from error
 
     def __call__(self, obs: Any, w: Tensor) -> Tensor:
         """Decode a batch; see :meth:`BaseDecoder.__call__`. NaN are handed back, for one to see where they are."""

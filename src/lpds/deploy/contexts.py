@@ -33,7 +33,7 @@ class Contexts:
         return sum(kept.rows for kept in self._kept.values())
 
     def make_room(self, rows: int) -> None:
-        """Let go of what would be too much beside so many new rows; they may be more than all that is kept."""
+        """Let go of what would be too much beside so many new rows, which may be more than all that is kept."""
         while self._kept and self.rows + rows > self._most:
             self._kept.popitem(last=False)
 

@@ -169,6 +169,8 @@ class DecoderServer:
         obs, rows = self._observation(request["observation"], request.get("unit", []))
         if noises is not None:
             self._fit(rows, noises, times)
+        if keep and not rows:
+            raise WireError("shape", "no rows of observations, so nothing to keep")
         if keep:
             self._contexts.make_room(rows)
         return Kept(decoder.prepare(obs), rows, owner)

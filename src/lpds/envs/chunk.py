@@ -26,6 +26,8 @@ EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 Array = npt.NDArray[Any]
 
 DISCOUNTS = ("exact", "dsrl")
+SUCCESS_KEYS = ("success", "is_success")
+"""Where a step's info says whether the task is done; the first that says anything counts."""
 
 
 def chunk_return(
@@ -276,8 +278,24 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         lane.obs = obs
         self._check_finite(index, obs, "the observation")
         self._check_finite(index, reward, "the reward")
-        says = info.get("success", info.get("is_success"))
-        return float(reward), bool(terminated), bool(truncated), None if says is None else bool(says)
+        return float(reward), bool(terminated), bool(truncated), self._success(index, info)
+
+    def _success(self, index: int, info: dict[str, Any]) -> bool | None:
+        """What the environment says of success; None where it says nothing, which NaN is, too."""
+        for key in SUCCESS_KEYS:
+            says = info.get(key)
+            if says is None:
+                continue
+            found = np.asarray(says)
+            if found.size != 1 or found.dtype.kind not in "biuf":
+                lane = self._lanes[index]
+                raise EnvironmentFault(
+                    f"{self.name} says {key} = {says!r}, which is neither yes or no nor a number "
+                    f"(sub-environment {index}, episode seed {lane.seed}, step {lane.steps})"
+                )
+            if not np.isnan(float(found.item())):
+                return bool(found.item())
+        return None
 
     def _guarded(self, index: int, call: Callable[[], Any]) -> Any:
         try:

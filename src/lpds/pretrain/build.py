@@ -12,7 +12,7 @@ import numpy as np
 
 from lpds.decoders.base import BaseDecoder
 from lpds.decoders.store import save_decoder
-from lpds.errors import LpdsError, unknown_name
+from lpds.errors import LpdsError, one_line, unknown_name
 from lpds.files import write_json
 from lpds.pretrain.clone import CloneSettings, clone
 from lpds.pretrain.datasets import open_data
@@ -59,6 +59,14 @@ def pretrain(
     """
     recipe, changes = ZOO.get(name), dict(changes or {})
     demonstrations = open_data(data, normalization)
+    task = task or (recipe.task if recipe is not None and env is None else None)
+    measured = bool(episodes and (task or env))
+    if measured:  # before the training, not after it
+        _check_env(demonstrations, task, env)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LpdsError(f"{out} cannot be written: {one_line(error)}") from None
     if changes.get("kind") in MAKERS:
         make = resolve("kind", MAKERS, changes.pop("kind"))
         decoder, training = make(demonstrations, changes, out, instruction, progress)
@@ -76,8 +84,7 @@ def pretrain(
         "fingerprint": decoder.fingerprint,
         "return": None,
     }
-    task = task or (recipe.task if recipe is not None and env is None else None)
-    if episodes and (task or env):
+    if measured:
         card |= _level(decoder, task, env, episodes)
     write_json(out / "card.json", card)
     return card
@@ -104,21 +111,38 @@ def _clone(
     return decoder, asdict(settings)
 
 
+def _check_env(data: Demonstrations, task: str | None, env: str | None) -> None:
+    """Refuse an environment that is not there, or that is not the data's."""
+    from lpds.api import resolve_task
+    from lpds.envs.build import make_env
+
+    found = make_env(env or resolve_task(task, None, None).env, 1, 1)
+    try:
+        space, action = found.single_observation_space, found.primitive_action_space.shape
+        if space.shape is not None and (space.shape, action) != (data.obs.shape[1:], data.actions.shape[1:]):
+            raise LpdsError(
+                f"the data have {data.obs.shape[1]} observations and {data.actions.shape[1]} actions, but {found.name} has "
+                f"{list(space.shape)} and {list(action or ())}: name another --task or --env, or --episodes 0 for none"
+            )
+    finally:
+        found.close()
+
+
 def data_card(name: str, data: Demonstrations) -> dict[str, Any]:
-    """What the data were: the recipe, and how they came out."""
+    """What the data were, and how they came out; where they came from only if they say so themselves."""
     facts: dict[str, Any] = {"transitions": len(data.obs), "episodes": len(data.episode_lengths)}
     returns = data.episode_returns
-    if not np.isnan(returns).all():
+    if np.isfinite(returns).all():
         facts |= {"return_mean": float(returns.mean()), "return_std": float(returns.std())}
-    if name in ZOO and ZOO[name].data in DATA:
-        recipe = DATA[ZOO[name].data]
+    if data.recipe in DATA:
+        recipe = DATA[data.recipe]
         facts |= {"env": recipe.env, "seed": recipe.seed, "sources": [asdict(source) for source in recipe.sources]}
         sums = [float(returns[data.episode_source == index].mean()) for index in range(len(recipe.sources))]
         facts |= {"return_by_source": sums}
-    elif name in ZOO and ZOO[name].data in SCRIPTED:
-        script = SCRIPTED[ZOO[name].data]
+    elif data.recipe in SCRIPTED:
+        script = SCRIPTED[data.recipe]
         facts |= {"env": script.env, "expert": script.expert, "episodes_by_mode": np.bincount(data.episode_source).tolist()}
-    elif name in ZOO:
+    elif data.recipe:
         facts |= {"recipe": "lpds.pretrain.recipes:toy_data", "seed": 0}
     return facts
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lpds.checks import check_seed, choose, positive
 from lpds.decoders.base import BaseDecoder, MinMaxNormaliser
 from lpds.decoders.diffusion import DiffusionDecoder, DiffusionSampler, cosine_alphas_cumprod
 from lpds.decoders.flow import TIME_SCALE, FlowDecoder, FlowSampler
@@ -16,6 +17,9 @@ from lpds.decoders.network import DenoisingMLP, NetworkShape
 from lpds.errors import LpdsError
 from lpds.pretrain.experts import Demonstrations
 from lpds.types import LatentSpec
+
+NARROWEST = 1e-6
+"""Width of a column, beside its size, below which it is taken for constant: about what float32 rounds."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,43 @@ class CloneSettings:
     """DDIM steps or ODE steps of the shipped sampler."""
     solver: str = "euler"
 
+    def __post_init__(self) -> None:
+        choose("decoder kind", self.kind, ("diffusion", "flow", "pi0"))
+        choose("solver", self.solver, ("euler", "midpoint", "heun"))
+        names = (
+            "chunk",
+            "width",
+            "blocks",
+            "time_size",
+            "steps",
+            "batch_size",
+            "lr",
+            "lr_final",
+            "training_steps",
+            "sampler_steps",
+        )
+        positive(self, *names)
+        if not (0.0 <= self.ema < 1.0 and 0.0 <= self.weight_decay < math.inf):
+            raise LpdsError(f"ema {self.ema} must be in [0, 1), weight_decay {self.weight_decay} finite and not negative")
+        if self.kind == "diffusion" and self.sampler_steps > self.training_steps:
+            raise LpdsError(f"sampler_steps {self.sampler_steps} must be at most training_steps {self.training_steps}")
+        check_seed("seed", self.seed)
+
 
 def normaliser_of(data: Demonstrations) -> MinMaxNormaliser:
-    """Ranges of the data; a constant action column gets unit width, so that decoding can be undone."""
+    """Ranges of the data.
+
+    A constant column gets unit width: of actions, so that decoding can be undone, and of observations, since over a width of
+    rounding anything that moves after all would be thousands to the network.
+    """
     obs, actions = torch.from_numpy(data.obs), torch.from_numpy(data.actions)
-    low, high = actions.amin(0), actions.amax(0)
-    flat = (high - low) < 1e-6
-    return MinMaxNormaliser(obs.amin(0), obs.amax(0), torch.where(flat, low - 0.5, low), torch.where(flat, high + 0.5, high))
+    return MinMaxNormaliser(*_range(obs), *_range(actions))
+
+
+def _range(rows: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = rows.amin(0), rows.amax(0)
+    flat = (high - low) < NARROWEST * torch.clamp(torch.maximum(low.abs(), high.abs()), min=1.0)
+    return torch.where(flat, low - 0.5, low), torch.where(flat, high + 0.5, high)
 
 
 def chunk_starts(data: Demonstrations, chunk: int) -> Tensor:
@@ -112,8 +146,7 @@ def clone(
     Raises:
         LpdsError: an unknown kind, or episodes shorter than a chunk.
     """
-    if settings.kind not in ("diffusion", "flow"):
-        raise LpdsError(f"unknown decoder kind {settings.kind!r} (choices: diffusion, flow, pi0)")
+    choose("decoder kind", settings.kind, ("diffusion", "flow"))
     generator = torch.Generator().manual_seed(settings.seed)
     normaliser = normaliser_of(data)
     obs = normaliser.observation(torch.from_numpy(data.obs))

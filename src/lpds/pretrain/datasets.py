@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lpds.decoders.dppo import load_normaliser
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, one_line
 from lpds.pretrain.experts import Demonstrations
 from lpds.pretrain.lerobot_dataset import open_lerobot
 from lpds.pretrain.robomimic import open_robomimic
@@ -25,6 +26,8 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
     Raises:
         LpdsError: the file is missing, broken or of no known layout, or lengths do not add up.
     """
+    if normalization is not None and (reference.startswith("minari:") or Path(reference).suffix != ".npz"):
+        raise LpdsError(f"--normalization is for DPPO's npz; {reference} is in environment units")
     if reference.startswith("minari:"):
         return _from_minari(reference.removeprefix("minari:"))
     path = Path(reference)
@@ -37,8 +40,11 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
     try:
         with np.load(path, allow_pickle=False) as arrays:
             fields = {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise LpdsError(f"dataset {path} cannot be read: {error}") from None
+    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise LpdsError(f"dataset {path} cannot be read: {one_line(error)}") from None
+    own = {"obs", "actions", "episode_lengths"} <= fields.keys()
+    if own and normalization is not None:
+        raise LpdsError(f"--normalization is for DPPO's npz; {path} is in environment units")
     if {"obs", "actions", "episode_lengths"} <= fields.keys():
         obs, actions, lengths = fields["obs"], fields["actions"], fields["episode_lengths"]
     elif {"states", "actions", "traj_lengths"} <= fields.keys():
@@ -46,6 +52,11 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
         if normalization is None:
             raise LpdsError(f"{path} is DPPO data, scaled to [-1, 1]: pass --normalization with its ranges")
         ranges = {name: value.numpy() for name, value in load_normaliser(normalization).tensors().items()}
+        for what, array, low in (("states", obs, "obs_min"), ("actions", actions, "action_min")):
+            if array.ndim != 2 or array.shape[1] != len(ranges[low]):
+                raise LpdsError(
+                    f"{normalization} has ranges of {len(ranges[low])} {what}, {path} has them as {list(array.shape)}"
+                )
         obs = (obs + 1) / 2 * (ranges["obs_max"] - ranges["obs_min"] + 1e-6) + ranges["obs_min"]
         actions = (actions + 1) / 2 * (ranges["action_max"] - ranges["action_min"]) + ranges["action_min"]
     else:
@@ -53,8 +64,16 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
             f"dataset {path} has {', '.join(sorted(fields))}; expected obs, actions, episode_lengths (own) or "
             "states, actions, traj_lengths (DPPO)"
         )
+    try:
+        data = _own(fields, obs, actions, lengths)
+    except (ValueError, TypeError) as error:
+        raise LpdsError(f"dataset {path} cannot be read: {one_line(error)}") from None
+    return _checked(data, str(path))
+
+
+def _own(fields: dict[str, Any], obs: Any, actions: Any, lengths: Any) -> Demonstrations:
     episodes = len(lengths)
-    data = Demonstrations(
+    return Demonstrations(
         obs=np.asarray(obs, np.float32),
         actions=np.asarray(actions, np.float32),
         episode_lengths=np.asarray(lengths, np.int64),
@@ -65,8 +84,8 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
         terminated=np.asarray(fields.get("terminated", np.empty(0)), np.bool_),
         image=np.asarray(fields.get("image", np.empty(0)), np.uint8),
         image2=np.asarray(fields.get("image2", np.empty(0)), np.uint8),
+        recipe=str(fields.get("recipe", "")),
     )
-    return _checked(data, str(path))
 
 
 def _from_minari(name: str) -> Demonstrations:
@@ -79,8 +98,9 @@ def _from_minari(name: str) -> Demonstrations:
     except (FileNotFoundError, ValueError) as error:
         raise LpdsError(f"Minari dataset {name!r} is not on this machine ({error}); fetch it: minari download {name}") from None
     episodes = list(dataset.iterate_episodes())
-    if not episodes or not isinstance(episodes[0].observations, np.ndarray):
-        raise LpdsError(f"Minari dataset {name!r} has no episodes with array observations")
+    arrays = [part for episode in episodes for part in (episode.observations, episode.actions)]
+    if not arrays or not all(isinstance(part, np.ndarray) and part.ndim == 2 for part in arrays):
+        raise LpdsError(f"Minari dataset {name!r} has no episodes with vectors as observations and as actions")
     data = Demonstrations(
         # one observation more than actions: the last one is where the episode ended
         obs=np.concatenate([episode.observations[:-1] for episode in episodes]).astype(np.float32),
@@ -96,11 +116,29 @@ def _from_minari(name: str) -> Demonstrations:
 
 
 def _checked(data: Demonstrations, name: str) -> Demonstrations:
-    if not len(data.obs) == len(data.actions) == int(data.episode_lengths.sum()):
+    """Refuse what does not add up: later it would shift rows against each other without a word."""
+    steps, episodes = len(data.obs), len(data.episode_lengths)
+    if data.obs.ndim != 2 or data.actions.ndim != 2:
+        shapes = f"observations {list(data.obs.shape)} and actions {list(data.actions.shape)}"
+        raise LpdsError(f"dataset {name}: {shapes} must be rows of vectors")
+    if not steps == len(data.actions) == int(data.episode_lengths.sum()):
         raise LpdsError(
-            f"dataset {name}: {len(data.obs)} observations, {len(data.actions)} actions and episodes of "
+            f"dataset {name}: {steps} observations, {len(data.actions)} actions and episodes of "
             f"{int(data.episode_lengths.sum())} steps do not agree"
         )
+    if not episodes or data.episode_lengths.min() < 1:
+        raise LpdsError(f"dataset {name} needs episodes of at least one step each")
+    # each is there in full, or not at all
+    sizes: dict[str, tuple[tuple[int, ...], list[tuple[int, ...]]]] = {
+        "rewards": (data.rewards.shape, [(steps,), (0,)]),
+        "terminated": (data.terminated.shape, [(episodes,), (0,)]),
+        "episode_returns": (data.episode_returns.shape, [(episodes,)]),
+        "episode_source": (data.episode_source.shape, [(episodes,)]),
+        "final_obs": (data.final_obs.shape, [(episodes, data.obs.shape[1]), (0, 0), (0,)]),
+    }
+    for field, (shape, choices) in sizes.items():
+        if shape not in choices:
+            raise LpdsError(f"dataset {name}: {field} is {list(shape)}, expected {list(choices[0])}")
     if not all(np.isfinite(part).all() for part in (data.obs, data.actions, data.rewards, data.final_obs)):
         raise LpdsError(f"dataset {name} holds NaN or infinity")
     return data

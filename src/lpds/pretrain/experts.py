@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -157,12 +158,15 @@ class Demonstrations:
     image2: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     """[N, H, W, 3], the same of the camera on the wrist (``observation.images.image2``)."""
 
+    recipe: str = ""
+    """Which of the project's own recipes made them; empty for everything else."""
+
     def save(self, path: Path) -> None:
         """Write the project's own npz layout (one array per field, no pickle; pictures only where there are any)."""
         from lpds.files import write_atomically
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        fields: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in self.__dataclass_fields__}
         fields = {name: array for name, array in fields.items() if array.size or not name.startswith("image")}
         write_atomically(path, lambda stream: np.savez_compressed(stream, **fields))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,5 +45,6 @@ def human_demonstrations(path: Path) -> Demonstrations:
 def joined(first: Demonstrations, second: Demonstrations) -> Demonstrations:
     """One dataset of two; the second's episodes count as one more source."""
     moved = replace(second, episode_source=second.episode_source + first.episode_source.max() + 1)
-    fields = {name: np.concatenate([getattr(first, name), getattr(moved, name)]) for name in first.__dataclass_fields__}
+    names = [name for name in first.__dataclass_fields__ if name != "recipe"]
+    fields: dict[str, Any] = {name: np.concatenate([getattr(first, name), getattr(moved, name)]) for name in names}
     return Demonstrations(**fields)

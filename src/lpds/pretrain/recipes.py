@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,18 @@ def make_data(
             environment that has no cameras to observe.
     """
     name = ZOO[name].data if name in ZOO else name
+    return replace(_make(name, experts, progress, episodes, seed, cameras, say), recipe=name)
+
+
+def _make(
+    name: str,
+    experts: Path | None,
+    progress: Callable[[int, int], None] | None,
+    episodes: int | None,
+    seed: int | None,
+    cameras: int | None,
+    say: Callable[[str], None] | None,
+) -> Demonstrations:
     if cameras is not None and not name.startswith("libero-90:"):
         raise LpdsError(f"--cameras is for LIBERO's tasks; the observations of {name!r} have no pictures")
     if name in SCRIPTED:

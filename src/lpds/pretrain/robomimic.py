@@ -41,7 +41,8 @@ def open_robomimic(path: Path, keys: Sequence[str] | None = None) -> Demonstrati
 
 
 def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
-    names = [name for name in file.get("data", {}) if name.startswith("demo_")]
+    data = file.get("data")
+    names = [name for name in (data if hasattr(data, "keys") else ()) if name.removeprefix("demo_").isdigit()]
     names.sort(key=lambda name: int(name.removeprefix("demo_")))
     demos = [file["data"][name] for name in names]
     if not demos or "obs" not in demos[0] or "actions" not in demos[0]:
@@ -51,13 +52,26 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
     missing = [key for key in chosen if key not in there]
     if missing or not chosen:
         raise LpdsError(f"dataset {path} has no observation {missing or KEYS}; it has {', '.join(there)}")
+    if keys is None and "object" not in there:
+        raise LpdsError(
+            f"dataset {path} has no observation 'object': without it a policy does not see what it handles (low_dim?)"
+        )
+    for name, demo in zip(names, demos, strict=True):
+        for where in ("obs", "next_obs"):
+            lost = [key for key in chosen if key not in demo[where]] if where in demo else []
+            if lost or (where not in demo and where == "obs"):
+                raise LpdsError(f"dataset {path}: {name} has no {where}/{(lost or chosen)[0]}")
+        rows = {key: len(demo["obs"][key]) for key in chosen} | {w: len(demo[w]) for w in ("actions", "rewards") if w in demo}
+        if "actions" not in rows or len(set(rows.values())) > 1 or not rows["actions"]:
+            said = ", ".join(f"{key} {count}" for key, count in rows.items())
+            raise LpdsError(f"dataset {path}: the rows of {name} do not agree ({said})")
 
     def observation(group: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
         parts = [np.asarray(group[key], np.float32) for key in chosen]
         return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
     def every(what: str) -> bool:
-        return all(what in demo for demo in demos)
+        return all(what in demo and len(demo[what]) for demo in demos)
 
     rewards = [np.asarray(demo["rewards"], np.float32) for demo in demos] if every("rewards") else []
     return Demonstrations(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,8 +36,15 @@ def demonstration_rows(
     Raises:
         LpdsError: no rewards in the data, or sizes that are not the decoder's.
     """
-    if len(data.rewards) != len(data.obs) or not len(data.final_obs) == len(data.terminated) == len(data.episode_lengths):
-        raise LpdsError("the demonstrations have no rewards, final_obs and terminated: write them again with lpds demos")
+    wanted = {"rewards": len(data.obs), "final_obs": len(data.episode_lengths), "terminated": len(data.episode_lengths)}
+    missing = [name for name, count in wanted.items() if len(getattr(data, name)) != count]
+    if missing:
+        raise LpdsError(
+            f"the demonstrations have no {', '.join(missing)} (learning needs every transition's reward, and where and how "
+            "every episode ended); a RoboMimic file has them with next_obs, data of lpds demos do"
+        )
+    if isinstance(spec.obs_shape, Mapping):
+        raise LpdsError("demonstrations of vectors cannot serve a decoder that observes a dict")
     sizes = (data.obs.shape[1], data.actions.shape[1])
     if sizes != (spec.obs_size, spec.action_shape[1]):
         raise LpdsError(

@@ -119,6 +119,7 @@ def _split(obs: Any) -> tuple[FloatArray, dict[str, npt.NDArray[np.uint8]]]:
 
 def _demonstrations(kept: list[_Episode]) -> Demonstrations:
     pictures = [one for episode in kept for one in episode.pictures]
+    filmed: dict[str, Any] = {name: np.stack([one[name] for one in pictures]) for name in pictures[0]}
     return Demonstrations(
         obs=np.concatenate([episode.obs[:-1] for episode in kept]),
         actions=np.concatenate([episode.actions for episode in kept]),
@@ -129,5 +130,5 @@ def _demonstrations(kept: list[_Episode]) -> Demonstrations:
         final_obs=np.stack([episode.obs[-1] for episode in kept]),
         # the recording stops, the episode would go on to its horizon
         terminated=np.zeros(len(kept), np.bool_),
-        **{name: np.stack([one[name] for one in pictures]) for name in pictures[0]},
+        **filmed,
     )
