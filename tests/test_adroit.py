@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -62,6 +63,15 @@ def test_a_short_episode_says_success_or_not_and_ends_at_its_horizon(task):
     report = lpds.evaluate(decoder, f"adroit-{task}", episodes=2)
     assert report.lengths.tolist() == [SIZES[task][2]] * 2
     assert set(report.successes) <= {0.0, 1.0}
+
+
+def test_an_adroit_release_that_says_no_success_is_an_error(refused):
+    from lpds.envs.adroit import _SaysSuccess
+
+    env = _SaysSuccess(gymnasium.make("Pendulum-v1"))
+    env.reset(seed=0)
+    with refused("info has no 'success'"):
+        env.step(env.action_space.sample())
 
 
 def test_presets_have_the_papers_delta_where_it_is_known():

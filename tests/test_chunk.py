@@ -206,6 +206,18 @@ def test_what_an_info_says_of_success(info, wanted):
     assert np.isnan(said) if wanted is None else said == wanted
 
 
+def test_an_episode_may_end_at_its_first_success():
+    """Rewards above a half are successes; what comes after is not executed, and nothing is bootstrapped."""
+    script = [([0.0, 0.2, 1.0, 0.0, 0.0], "truncated"), ([0.0, 0.1], "truncated")]
+    env = lpds.make_env(lambda: Scripted(script), 1, 4, end_at_success=True)
+    env.reset()
+    _, _, terminated, truncated, info = env.step(np.zeros((1, 4, 1), np.float32))
+    assert (info["k"][0], bool(terminated[0]), bool(truncated[0]), info["success_last"][0]) == (3, True, False, 1.0)
+    _, _, terminated, truncated, info = env.step(np.zeros((1, 4, 1), np.float32))
+    assert (info["k"][0], bool(terminated[0]), bool(truncated[0])) == (2, False, True)
+    assert env.success_key == "success"
+
+
 @pytest.mark.parametrize("word", ["False", [True, False]])
 def test_what_is_neither_yes_nor_no_is_a_fault(word, refused):
     class Says(Scripted):

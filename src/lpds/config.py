@@ -249,6 +249,8 @@ class RunSettings:
     that the returns to go deviate by 10."""
     reward_offset: float = 0.0
     """Added to every primitive reward in the losses only."""
+    end_at_success: bool = False
+    """Training episodes end for good at the first success; evaluations go on as the environment does."""
     replay_size: int = 1_000_000
     """Decisions kept."""
     demos: str = ""

@@ -18,7 +18,7 @@ from lpds.compact import as_learned
 from lpds.config import RunSettings
 from lpds.diagnose import SHOWN, FrozenEntropy, action_entropy, frozen_entropy, probe_rows
 from lpds.envs.build import EnvLike, make_env, make_eval_env
-from lpds.errors import RunFault
+from lpds.errors import LpdsError, RunFault
 from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.log import METRIC_KEYS, Display, JsonLines, TensorBoard
 from lpds.policy import save_policy, save_states
@@ -58,7 +58,7 @@ class Runner:
         self._env, self._generator, self._device, self._display = env, generator, device, display
         c, chunk = settings, decoder.spec.action_shape[0]
         self.collector = Collector(
-            make_env(env, c.num_envs, chunk, c.seed),
+            make_env(env, c.num_envs, chunk, c.seed, end_at_success=c.end_at_success),
             decoder,
             seed=c.seed,
             gamma=c.gamma,
@@ -123,6 +123,8 @@ class Runner:
                     self.save()
                     return False
                 rows, records, taken = self.collector.step(self.method.behaviour, self._scale, self.method.target)
+                if not self.step:
+                    self._tell_success()
                 self.replay.insert(rows)
                 self.step += taken
                 self._record(records)
@@ -173,6 +175,15 @@ class Runner:
             for metrics in self.method.learn(self, updates):
                 self._sum(metrics)
                 self.updates += 1
+
+    def _tell_success(self) -> None:
+        key = self.collector.env.success_key
+        if key is not None:
+            self._display.say(f"success: what the environment's info calls {key!r}, at any step of an episode")
+        elif self.c.end_at_success:
+            raise LpdsError(f"end_at_success: {self.collector.env.name} says nothing of success in its info")
+        else:
+            self._display.say("success: the environment says nothing of it")
 
     def _reward_scale(self, returns: Tensor) -> float:
         """What makes the warm-up's returns [N] deviate by :data:`RETURN_STD`; 1 where they do not vary."""

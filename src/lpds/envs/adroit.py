@@ -49,4 +49,15 @@ def _make(task: str, horizon: int, render_mode: str | None) -> gymnasium.Env[Any
     name = f"AdroitHand{task}-v1"
     if name not in gymnasium.registry:
         gymnasium.register_envs(gymnasium_robotics)
-    return gymnasium.make(name, max_episode_steps=horizon, render_mode=render_mode)
+    return _SaysSuccess(gymnasium.make(name, max_episode_steps=horizon, render_mode=render_mode))
+
+
+class _SaysSuccess(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Refuses a step that does not say whether the task is done: a release that called it otherwise would count none."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As the environment's own."""
+        found = self.env.step(action)
+        if SUCCESS_KEY not in found[4]:
+            raise LpdsError(f"the environment's info has no {SUCCESS_KEY!r}, only {', '.join(found[4]) or 'nothing'}")
+        return found

@@ -69,6 +69,7 @@ def make_env(
     *,
     evaluation: bool = False,
     autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
+    end_at_success: bool = False,
 ) -> ChunkedVectorEnv:
     """Make a Gymnasium vector environment over action chunks.
 
@@ -79,6 +80,7 @@ def make_env(
         seed: every reset is seeded from (seed, sub-environment, episode).
         evaluation: take the resets from the evaluation stream, which never meets the training one.
         autoreset: Gymnasium's autoreset mode.
+        end_at_success: end an episode for good at its first successful step.
 
     Returns:
         See :class:`ChunkedVectorEnv`.
@@ -100,7 +102,8 @@ def make_env(
     def build() -> gymnasium.Env[Any, Any]:
         return ready.pop() if ready else factory()
 
-    return ChunkedVectorEnv(build, num_envs, chunk, seed=seed, evaluation=evaluation, autoreset=autoreset, name=name)
+    options: dict[str, Any] = {"evaluation": evaluation, "autoreset": autoreset, "end_at_success": end_at_success}
+    return ChunkedVectorEnv(build, num_envs, chunk, seed=seed, name=name, **options)
 
 
 def make_eval_env(env: EnvLike, num_envs: int, chunk: int) -> ChunkedVectorEnv:

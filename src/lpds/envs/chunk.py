@@ -118,6 +118,7 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         evaluation: bool = False,
         autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
         name: str = "environment",
+        end_at_success: bool = False,
     ) -> None:
         """Build the sub-environments.
 
@@ -129,6 +130,7 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
             evaluation: draw the resets from the evaluation stream.
             autoreset: same-step (as learning uses it), next-step or disabled, as Gymnasium defines them.
             name: for messages.
+            end_at_success: end an episode for good at the first step that the environment calls a success.
 
         Raises:
             LpdsError: the action space is not a Box of one axis, or a count is not positive.
@@ -141,6 +143,9 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         if not isinstance(box, gymnasium.spaces.Box) or len(box.shape) != 1:
             raise LpdsError(f"{name} has action space {box}; steering needs a Box with one axis")
         self.name, self.num_envs, self.chunk = name, num_envs, chunk
+        self._end_at_success = end_at_success
+        self.success_key: str | None = None
+        """Where infos say success; None until a step was taken that does."""
         self._base_seed, self._evaluation, self._autoreset = check_seed("seed", seed), evaluation, autoreset
         self._low, self._high = box.low.astype(np.float64), box.high.astype(np.float64)
         self._act_dtype = box.dtype
@@ -278,7 +283,8 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         lane.obs = obs
         self._check_finite(index, obs, "the observation")
         self._check_finite(index, reward, "the reward")
-        return float(reward), bool(terminated), bool(truncated), self._success(index, info)
+        says = self._success(index, info)
+        return float(reward), bool(terminated) or (self._end_at_success and bool(says)), bool(truncated), says
 
     def _success(self, index: int, info: dict[str, Any]) -> bool | None:
         """What the environment says of success; None where it says nothing, which NaN is, too."""
@@ -294,6 +300,7 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
                     f"(sub-environment {index}, episode seed {lane.seed}, step {lane.steps})"
                 )
             if not np.isnan(float(found.item())):
+                self.success_key = key
                 return bool(found.item())
         return None
 
