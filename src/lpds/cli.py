@@ -12,6 +12,7 @@ from typing import Any
 
 from lpds import commands as run
 from lpds.errors import LpdsError
+from lpds.registry import DECODER_FORMS
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -72,7 +73,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     _decoder_options(evaluate)
 
     check = _command(commands, "check", "the decoder doctor: can this policy be steered?", run.do_check)
-    check.add_argument("decoder", help="zoo name, dppo:PATH, folder:PATH, remote:ws://HOST:PORT")
+    check.add_argument("decoder", help=f"zoo name, {', '.join(DECODER_FORMS)}")
     check.add_argument("--env", help="a Gymnasium id (default: that of the task of the same name)")
     _decoder_options(check)
 
@@ -133,7 +134,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     serve = _command(
         commands, "serve-decoder", "let a decoder be steered from another process or machine", run.do_serve_decoder
     )
-    serve.add_argument("decoder", help="zoo name, dppo:PATH, folder:PATH")
+    serve.add_argument("decoder", help=f"zoo name, {', '.join(DECODER_FORMS)}")
     serve.add_argument("--port", type=int, default=8765, help="0 takes a free one; what it is, is printed")
     serve.add_argument("--host", default="127.0.0.1", help="any other than loopback needs a token")
     serve.add_argument("--token-file", type=Path, help="file with the token that clients must show (default: $LPDS_TOKEN)")
@@ -186,7 +187,7 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     seen, _ = peek.parse_known_args([word for word in words if word not in ("-h", "--help")])
     parser.add_argument("task", nargs="?", help=f"a preset: {', '.join(TASKS)}; may be left out with --decoder and --env")
     parser.add_argument("--method", default="lpds", help=f"one of {', '.join(METHODS)}")
-    parser.add_argument("--decoder", help="zoo name, dppo:PATH, folder:PATH or remote:ws://HOST:PORT in place of the task's")
+    parser.add_argument("--decoder", help=f"in place of the task's: zoo name, {', '.join(DECODER_FORMS)}")
     parser.add_argument("--env", help="a Gymnasium id in place of the task's")
     parser.add_argument("--preset", help="named settings of the method: paper, quiet (lpds), released (dsrl-na, dsrl-sac)")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/TASK-METHOD-seedN)")

@@ -113,6 +113,8 @@ def do_eval(arguments: argparse.Namespace) -> int:
     env, task = arguments.env, arguments.task
     if env is None and task is None:
         env = read_config(folder)["env"] if is_run else environment_of(arguments.run)
+        if env is None:
+            raise LpdsError(f"nothing says where {arguments.run} acts: pass --task, or --env with a Gymnasium id")
     quiet = arguments.noise_scale
     asked = {"frozen": (0.0, 1.0)}
     if quiet != 1.0:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lpds.checks import choose
 from lpds.decoders.base import BaseDecoder, MinMaxNormaliser
 from lpds.decoders.diffusion import DiffusionDecoder, DiffusionSampler
 from lpds.decoders.flow import FlowDecoder, FlowSampler
@@ -76,6 +77,9 @@ def open_decoder(
         net.load_state_dict(tensors)
         spec = LatentSpec((net.shape.obs_size,), tuple(facts["latent_shape"]), tuple(facts["action_shape"]))
         sampler, diffusion = facts["sampler"], facts["kind"] == "diffusion"
+        choose("decoder kind", facts["kind"], ("diffusion", "flow"))
+        for key in ("training_steps", "ddim_steps", "clip") if diffusion else ("solver", "steps", "clip"):
+            sampler[key]  # missing is told below
     except KeyError as missing:
         raise LpdsError(f"decoder file {path} lacks {missing}") from None
     except (TypeError, RuntimeError) as error:
@@ -105,6 +109,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise LpdsError(f"decoder file {path} cannot be read: {' '.join(str(error).split())}") from None
     if header is None:
         raise LpdsError(f"{path} is not a decoder of this project: its header has no entry 'lpds'")
+    if not isinstance(facts, dict):
+        raise LpdsError(f"{path} is not a decoder of this project: its header is no record")
     found = facts.get("format_version")
     if found != FORMAT_VERSION:
         raise LpdsError(f"decoder file {path} is of format {found}; this version reads format {FORMAT_VERSION}")

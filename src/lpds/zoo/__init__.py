@@ -8,7 +8,7 @@ from typing import Any
 
 from lpds.decoders.base import BaseDecoder
 from lpds.decoders.store import WEIGHTS, open_decoder
-from lpds.errors import LpdsError, unknown_name
+from lpds.errors import LpdsError, one_line, unknown_name
 from lpds.registry import DECODER_FORMS, DECODER_SCHEMES, TASKS, resolve
 
 FOLDER = Path(__file__).parent
@@ -65,7 +65,10 @@ def environment_of(reference: str) -> str | None:
     """Where a decoder acts: the environment that its card was measured in, or a task's; None where nothing says so."""
     name = reference.removeprefix("folder:").removeprefix("lerobot:")
     card = (FOLDER / name if name in names() else Path(name)) / "card.json"
-    measured: str | None = json.loads(card.read_text()).get("env") if card.is_file() else None
+    try:
+        measured: str | None = json.loads(card.read_text()).get("env") if card.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise LpdsError(f"{card} cannot be read: {one_line(error)}") from None
     env: str | None = resolve("task", TASKS, measured).env if measured is not None and measured in TASKS else measured
     return env
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lpds.checks import check_seed
 from lpds.errors import LpdsError
 from lpds.pretrain.experts import Demonstrations, FloatArray
 from lpds.pretrain.scripted.waypoints import Script, draw_manner
@@ -65,6 +66,9 @@ def demonstrate(
     Raises:
         LpdsError: no episodes are wanted, or it fails too often.
     """
+    if episodes < 1:
+        raise LpdsError(f"episodes must be at least 1, not {episodes}")
+    check_seed("seed", seed)
     if episodes < 1:
         raise LpdsError(f"episodes must be at least 1, not {episodes}")
     script = importlib.import_module(expert)
