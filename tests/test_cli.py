@@ -140,3 +140,10 @@ def test_decoder_options_reach_the_tasks_own_decoder(capsys, tmp_path):
 def test_a_seed_that_is_none_is_one_line(capsys):
     assert main(["eval", "toy", "--seed", "-1", "--episodes", "1"]) == 2
     assert "seed must be in 0 .. 2^32 - 1, not -1" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback():
+    command = f"{sys.executable} -m lpds list | head -n 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert done.stdout == "tasks:\n"
+    assert done.stderr == ""

@@ -346,6 +346,26 @@ def test_a_file_that_is_missing_or_cut_off(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("tail", [b"null\n", b'{"step": 1, "seed": "\xc3', b"[1]\n"])
+def test_lines_that_are_no_rows_end_a_file(tmp_path: Path, tail: bytes) -> None:
+    run = make_run(tmp_path / "a")
+    whole = (run / "eval.jsonl").read_bytes()
+    (run / "eval.jsonl").write_bytes(whole + tail)
+    assert len(read_runs([run])[0].evaluations) == len(whole.splitlines())
+
+
+def test_what_cannot_be_written_or_is_no_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LpdsError, match="file cannot be written"):
+        write_figures([run], tmp_path / "file")
+    with pytest.raises(LpdsError, match="cannot be written"):
+        write_report([run], tmp_path / "file" / "report.html")
+    (run / "config.json").write_text("[]")
+    with pytest.raises(LpdsError, match="is not that of a run"):
+        write_report([run], tmp_path / "report.html")
+
+
 def test_nothing_but_a_config(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     for path in run.iterdir():

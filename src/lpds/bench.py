@@ -25,6 +25,7 @@ from lpds.config import LPDSSettings
 from lpds.decoders.base import MinMaxNormaliser
 from lpds.decoders.diffusion import DiffusionDecoder, DiffusionSampler
 from lpds.decoders.network import DenoisingMLP, NetworkShape, bf16_in_hardware
+from lpds.errors import LpdsError
 from lpds.methods.lpds import LPDS
 from lpds.replay import Replay
 from lpds.types import LatentSpec
@@ -134,6 +135,8 @@ def bench_learner(rounds: int = 7, *, iterations: dict[int, int] | None = None) 
         Under ``"3x128"`` and ``"3x1024"``: ``plain_ms``, ``ratio_folded``, ``ratio_folded_kept_pairs``, ``ratio_bf16``
         (time against plain, median over rounds), ``range`` of each, and ``fraction_of_matmul_rate`` of the kept variant.
     """
+    if rounds < 1:
+        raise LpdsError(f"rounds must be at least 1, not {rounds}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

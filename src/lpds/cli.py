@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 on success, 2 for an input that does not fit, 130 after Ctrl-C.
+        0 on success, 2 for an input that does not fit, 130 after Ctrl-C, 141 where nobody reads on.
     """
     # Small products on many threads are several times slower than on one; a caller's own choice stands.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -30,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser(words).parse_args(words)
         handler: Handler = arguments.handler
-        return handler(arguments)
+        code = handler(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has seen enough; what else Python would flush at its end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except LpdsError as error:
         print(f"lpds: {error}", file=sys.stderr)
         return 2

@@ -59,14 +59,17 @@ def finite(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a JSONL file; a last line cut short by a crash is left out."""
-    rows = []
+    """All complete rows of a JSONL file; a last line cut short by a crash, and all behind what is no row, is left out."""
+    rows: list[dict[str, Any]] = []
     if path.is_file():
-        for line in path.read_text().splitlines():
+        for line in path.read_bytes().splitlines():
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                row = json.loads(line)
+            except ValueError:  # torn in the middle of a letter, too
                 break
+            if not isinstance(row, dict):
+                break
+            rows.append(row)
     return rows
 
 

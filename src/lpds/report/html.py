@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, one_line
 from lpds.files import write_atomically
 from lpds.report.compare import Row, compare
 from lpds.report.figures import matplotlib_figure, png, svg
@@ -72,8 +72,11 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     out = Path(out)
     path = out / "report.html" if out.is_dir() else out
     content = _page(read_runs(runs)).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda stream: stream.write(content))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda stream: stream.write(content))
+    except OSError as error:
+        raise LpdsError(f"{path} cannot be written: {one_line(error)}") from None
     return path
 
 
@@ -93,7 +96,10 @@ def write_figures(runs: Sequence[Path], folder: Path) -> list[Path]:
     matplotlib_figure()
     written = []
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LpdsError(f"{folder} cannot be written: {one_line(error)}") from None
     for task, groups in _by_task(read_runs(runs)).items():
         for figure in figures_of(groups):
             name = f"{task.replace(':', '-').replace('/', '-')}-{figure.name}"
