@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,21 +94,30 @@ class CompareReport:
         lines: list[str] = []
         for task, reference in self.references.items():
             rows = [row for row in self.rows if row.task == task]
-            width = max(len(row.label) for row in rows) + 2
             shares = any(not math.isnan(row.success[0]) for row in rows)
-            head = f"{'':<{width}}{'seeds':>6}{'steps':>10}{'return':>24}{'IQM':>24}{'area':>9}"
-            head += f"{'success':>20}{'difference, points':>22}" if shares else ""
-            lines += [f"{task}: against {reference}", f"{head}{'difference':>28}{'P(better)':>20}  verdict"]
+            table = [["", "seeds", "steps", "return", "IQM", "area", *(["success", "difference, points"] if shares else [])]]
+            table[0] += ["difference", "P(better)"]
             for row in rows:
-                line = f"{row.label:<{width}}{row.seeds:>6}{row.steps:>10,}{_say(row.mean):>24}{_say(row.iqm):>24}"
-                line += f"{'-' if math.isnan(row.area[0]) else format(row.area[0], '.1f'):>9}"
+                cells = [
+                    row.label,
+                    str(row.seeds),
+                    f"{row.steps:,}",
+                    _say(row.mean),
+                    _say(row.iqm),
+                    _say((row.area[0], *NAN3[1:])),
+                ]
                 if shares:
                     mean, low, high = (100.0 * value for value in row.success_difference)
-                    line += f"{_say(row.success, '.0%'):>20}{_say((mean, low, high), '+.0f'):>22}"
-                line += f"{_say(row.difference, '+.1f'):>28}{_say(row.improvement, '.2f'):>20}  {row.verdict}"
-                if row.verdict == "undecided":
-                    line += _hint(row)
-                lines.append(line.rstrip())
+                    cells += [_say(row.success, ".0%"), _say((mean, low, high), "+.0f")]
+                table.append([*cells, _say(row.difference, "+.1f"), _say(row.improvement, ".2f")])
+            widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+            words = ["verdict", *(row.verdict + (_hint(row) if row.verdict == "undecided" else "") for row in rows)]
+            lines.append(f"{task}: against {reference}")
+            for cells, word in zip(table, words, strict=True):
+                label, *rest = (
+                    cell.rjust(width) if at else cell.ljust(width) for at, (cell, width) in _numbered(cells, widths)
+                )
+                lines.append("  ".join([label, *rest, word]).rstrip())
             lines.append("")
         return "\n".join([*lines, *self.notes]).rstrip()
 
@@ -291,6 +300,10 @@ def _hint(row: Row) -> str:
     if row.more:
         return f": about {row.more:,} more episodes{' a seed' if row.seeds > 1 else ''} would decide it"
     return ": only more seeds would decide it" if row.more is None and row.seeds > 1 else ""
+
+
+def _numbered(cells: Sequence[str], widths: Sequence[int]) -> Iterable[tuple[int, tuple[str, int]]]:
+    return enumerate(zip(cells, widths, strict=True))
 
 
 def _say(found: Interval, form: str = ".1f") -> str:
