@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 
 import lpds
 from lpds.envs.build import environment_factory
+from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Source, roll_out
 from lpds.pretrain.human import human_demonstrations, joined
 from lpds.registry import TASKS, resolve
@@ -85,6 +88,23 @@ def human_file(path, lengths=(5, 3)):
         arrays[f"{number:02}/actions"] = np.full((length, 28), 1.5, np.float32)
         arrays[f"{number:02}/rewards"] = np.ones(length, np.float32)
     np.savez(path, **arrays)
+
+
+def test_the_human_door_demonstrations_are_a_recipes_last_source(tmp_path, monkeypatch):
+    from lpds.pretrain import recipes
+    from lpds.pretrain.build import data_card
+
+    (tmp_path / "demos").mkdir()
+    human_file(tmp_path / "demos" / "adroit_door_human.npz")
+    rolled = human_demonstrations(tmp_path / "demos" / "adroit_door_human.npz")
+    monkeypatch.setattr(recipes, "roll_out", lambda *args, **options: rolled)
+    made = recipes.make_data("adroit-door-human", tmp_path / "experts")
+    assert made.recipe == "adroit-door-human"
+    assert made.episode_source.tolist() == [0, 0, 1, 1]
+    made.save(tmp_path / "door.npz")
+    card = data_card("mine", open_data(str(tmp_path / "door.npz")))
+    assert (card["env"], card["human"], card["return_by_source"]) == ("adroit-door", "adroit_door_human.npz", [4.0, 4.0])
+    assert "sources" not in data_card("adroit-door", replace(made, recipe=""))
 
 
 def test_human_demonstrations_and_their_place_beside_rolled_out_ones(tmp_path, refused):

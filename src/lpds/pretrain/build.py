@@ -137,7 +137,8 @@ def data_card(name: str, data: Demonstrations) -> dict[str, Any]:
     if data.recipe in DATA:
         recipe = DATA[data.recipe]
         facts |= {"env": recipe.env, "seed": recipe.seed, "sources": [asdict(source) for source in recipe.sources]}
-        sums = [float(returns[data.episode_source == index].mean()) for index in range(len(recipe.sources))]
+        sums = [float(returns[data.episode_source == index].mean()) for index in range(int(data.episode_source.max()) + 1)]
+        facts |= {"human": recipe.human} if recipe.human else {}
         facts |= {"return_by_source": sums}
     elif data.recipe in SCRIPTED:
         script = SCRIPTED[data.recipe]

@@ -82,6 +82,10 @@ DATA: dict[str, DataRecipe] = {
     # 400 episodes, and twice the width: at 256 the clone of the same data never picked the ball up
     "adroit-relocate": DataRecipe("adroit-relocate", (Source("adroit_relocate", 1.0, noise=0.02),), transitions=80_000),
     "adroit-door": DataRecipe("adroit-door", (Source("adroit_door", 1.0, noise=0.05),), transitions=20_000),
+    # the same and the 25 demonstrations that people gave; no shipped decoder is of these
+    "adroit-door-human": DataRecipe(
+        "adroit-door", (Source("adroit_door", 1.0, noise=0.05),), transitions=20_000, human="adroit_door_human.npz"
+    ),
 }
 
 SCRIPTED: dict[str, ScriptedRecipe] = {
