@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,9 @@ from lpds.random import normal
 from lpds.types import Batch
 
 SHORT = TINY | {"steps": 480, "warmup_steps": 150, "kept_noises": 3, "num_envs": 2}
+
+
+SHORT_OF = {"lpds": SHORT, "dsrl-na": {key: value for key, value in SHORT.items() if key != "kept_noises"}}
 
 
 def steer(folder, **changes):
@@ -177,11 +181,9 @@ def test_what_is_refused(tmp_path, refused):
         lpds.steer(
             decoder=spot_decoder(features=None, feature_size=None), env=Spot, method="dsrl-na", out=tmp_path / "a", quiet=True
         )
-    vectors = lpds.wrap_decoder(
-        lambda obs, w: w, obs_shape={"a": (2,), "b": (3,)}, latent_shape=(1, 2), action_shape=(1, 2), name="two"
-    )
-    with refused("'two' takes a (2,), b (3,): steering learns from one vector, from pictures, or from features"):
-        as_learned(vectors)
+    matrix = lpds.wrap_decoder(lambda obs, w: w, obs_shape=(2, 3), latent_shape=(1, 2), action_shape=(1, 2), name="two")
+    with refused("'two' takes (2, 3): steering learns from vectors, from pictures, or from features"):
+        as_learned(matrix)
     for changes in ({"target_actions": "decode"}, {"kept_noises": 0, "distill_noises": 1}, {"method": "lpds-a"}):
         with refused("'spot'", "lpds", "decodes at replayed states", "target_actions kept"):
             steer(tmp_path / "a", **{"kept_noises": 0 if "method" in changes else 3, **changes})
@@ -425,3 +427,52 @@ def test_a_fault_in_features_saves_the_run_and_stops_it(tmp_path):
             steer(tmp_path / name, decoder=broken)
         assert lpds.resume(tmp_path / name, decoder=spot_decoder(), env=Spot, quiet=True).finished
         assert_same_run(whole, tmp_path / name)
+
+
+class TwoVectors(gymnasium.Env):
+    """The spot's world in two named vectors, of which Gymnasium sorts "here" before "speed"."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {name: gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32) for name in ("speed", "here")}
+    )
+    action_space = Spot.action_space
+
+    def __init__(self):
+        self.inner = Spot()
+
+    def reset(self, *, seed=None, options=None):
+        self.inner.reset(seed=seed)
+        return self._obs(), {}
+
+    def step(self, action):
+        return (self._obs(), *self.inner.step(action)[1:])
+
+    def _obs(self):
+        return {"speed": self.inner.moved.astype(np.float32), "here": self.inner.at.astype(np.float32)}
+
+
+def test_a_dict_of_vectors_is_steered_by_its_names_and_is_the_flat_one_to_the_bit(tmp_path):
+    """Every method meets the same numbers; only who names them differs, and so the decoder's name and fingerprint do."""
+    shape = {"latent_shape": (3, 2), "action_shape": (3, 2)}
+    named = lpds.wrap_decoder(
+        lambda obs, w: torch.tanh(w - 0.5 * obs["here"][:, None] + obs["speed"][:, None]),
+        obs_shape={"speed": (2,), "here": (2,)},
+        name="named",
+        **shape,
+    )
+    flat = lpds.wrap_decoder(
+        lambda obs, w: torch.tanh(w - 0.5 * obs[:, None, :2] + obs[:, None, 2:]), obs_shape=(4,), name="flat", **shape
+    )
+    for method in ("lpds", "dsrl-na"):
+        runs = [
+            lpds.steer(decoder=d, env=TwoVectors, method=method, out=tmp_path / f"{method}-{d.name}", **SHORT_OF[method])
+            for d in (named, flat)
+        ]
+        assert runs[0].steered.returns.tolist() == runs[1].steered.returns.tolist()
+        weights = [(run.folder / "policy" / "policy.safetensors").read_bytes() for run in runs]
+        assert weights[0] == weights[1]
+    policy = lpds.load_policy(tmp_path / "lpds-named", named)
+    obs = {"here": np.full((1, 2), 0.1, np.float32), "speed": np.zeros((1, 2), np.float32)}
+    eps = np.zeros((1, 3, 2), np.float32)
+    there = lpds.load_policy(tmp_path / "lpds-flat", flat).act(np.concatenate([obs["here"], obs["speed"]], 1), eps)
+    assert np.array_equal(policy.act(obs, eps), there)

@@ -12,7 +12,7 @@ from test_lpds_method import noise
 
 import lpds
 from lpds.collect import Collector
-from lpds.compact import PictureDecoder, as_learned, look
+from lpds.compact import WholeDecoder, as_learned, look
 from lpds.config import LPDSSettings
 from lpds.frames import Frames
 from lpds.methods.base import BasePolicy
@@ -56,7 +56,7 @@ def whole(tmp_path_factory):
 def test_a_state_is_the_observation_to_the_bit():
     decoder, obs = blind_decoder(), observations()
     learned = as_learned(decoder)
-    assert isinstance(learned, PictureDecoder)
+    assert isinstance(learned, WholeDecoder)
     assert (learned.spec.obs_shape, learned.spec.pictures) == ((2 + PIXELS,), ((3, SIZE, SIZE),))
     assert (learned.spec.vector_size, learned.decodes_states) == (2, True)
     seen = look(decoder, obs)

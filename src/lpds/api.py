@@ -209,7 +209,7 @@ def evaluate(
         env = resolve("task", TASKS, task).env
     _check_env(env, decoder)
     chunk = decoder.spec.action_shape[0]
-    lanes = lambda count: make_eval_env(env, count, chunk)  # noqa: E731
+    lanes = lambda count: make_eval_env(env, count, chunk, keep_dict=decoder.spec.takes_dict)  # noqa: E731
     return evaluate_policy(
         acting, decoder, lanes, episodes=episodes, seed=seed, scale=scale, noise_scale=noise_scale, progress=progress
     )
@@ -310,7 +310,7 @@ def _env_name(env: EnvLike) -> str:
 
 
 def _check_env(env: EnvLike, decoder: Decoder) -> None:
-    probe = make_env(env, 1, decoder.spec.action_shape[0])
+    probe = make_env(env, 1, decoder.spec.action_shape[0], keep_dict=decoder.spec.takes_dict)
     try:
         check_fit(probe, decoder.spec, decoder.name)
     finally:

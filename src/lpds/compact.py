@@ -83,7 +83,7 @@ class _Shown(CompactDecoder):
         return self._context if times == 1 else self._inner.repeat(self._context, times)
 
 
-class PictureDecoder(CompactDecoder):
+class WholeDecoder(CompactDecoder):
     """A decoder whose states are the observations: numbers end to end, then the pictures, values 0 to 255.
 
     Of a dict, numbers and pictures come in the order of its keys.
@@ -130,11 +130,10 @@ class PictureDecoder(CompactDecoder):
         return channels_first(shape) if has_channels_last(shape) else shape
 
 
-def has_pictures(decoder: Decoder) -> bool:
-    """Whether observations hold pictures, and nothing stands in their place."""
+def is_held_whole(decoder: Decoder) -> bool:
+    """Whether observations are more than one vector, a dict or pictures, and nothing stands in their place."""
     shape = decoder.spec.obs_shape
-    shapes = shape.values() if isinstance(shape, Mapping) else [shape]
-    return not is_compact(decoder) and any(len(one) >= 3 for one in shapes)
+    return not is_compact(decoder) and (isinstance(shape, Mapping) or len(shape) >= 3)
 
 
 def is_compact(decoder: Decoder) -> bool:
@@ -146,17 +145,16 @@ def as_learned(decoder: Decoder) -> Decoder:
     """The decoder for a method, which asks it with states [B, O].
 
     Raises:
-        LpdsError: its observations are neither one vector nor with pictures, and it offers no features of them.
+        LpdsError: its observations are a matrix, and it offers no features of them.
     """
     if is_compact(decoder):
         return CompactDecoder(decoder)
-    if has_pictures(decoder):
-        return PictureDecoder(decoder)
+    if is_held_whole(decoder):
+        return WholeDecoder(decoder)
     shape = decoder.spec.obs_shape
-    if isinstance(shape, Mapping) or len(shape) != 1:
-        kinds = ", ".join(f"{key} {one}" for key, one in shape.items()) if isinstance(shape, Mapping) else str(shape)
+    if len(shape) != 1:
         raise LpdsError(
-            f"decoder {decoder.name!r} takes {kinds}: steering learns from one vector, from pictures, or from features "
+            f"decoder {decoder.name!r} takes {shape}: steering learns from vectors, from pictures, or from features "
             "(features= and feature_size= of wrap_decoder; docs/large-decoders.md)"
         )
     return decoder
@@ -170,9 +168,9 @@ def look(decoder: Decoder, obs: Any, device: torch.device | None = None) -> Sigh
     seen = conform(obs, decoder.spec, device)
     known: Any = decoder
     compact = is_compact(decoder)
-    if has_pictures(decoder):
-        pictured = PictureDecoder(decoder)
-        return Sight(pictured, pictured.state(seen))
+    if is_held_whole(decoder):
+        whole = WholeDecoder(decoder)
+        return Sight(whole, whole.state(seen))
     if not compact and not getattr(decoder, "shares_context", False):
         return Sight(decoder, seen)
     with torch.no_grad():

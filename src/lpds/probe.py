@@ -147,7 +147,7 @@ def open_environment(
         raise LpdsError(f"env is a {type(env).__name__}; give a name, a factory, a single environment or lpds.make_env(...)")
     try:
         if chunked is None:
-            chunked = make_env((lambda: env) if single else env, 1 if single else 4, steps, seed)
+            chunked = make_env((lambda: env) if single else env, 1 if single else 4, steps, seed, keep_dict=spec.takes_dict)
         check_fit(chunked, spec, decoder)
         if chunked.chunk != steps:
             raise LpdsError(f"decoder {decoder!r} gives chunks of {steps} steps, but {name} was made for {chunked.chunk}")

@@ -58,7 +58,7 @@ class Runner:
         self._env, self._generator, self._device, self._display = env, generator, device, display
         c, chunk = settings, decoder.spec.action_shape[0]
         self.collector = Collector(
-            make_env(env, c.num_envs, chunk, c.seed, end_at_success=c.end_at_success),
+            make_env(env, c.num_envs, chunk, c.seed, end_at_success=c.end_at_success, keep_dict=decoder.spec.takes_dict),
             decoder,
             seed=c.seed,
             gamma=c.gamma,
@@ -290,7 +290,7 @@ class Runner:
         report = evaluate_policy(
             self.method.policy,
             self.decoder,
-            lambda lanes: make_eval_env(self._env, lanes, chunk),
+            lambda lanes: make_eval_env(self._env, lanes, chunk, keep_dict=self.decoder.spec.takes_dict),
             episodes=episodes,
             seed=seed,
             scale=scale,

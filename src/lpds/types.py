@@ -67,6 +67,11 @@ class LatentSpec:
             return None
         return torch.tensor(self.free, dtype=torch.float32).repeat(self.latent_shape[0]).unsqueeze(0)
 
+    @property
+    def takes_dict(self) -> bool:
+        """Whether an observation is a dict."""
+        return isinstance(self.obs_shape, Mapping)
+
     def quietened(self, eps: Tensor, k: float) -> Tensor:
         """``k eps`` in the free coordinates of [..., H, L] or [..., H * L]; those that only pad keep the prior's noise."""
         mask = self.free_mask()

@@ -19,12 +19,13 @@ from lpds.types import LatentSpec
 EnvLike = str | Callable[[], Any]
 
 
-def environment_factory(env: EnvLike, render_mode: str | None = None) -> tuple[EnvFactory, str]:
+def environment_factory(env: EnvLike, render_mode: str | None = None, *, keep_dict: bool = False) -> tuple[EnvFactory, str]:
     """Find how to make one single environment.
 
     Args:
         env: a name of the registry, a Gymnasium id, or a zero-argument factory.
         render_mode: Gymnasium's, for an environment made by name; a factory is left as it is.
+        keep_dict: leave a dict of vectors as it is; it is put end to end otherwise.
 
     Returns:
         The factory and a name for messages.
@@ -36,19 +37,21 @@ def environment_factory(env: EnvLike, render_mode: str | None = None) -> tuple[E
     if isinstance(env, gymnasium.Env):
         raise LpdsError(f"{wanted}, not an environment ({type(env).__name__}): each sub-environment is made anew")
     if callable(env):
-        return _flattening(env), getattr(env, "__name__", type(env).__name__)
+        return _flattening(env, keep_dict), getattr(env, "__name__", type(env).__name__)
     if not isinstance(env, str):
         raise LpdsError(f"{wanted}, not {env!r}")
     if env in ENVIRONMENTS or env.partition(":")[0] in ENVIRONMENTS.families:
         make = resolve("environment", ENVIRONMENTS, env)
-        return _flattening(functools.partial(make, render_mode=render_mode)), env
+        return _flattening(functools.partial(make, render_mode=render_mode), keep_dict), env
     if ":" not in env and env not in gymnasium.registry:
         raise unknown_name("environment", env, [*ENVIRONMENTS, *gymnasium.registry])
-    return _flattening(lambda: gymnasium.make(env, render_mode=render_mode)), env
+    return _flattening(lambda: gymnasium.make(env, render_mode=render_mode), keep_dict), env
 
 
-def _flattening(factory: EnvFactory) -> EnvFactory:
+def _flattening(factory: EnvFactory, keep_dict: bool) -> EnvFactory:
     """Put vectors in a dict end to end, in the order of the space's keys; anything else passes as it is."""
+    if keep_dict:
+        return factory
 
     def make() -> Any:
         env = factory()
@@ -70,6 +73,7 @@ def make_env(
     evaluation: bool = False,
     autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
     end_at_success: bool = False,
+    keep_dict: bool = False,
 ) -> ChunkedVectorEnv:
     """Make a Gymnasium vector environment over action chunks.
 
@@ -81,6 +85,7 @@ def make_env(
         evaluation: take the resets from the evaluation stream, which never meets the training one.
         autoreset: Gymnasium's autoreset mode.
         end_at_success: end an episode for good at its first successful step.
+        keep_dict: leave a dict of vectors as it is, for a decoder that takes one; it is put end to end otherwise.
 
     Returns:
         See :class:`ChunkedVectorEnv`.
@@ -88,7 +93,7 @@ def make_env(
     Raises:
         LpdsError: unknown id, or spaces that cannot be steered.
     """
-    factory, name = environment_factory(env)
+    factory, name = environment_factory(env, keep_dict=keep_dict)
     try:
         first = factory()
     except LpdsError:
@@ -106,9 +111,9 @@ def make_env(
     return ChunkedVectorEnv(build, num_envs, chunk, seed=seed, name=name, **options)
 
 
-def make_eval_env(env: EnvLike, num_envs: int, chunk: int) -> ChunkedVectorEnv:
+def make_eval_env(env: EnvLike, num_envs: int, chunk: int, *, keep_dict: bool = False) -> ChunkedVectorEnv:
     """The same with resets of the evaluation stream and autoreset disabled, as paired evaluation needs it."""
-    return make_env(env, num_envs, chunk, evaluation=True, autoreset=AutoresetMode.DISABLED)
+    return make_env(env, num_envs, chunk, evaluation=True, autoreset=AutoresetMode.DISABLED, keep_dict=keep_dict)
 
 
 def check_fit(env: ChunkedVectorEnv, spec: LatentSpec, decoder: str) -> None:

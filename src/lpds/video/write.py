@@ -94,7 +94,7 @@ def write_video(
         played: list[dict[int, Episode]] = [{}, {}]
         reports = []
         for side, used in enumerate((0.0, scale)):
-            factory = recording(environment_factory(env)[0], name, played[side])
+            factory = recording(environment_factory(env, keep_dict=True)[0], name, played[side])
             ahead = side * episodes
             reports.append(
                 evaluate(
