@@ -295,3 +295,12 @@ def test_episodes_and_seeds_are_for_scripted_experts_only(capsys, tmp_path):
     assert set(SCRIPTED) == {*(f"robomimic-{task}" for task in SIZES), "libero-90:57"}
     assert main(["demos", "toy", "--episodes", "3", "--out", str(tmp_path / "x.npz")]) != 0
     assert "for scripted experts" in capsys.readouterr().err
+
+
+def test_a_mujoco_that_is_too_new_is_told_before_the_first_step(refused):
+    from lpds.envs.robosuite import check_mujoco
+
+    check_mujoco("3.9.4", "1.4.1")
+    for version in ("3.10.0", "3.11.0", "4.0.1"):
+        with refused(f"robosuite 1.4.1 does not work with MuJoCo {version}", "pip install 'mujoco<3.10'"):
+            check_mujoco(version, "1.4.1")

@@ -36,6 +36,8 @@ from lpds.errors import LpdsError, one_line
 
 FloatArray = npt.NDArray[np.float32]
 
+TOO_NEW = (3, 10)
+"""MuJoCo from here on lacks what robosuite 1.4 reads (``MjData.qM``)."""
 VERSION = "1.4.1"
 """Of robosuite. 1.4.0 has no Transport; 1.5 has other controllers and other observations."""
 CONTROL_HZ = 20
@@ -224,6 +226,7 @@ def import_robosuite(versions: Sequence[str] = (VERSION,), extra: str = "robosui
     found = importlib.metadata.version("robosuite")
     if found not in versions:
         raise LpdsError(f"{wanted}, not {found}: pip install 'lpds[{extra}]'")
+    check_mujoco(importlib.metadata.version("mujoco"), found)
     if "robosuite" in sys.modules:
         return sys.modules["robosuite"]
     places = [Path(place) for place in spec.submodule_search_locations or ()]
@@ -248,6 +251,13 @@ def import_robosuite(versions: Sequence[str] = (VERSION,), extra: str = "robosui
         finally:
             for name in stand_ins:
                 sys.modules.pop(name, None)
+
+
+def check_mujoco(version: str, suite: str) -> None:
+    """Refuse a MuJoCo that the suite's controllers fail with, in the middle of a step and with another word for it."""
+    if tuple(int(part) for part in version.split(".")[:2]) >= TOO_NEW:
+        wanted = ".".join(map(str, TOO_NEW))
+        raise LpdsError(f"robosuite {suite} does not work with MuJoCo {version}: pip install 'mujoco<{wanted}'")
 
 
 def _preset_macros(place: Path) -> None:

@@ -224,7 +224,7 @@ def _trust(groups: Sequence[Group]) -> FigureData:
     caption = (
         "The budget δ bounds the mean over states, not each state: the tail (95th percentile, quantiles) may lie above it. "
         "All are sums over the free latent coordinates, over the states of update batches; the quantiles over the latest "
-        "states of the replay, under the policy as last saved."
+        "states of the replay (where none is kept, over some of the warm-up), under the policy as last saved."
     )
     panels = [
         Panel("mean of ‖Δ(s)‖² over states", _metric(groups, "delta_sq_mean"), sums, from_zero=True),
