@@ -87,7 +87,7 @@ def test_sizes_are_for_pi0_and_pi05(refused):
         (["--kind", "pi0", "--instruction", TOLD, "--blocks", "2"], "unknown setting 'blocks'"),
         (["--kind", "pi0", "--instruction", TOLD, "--chunk", "0"], "chunk must be positive"),
         (["--kind", "flow", "--instruction", TOLD], "an instruction is for the kinds pi0; 'flow' reads none"),
-        (["--kind", "pi"], "unknown decoder kind 'pi' (choices: diffusion, flow, pi0)"),
+        (["--kind", "pi"], "unknown decoder kind 'pi'; did you mean 'pi0'? (choices: diffusion, flow, pi0)"),
     ],
 )
 def test_bad_words_are_one_line_and_leave_nothing(words, says, tmp_path, capsys):

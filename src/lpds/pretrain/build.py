@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -63,16 +64,13 @@ def pretrain(
     measured = bool(episodes and (task or env))
     if measured:  # before the training, not after it
         _check_env(demonstrations, task, env)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LpdsError(f"{out} cannot be written: {one_line(error)}") from None
-    if changes.get("kind") in MAKERS:
-        make = resolve("kind", MAKERS, changes.pop("kind"))
-        decoder, training = make(demonstrations, changes, out, instruction, progress)
-    else:
-        base = recipe.clone if recipe is not None else CloneSettings()
-        decoder, training = _clone(name, demonstrations, base, changes, out, instruction, progress)
+    with _place(out):
+        if changes.get("kind") in MAKERS:
+            make = resolve("kind", MAKERS, changes.pop("kind"))
+            decoder, training = make(demonstrations, changes, out, instruction, progress)
+        else:
+            base = recipe.clone if recipe is not None else CloneSettings()
+            decoder, training = _clone(name, demonstrations, base, changes, out, instruction, progress)
     card = {
         "format_version": FORMAT_VERSION,
         "name": name,
@@ -88,6 +86,22 @@ def pretrain(
         card |= _level(decoder, task, env, episodes)
     write_json(out / "card.json", card)
     return card
+
+
+@contextmanager
+def _place(out: Path) -> Iterator[None]:
+    """The folder, made before the work and not after it; what is refused leaves none."""
+    new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LpdsError(f"{out} cannot be written: {one_line(error)}") from None
+    try:
+        yield
+    except LpdsError:
+        if new and not any(out.iterdir()):
+            out.rmdir()
+        raise
 
 
 def _clone(
