@@ -1,24 +1,16 @@
-"""Comparisons: statistics with known answers, the table from made-up run folders, and grids of runs."""
+"""Comparisons: statistics with known answers, and the table from made-up run folders."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
-from scripted import TINY
 
 import lpds
-from lpds.errors import LpdsError
-from lpds.grid import Cell, grid_cells, run_grid
 from lpds.stats import (
     area_under_curve,
     crossed_bootstrap,
@@ -344,140 +336,6 @@ def test_a_verdict_of_the_comparison_needs_six_episodes_too(tmp_path):
     report = lpds.compare(runs)
     assert report.rows[1].verdict == "undecided"
     assert "fewer than 6 episodes cannot decide it" in str(report)
-
-
-# -- grids ---------------------------------------------------------------------------------------------------------------
-
-
-def test_cells_are_every_combination_seed_by_seed():
-    cells = grid_cells("toy,hopper", ["base", "lpds+free:dual=off,noise_bound=inf"], 2, 500)
-    assert len(cells) == 8
-    assert [cell.seed for cell in cells] == [0] * 4 + [1] * 4
-    assert str(cells[1].path) == "toy/lpds+free/seed0"
-    assert cells[1].settings == {"steps": "500", "dual": "off", "noise_bound": "inf"}
-    assert {cell.task for cell in grid_cells("gym", ["base"], 1)} == {"hopper", "walker2d", "halfcheetah"}
-
-
-@pytest.mark.parametrize(
-    ("suite", "methods", "seeds", "words"),
-    [
-        ("gim", ["base"], 1, "unknown suite or task 'gim'"),
-        ("toy", ["bas"], 1, "unknown method 'bas'"),
-        ("toy", ["base"], 0, "seeds must be at least 1"),
-        ("toy", ["lpds+free"], 1, "need a name and a name needs settings"),
-        ("toy", ["lpds:dual=off"], 1, "need a name and a name needs settings"),
-        ("toy", ["lpds+a:dual"], 1, "settings are key=value"),
-        ("toy", ["lpds+a:delta=1", "lpds+a:delta=2"], 1, "toy/lpds+a/seed0 is asked for 2 times"),
-        ("toy,toy", ["base"], 1, "toy/base/seed0 is asked for 2 times"),
-    ],
-)
-def test_what_is_no_grid(suite, methods, seeds, words, refused):
-    with refused(words):
-        grid_cells(suite, methods, seeds)
-
-
-QUICK = {k: str(v) for k, v in TINY.items() if k not in ("quiet", "steps")} | {"warmup_fits": "2", "final_episodes": "2"}
-
-SEARCH = {"steps": "400", "eval_every": "0", "final_episodes": "2", "warmup_steps": "1"}
-
-
-def test_a_grid_runs_once_goes_on_after_a_kill_and_tells_what_failed(tmp_path):
-    settings = {**QUICK, "steps": "300", "eval_every": "0"}
-    cells = [Cell("toy", "lpds", "tiny", seed, settings) for seed in (0, 1)]
-    broken = Cell("toy", "lpds", "broken", 0, {**settings, "delta": "-1"})
-    lines: list[str] = []
-    finished = run_grid([cells[0], broken], tmp_path, jobs=2, evidence=tmp_path / "kept", say=lines.append)
-    assert finished == [tmp_path / cells[0].path]
-    assert any("FAILED with code 2 (lpds: delta must be a positive number" in line for line in lines)
-    assert "delta must be a positive number" in (tmp_path / f"{broken.path}.log").read_text()
-    assert not (tmp_path / "kept" / cells[0].path / "checkpoint").exists()
-    assert lpds.load_policy(tmp_path / "kept" / cells[0].path).method == "lpds"
-    stamp = (tmp_path / cells[0].path / "summary.json").stat().st_mtime_ns
-    assert len(run_grid(cells, tmp_path)) == 2
-    assert (tmp_path / cells[0].path / "summary.json").stat().st_mtime_ns == stamp  # not run twice
-    longer = Cell("toy", "lpds", "tiny", 0, {**settings, "steps": "400"})
-    assert run_grid([longer], tmp_path) == [tmp_path / longer.path]
-    assert json.loads((tmp_path / longer.path / "config.json").read_text())["run"]["steps"] == 400
-
-
-def test_a_grid_takes_no_run_with_other_settings_for_its_own(tmp_path, refused):
-    cell = Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2"})
-    run_grid([cell], tmp_path)
-    records = (tmp_path / cell.path / "eval.jsonl").read_bytes()
-    with refused(str(tmp_path / cell.path), "other settings (tickets 2 in place of 8)", "another name for the variant"):
-        run_grid([Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "8"})], tmp_path)
-    with refused("decoder toy in place of toy-flow"):
-        run_grid([Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2", "decoder": "toy-flow"})], tmp_path)
-    assert run_grid([cell], tmp_path) == [tmp_path / cell.path]
-    assert (tmp_path / cell.path / "eval.jsonl").read_bytes() == records
-
-
-def test_evidence_costs_no_run(tmp_path, refused):
-    """Copied onto the runs themselves it would; committed without a checkpoint it cannot go on, and is left as it is."""
-    cell = Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2"})
-    with refused("cannot be copied onto the runs themselves"):
-        run_grid([cell], tmp_path / "runs", evidence=tmp_path / "runs" / ".." / "runs")
-    run_grid([cell], tmp_path / "runs", evidence=tmp_path / "kept")
-    kept = tmp_path / "kept" / cell.path
-    before = {path.name: path.read_bytes() for path in kept.iterdir() if path.is_file()}
-    for steps in (None, 600):
-        with refused(f"the run in {kept} is finished and keeps no checkpoint"):
-            lpds.resume(kept, steps=steps, quiet=True)
-    lines: list[str] = []
-    longer = Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2", "steps": "600"})
-    assert run_grid([longer], tmp_path / "kept", say=lines.append) == []
-    assert any("FAILED" in line and "keeps no checkpoint" in line for line in lines)
-    assert {path.name: path.read_bytes() for path in kept.iterdir() if path.is_file()} == before
-
-
-def test_runs_of_a_grid_that_is_killed_save_and_end(tmp_path):
-    """kill -9 leaves no time to tell them: they are told by the system."""
-    words = ["bench", "toy", "--methods", "lpds+w:width=8,depth=1", "--seeds", "1", "--steps", "200000", "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lpds", *words], stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    folder = tmp_path / "toy" / "lpds+w" / "seed0"
-    try:
-        for _ in range(600):
-            time.sleep(0.1)
-            if (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size:
-                break
-    finally:
-        process.kill()
-        process.wait()
-    for _ in range(600):
-        time.sleep(0.1)
-        if (folder / "checkpoint" / "checkpoint.json").is_file():
-            break
-    assert (folder / "checkpoint" / "checkpoint.json").is_file()
-
-
-def test_a_grid_that_is_interrupted_leaves_runs_that_go_on(tmp_path):
-    words = ["bench", "toy", "--methods", "lpds+w:width=8,depth=1", "--seeds", "1", "--steps", "200000", "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lpds", *words], stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    try:
-        _interrupt(process, tmp_path / "toy" / "lpds+w" / "seed0")
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _interrupt(process, folder):
-    for _ in range(600):
-        time.sleep(0.1)
-        if (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size:
-            break
-    process.send_signal(signal.SIGTERM)  # SIGINT is ignored where the tests run in the background
-    assert process.wait(120) == 130
-    assert (folder / "checkpoint" / "checkpoint.json").is_file()
-    assert not (folder / "summary.json").exists()
-
-
-def test_not_one_job_is_refused(tmp_path):
-    with pytest.raises(LpdsError, match="jobs must be at least 1"):
-        run_grid([], tmp_path, jobs=0)
 
 
 def test_seeds_that_share_no_episode_are_refused(tmp_path, refused):

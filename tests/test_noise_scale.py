@@ -186,6 +186,14 @@ def test_it_may_be_turned_down_as_delta_is_learned(method, kind):
         made.update(batch(made.decoder.spec, 8, generator), noise(made, 8, generator))
 
 
+def test_a_checkpoint_from_before_updates_were_counted_opens():
+    made, again = learner(LPDS, LPDSSettings, 0.5), learner(LPDS, LPDSSettings, 0.5, seed=1)
+    old = {name: value for name, value in made.tensors().items() if name != "ascents"}
+    again.load_tensors(old)
+    assert all(torch.equal(value, again.tensors()[name]) for name, value in old.items())
+    assert (int(again.ascents), again.policy.noise_scale) == (0, 0.5)
+
+
 def test_what_is_refused(refused):
     with refused("eval_noise_updates must not be negative, not -1"):
         LPDSSettings(eval_noise_updates=-1)

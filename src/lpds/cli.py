@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -215,23 +216,18 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
 
 
 def _fields(group: Any, kind: type[Any], changes: Any) -> None:
+    from lpds.config import parse
+
     for field in dataclasses.fields(kind):
         default = changes.get(field.name, field.default)
-        convert: Any = {"int": int, "float": float, "str": str, "bool": _truth}[str(field.type)]
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
             dest=f"set_{field.name}",
-            type=convert,
+            type=functools.partial(parse, (kind,), field.name),
             default=argparse.SUPPRESS,
             metavar=str(field.type).upper(),
             help=f"default {default:g}" if isinstance(default, float) else f"default {default}",
         )
-
-
-def _truth(word: str) -> bool:
-    if word.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"must be true or false, not {word!r}")
-    return word.lower() == "true"
 
 
 def _decoder_options(parser: argparse.ArgumentParser) -> None:

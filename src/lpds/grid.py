@@ -183,6 +183,11 @@ def copy_evidence(run: Path, target: Path) -> None:
         if colon and Path(place).is_relative_to(Path.cwd()):
             facts["decoder"]["reference"] = f"{scheme}:{Path(place).relative_to(Path.cwd()).as_posix()}"
             write_json(path, facts)
+    config = json.loads((target / "config.json").read_text())
+    demos = config["run"].get("demos", "")
+    if demos and Path(demos).is_relative_to(Path.cwd()):  # likewise
+        config["run"]["demos"] = Path(demos).relative_to(Path.cwd()).as_posix()
+        write_json(target / "config.json", config)
     shutil.rmtree(final, ignore_errors=True)
     target.rename(final)
 
@@ -191,6 +196,7 @@ def _check_settings(cell: Cell, out: Path) -> None:
     """Refuse a run folder that was made with other settings: its figures would be told under this cell's name."""
     from lpds.api import read_config, resolve_preset, resolve_settings
     from lpds.config import RunSettings, parse, to_json
+    from lpds.session import at_home
 
     folder = out / cell.path
     if not (folder / "config.json").is_file():
@@ -200,6 +206,7 @@ def _check_settings(cell: Cell, out: Path) -> None:
     task, kinds = resolve("task", TASKS, cell.task), (RunSettings, resolve("method", METHOD_SETTINGS, cell.method))
     changes = {key: parse(kinds, key, word) for key, word in cell.settings.items() if key not in NO_SETTINGS}
     run, method = resolve_settings(task, cell.method, changes, named)
+    run = at_home(run)
     decoder = cell.settings.get("decoder", named.decoders.get(task.name, task.decoder))
     asked = {"task": cell.task, "method": cell.method, "decoder": decoder, **to_json(run), **to_json(method)}
     asked |= {"seed": cell.seed}

@@ -181,9 +181,9 @@ class Runner:
         if key is not None:
             self._display.say(f"success: what the environment's info calls {key!r}, at any step of an episode")
         elif self.c.end_at_success:
-            raise LpdsError(f"end_at_success: {self.collector.env.name} says nothing of success in its info")
+            raise LpdsError(f"end_at_success: {self.collector.env.name} says nothing of success in the info of its first steps")
         else:
-            self._display.say("success: the environment says nothing of it")
+            self._display.say("success: the environment's first steps say nothing of it")
 
     def _reward_scale(self, returns: Tensor) -> float:
         """What makes the warm-up's returns [N] deviate by :data:`RETURN_STD`; 1 where they do not vary."""

@@ -108,8 +108,8 @@ class LPDS(Learner[ShiftPolicy]):
         self._turn_down()
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore everything; what is evaluated has its noise again."""
-        super().load_tensors(tensors)
+        """Restore everything; what is evaluated has its noise again. An older checkpoint did not count ``ascents``."""
+        super().load_tensors({"ascents": torch.zeros_like(self.ascents), **tensors})
         self._turn_down()
 
     def noise_shapes(self, batch_size: int) -> dict[str, Shape]:

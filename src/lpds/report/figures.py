@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lpds.errors import LpdsError
-from lpds.report.series import STEPS, FigureData, Panel, Series
+from lpds.report.panels import STEPS, FigureData, Panel, Series
 
 INK = "#1b1b1b"
 """Text and axes. In the page it becomes the page's own text colour, so that a dark page is readable too."""

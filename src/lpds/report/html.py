@@ -16,8 +16,9 @@ from lpds.files import write_atomically
 from lpds.report.compare import Row, compare
 from lpds.report.figures import matplotlib_figure, png, svg
 from lpds.report.glossary import GLOSSARY
+from lpds.report.panels import FigureData, to_csv
 from lpds.report.read import Comparison, Group, RunData, by_task, column_interval, group_runs, read_runs
-from lpds.report.series import FigureData, figures_of, to_csv
+from lpds.report.series import figures_of
 from lpds.stats import Interval, crossed_difference, mean_over_seeds, share_over_seeds
 
 WORSE = "WARNING: the steered policy is worse than the frozen one"
