@@ -110,6 +110,16 @@ def test_a_users_decoder_passes_from_the_command_line(mine):
     assert "19 passed, 3 skipped" in done.stdout
 
 
+def test_an_unknown_environment_is_one_line_and_no_failures(mine):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "lpds.testing"]
+    options = ["--decoder", f"python:{mine.name}:decoder", "--decoder-env", "Hoper-v5"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *options], cwd=mine.parent, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2, done.stdout
+    assert "Hoper-v5" in done.stdout
+    assert "ERROR" not in done.stdout
+
+
 def leaks(obs, w):
     """The batch's mean in every row, as a forgotten model.train() would have it."""
     return torch.tanh(w + w.mean(0) * torch.arange(len(w)).view(-1, 1, 1))

@@ -269,6 +269,28 @@ def test_dict_observations():
     assert verdicts(lpds.check(wrap(fn, obs_shape={"pose": (3,), "speed": (2,)}))) == {}
 
 
+def test_pictures_and_tokens_are_drawn_as_such():
+    shapes = {"bytes": (8, 8, 3), "floats": (3, 8, 8), "observation.language.tokens": (6,), "pose": (3,)}
+    shapes["observation.language.attention_mask"] = (6,)
+    embedding = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def fn(obs, w):
+        seen.append(obs)
+        words = embedding[obs["observation.language.tokens"].long()].mean(1)  # a negative token has no row
+        return good(words + obs["bytes"].float().mean((1, 2, 3))[:, None] / 255.0 + obs["floats"].mean((1, 2, 3))[:, None], w)
+
+    assert verdicts(lpds.check(wrap(fn, obs_shape=shapes))) == {}
+    first = seen[0]
+    assert first["bytes"].dtype == torch.uint8
+    assert first["bytes"].float().mean() == pytest.approx(127.5, abs=6.0)
+    assert 0.0 <= first["floats"].min() < 0.1
+    assert 0.9 < first["floats"].max() <= 1.0
+    assert torch.equal(first["observation.language.tokens"], first["observation.language.tokens"].floor())
+    assert bool((first["observation.language.attention_mask"] == 1).all())
+    assert first["pose"].min() < 0.0  # a vector stays normal
+
+
 def test_any_object_that_follows_the_protocol():
     class Own:
         name, reference, fingerprint = "own", None, "0" * 64

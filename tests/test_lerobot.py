@@ -257,6 +257,30 @@ def test_observations_are_checked(state_policy):
         decoder(obs[tiny.STATE], w)
 
 
+def test_plausible_observations_have_the_statistics_range_flat_or_not(state_policy):
+    policy, folder = state_policy
+    shapes = load_decoder(f"lerobot:{folder}").spec.obs_shape
+    order = (tiny.ENVIRONMENT, tiny.STATE)  # not that of the names
+    flat = load_decoder(f"lerobot:{folder}", flat=True, flat_order=order)
+    draws = torch.randn(50, *flat.spec.obs_shape, generator=torch.Generator().manual_seed(3))
+    frames = draws.unflatten(1, (policy.config.n_obs_steps, -1))
+    split = dict(zip(order, frames.split([shapes[key][-1] for key in order], -1), strict=True))
+    named = load_decoder(f"lerobot:{folder}").plausible(split)
+    assert torch.equal(flat.plausible(draws), torch.cat([named[key] for key in order], -1).flatten(1))
+    stats = tiny.statistics({**policy.config.input_features, **policy.config.output_features})[tiny.STATE]
+    share = (named[tiny.STATE] - stats["min"]) / (stats["max"] - stats["min"])
+    assert torch.allclose(share, torch.special.ndtr(split[tiny.STATE]), atol=1e-5)
+    assert torch.equal(named[tiny.ENVIRONMENT], split[tiny.ENVIRONMENT])  # LeRobot does not scale it
+
+
+def test_a_device_that_is_not_there_is_one_line(state_policy):
+    with pytest.raises(LpdsError, match="device is 'gpu'"):
+        load_decoder(f"lerobot:{state_policy[1]}", device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(LpdsError, match="device cuda:0 was asked for"):
+            load_decoder(f"lerobot:{state_policy[1]}", device="cuda:0")
+
+
 def test_the_doctor_takes_it(state_policy):
     report = check(load_decoder(f"lerobot:{state_policy[1]}"))
     assert report.ok, str(report)

@@ -183,6 +183,10 @@ def test_a_broken_folder_gets_one_line(tmp_path, refused, version):
         path.write_bytes(b"PAR1 torn")
     with refused("cannot be read"):
         open_data(str(tmp_path / "h"))
+    for index, template in enumerate(("data/{}.parquet", "data/{episode}.parquet", None)):
+        write(tmp_path / f"i{index}", version, data_path=template)
+        with refused("data_path is", repr(template), "episode_index" if version == "v2.1" else "file_index"):
+            open_data(str(tmp_path / f"i{index}"))
     (tmp_path / "h/meta/info.json").write_text('{"features": {}}')
     with refused("info.json cannot be read", "codebase_version"):
         open_data(str(tmp_path / "h"))

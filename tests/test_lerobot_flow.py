@@ -59,6 +59,14 @@ def normalised(policy, obs):
     return out
 
 
+def test_plausible_observations_can_be_decoded(made):
+    decoder = load_decoder(f"lerobot:{made[2]}")
+    generator = torch.Generator().manual_seed(4)
+    obs = decoder.plausible({k: torch.randn(3, *s, generator=generator) for k, s in decoder.spec.obs_shape.items()})
+    assert bool((obs[tiny.TOKENS] >= 0).all())
+    assert torch.isfinite(decoder(obs, torch.randn(3, *decoder.spec.latent_shape, generator=generator))).all()
+
+
 def test_actions_are_lerobots_own(made):
     _, policy, folder = made
     decoder = load_decoder(f"lerobot:{folder}")

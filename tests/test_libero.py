@@ -169,6 +169,8 @@ def test_an_initial_state_by_index_is_the_benchmarks(env, refused):
     assert np.array_equal(env.reset(seed=8, options={"init_state": 49})[0], obs)  # there is no furniture here to draw
     with refused("libero-90:57", "0 to 49", "50"):
         env.reset(options={"init_state": 50})
+    with refused("0 to 49", "True"):
+        env.reset(options={"init_state": True})
 
 
 @installed

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lpds.checks import check_device
 from lpds.config import Preset, RunSettings, Task, from_json, override, to_json
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
@@ -318,9 +319,9 @@ def _check_env(env: EnvLike, decoder: Decoder) -> None:
 
 
 def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise LpdsError("device cuda was asked for, but this machine has none that torch can use (choices: auto, cpu)")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+    found = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    check_device(found)
+    return torch.device(found)
 
 
 __all__ = ["BaseDecoder", "Run", "evaluate", "load_policy", "read_config", "read_json_lines", "resume", "steer"]

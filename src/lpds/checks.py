@@ -33,6 +33,22 @@ def choose(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise unknown_name(name, value, choices)
 
 
+def check_device(name: str) -> None:
+    """Refuse a device that torch does not know, or that this machine lacks.
+
+    Raises:
+        LpdsError: it is one of them.
+    """
+    import torch
+
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise LpdsError(f"device is {name!r} (choices: cpu, cuda, cuda:0 ...)") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise LpdsError(f"device {name} was asked for, but this machine has none that torch can use (choices: cpu)")
+
+
 def check_share(name: str, value: float) -> None:
     """Refuse a factor outside [0, 1]."""
     if not 0.0 <= value <= 1.0:

@@ -109,6 +109,11 @@ def has_channels_last(shape: Shape) -> bool:
     return shape[-1] in (1, 3, 4)
 
 
+def has_channels_first(shape: Shape) -> bool:
+    """Whether a picture's shape has its channels, 1, 3 or 4 of them, before its rows and columns."""
+    return shape[-3] in (1, 3, 4)
+
+
 def channels_first(shape: Shape) -> Shape:
     """(..., H, W, C) as (..., C, H, W)."""
     return (*shape[:-3], *shape[-1:], *shape[-3:-1])

@@ -101,20 +101,15 @@ def take(obs: Any, rows: Tensor) -> Any:
 
 
 def synthetic_observations(decoder: Decoder, samples: int, seed: int) -> Any:
-    """Draw [samples, O] uniformly from the normaliser's range, or from N(0, I) where there is none."""
+    """Draw [samples, O], or a dict of them, as the decoder thinks plausible; from N(0, I) where it does not say."""
     shape = decoder.spec.obs_shape
 
     def draw(index: int, one: Shape) -> Tensor:
         return torch.from_numpy(normal("probe", seed, 100 + index, shape=(samples, *one)))
 
-    if not isinstance(shape, tuple):
-        return {key: draw(index, shape[key]) for index, key in enumerate(sorted(shape))}
-    normaliser: Any = getattr(decoder, "normaliser", None)
-    if hasattr(normaliser, "obs_min") and hasattr(normaliser, "obs_max"):
-        share = torch.special.ndtr(draw(0, shape))  # uniform
-        low: Tensor = normaliser.obs_min.cpu()
-        return low + share * (normaliser.obs_max.cpu() - low)
-    return draw(0, shape)
+    draws: Any = draw(0, shape) if isinstance(shape, tuple) else {k: draw(i, shape[k]) for i, k in enumerate(sorted(shape))}
+    plausible = getattr(decoder, "plausible", None)
+    return draws if plausible is None else plausible(draws)
 
 
 def open_environment(

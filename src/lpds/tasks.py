@@ -35,7 +35,9 @@ HOPPER = Task("hopper", env="Hopper-v5", decoder="hopper", run=_GYM, method={"*"
 WALKER2D = Task("walker2d", env="Walker2d-v5", decoder="walker2d", run=_GYM, method=_residual(delta=2.0))
 HALFCHEETAH = Task("halfcheetah", env="HalfCheetah-v5", decoder="halfcheetah", run=_GYM)
 
-_ADROIT = {"warmup_steps": 8_000, "gamma": 0.99**0.25}
+# one update for two decisions is what two CPU cores can afford; with a GPU, --updates-per-decision 1 or more
+_SLOW = {"updates_per_decision": 0.5}
+_ADROIT = {"warmup_steps": 8_000, "gamma": 0.99**0.25, **_SLOW}
 ADROIT_PEN = Task("adroit-pen", env="adroit-pen", decoder="adroit-pen", run=_ADROIT, method=_residual(delta=0.66))
 ADROIT_HAMMER = Task("adroit-hammer", env="adroit-hammer", decoder="adroit-hammer", run=_ADROIT)
 ADROIT_DOOR = Task("adroit-door", env="adroit-door", decoder="adroit-door", run=_ADROIT)
@@ -43,7 +45,7 @@ ADROIT_RELOCATE = Task("adroit-relocate", env="adroit-relocate", decoder="adroit
 
 # DSRL's: its warm-up, gamma 0.99 per chunk of 4 steps (Square 0.999), reward r - 1. Transport has chunks of 8 there, and a
 # warm-up longer than a run takes here.
-_ROBOMIMIC = {"reward_offset": -1.0, "warmup_steps": 24_000, "gamma": 0.99**0.25}
+_ROBOMIMIC = {"reward_offset": -1.0, "warmup_steps": 24_000, "gamma": 0.99**0.25, **_SLOW}
 _SQUARE = {"warmup_steps": 32_000, "gamma": 0.999**0.25}
 _TRANSPORT = {"warmup_steps": 32_000, "gamma": 0.99**0.125}
 ROBOMIMIC_LIFT = Task(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lpds.errors import LpdsError
+from lpds.observations import has_channels_first, has_channels_last
 from lpds.types import LatentSpec, Shape
 
 
@@ -77,6 +78,23 @@ class BaseDecoder(ABC):
             return -edge, edge
         return normaliser.action_min, normaliser.action_max
 
+    def plausible(self, draws: Any) -> Any:
+        """Turn standard normal draws, shaped as observations, into observations such as the decoder might meet.
+
+        Pictures are uniform: uint8 where the channels come last, in [0, 1] where they come first. Tokens (by LeRobot's names)
+        are small whole numbers. Vectors are uniform over the normaliser's range where there is one, else left as they are.
+
+        Args:
+            draws: float32 [B, O], or a dict of tensors [B, ...], from N(0, I).
+        """
+        if isinstance(draws, Mapping):
+            return {key: as_entry(key, value) for key, value in draws.items()}
+        normaliser = getattr(self, "normaliser", None)
+        if normaliser is None:
+            return as_picture(draws)
+        low, high = normaliser.obs_min.cpu(), normaliser.obs_max.cpu()
+        return low + uniform(draws) * (high - low)
+
     def prepare(self, obs: Tensor) -> Any:
         """Compute what depends on the state alone; the identity unless a subclass knows better."""
         return obs
@@ -137,6 +155,31 @@ class BaseDecoder(ABC):
                 wanted = ", ".join(map(str, shape))
                 raise LpdsError(f"decoder {self.name!r} takes {key!r} as [B, {wanted}], not {list(obs[key].shape)}")
         return {int(obs[key].shape[0]) for key in shapes}
+
+
+def uniform(draws: Tensor) -> Tensor:
+    """Standard normal draws as draws from U(0, 1): their distribution function."""
+    share: Tensor = torch.special.ndtr(draws)
+    return share
+
+
+def as_entry(key: str, draws: Tensor) -> Tensor:
+    """Standard normal draws [B, ...] as an entry of a dict observation, by its name and shape."""
+    if key.endswith(".language.attention_mask"):
+        return torch.ones_like(draws)
+    if key.endswith(".language.tokens"):  # no vocabulary is smaller, and its special tokens lie at the end
+        return (64.0 * uniform(draws)).floor()
+    return as_picture(draws)
+
+
+def as_picture(draws: Tensor) -> Tensor:
+    """Standard normal draws [B, ...] as a uniform picture where they have a picture's shape; else as they are."""
+    shape = tuple(draws.shape[1:])
+    if len(shape) >= 3 and has_channels_last(shape):
+        return (256.0 * uniform(draws)).clamp(max=255.0).to(torch.uint8)
+    if len(shape) >= 3 and has_channels_first(shape):
+        return uniform(draws)
+    return draws
 
 
 def as_float32(value: Any) -> Any:

@@ -252,7 +252,7 @@ class LiberoEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]]):
         return bool(self._control.check_success())
 
     def _checked(self, index: int | None) -> int | None:
-        if index is not None and not 0 <= index < len(self.init_states):
+        if index is not None and (isinstance(index, bool) or not 0 <= index < len(self.init_states)):
             raise LpdsError(f"libero-90:{self.number} has initial states 0 to {len(self.init_states) - 1}, not {index}")
         return index
 

@@ -24,9 +24,11 @@ def check_drawing() -> None:
 
 
 def _no_drawing(reason: Exception) -> LpdsError:
+    from lpds.video.backend import PACKAGES
+
     return LpdsError(
-        f"frames cannot be drawn ({one_line(reason)}): install EGL or OSMesa (libegl1 or libosmesa6) "
-        "and set MUJOCO_GL to egl or osmesa"
+        f"frames cannot be drawn ({one_line(reason)}): on Debian or Ubuntu: apt-get install {PACKAGES}, "
+        "then set MUJOCO_GL to egl or osmesa"
     )
 
 

@@ -128,13 +128,13 @@ def _episodes(folder: Path, info: dict[str, Any]) -> list[_Episode]:
         if info["codebase_version"] == "v3.0":
             columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
             rows: list[dict[str, Any]] = []
-            for file in sorted(path.glob("*/*.parquet")):
-                rows += _read_parquet(file, columns).select(columns).to_pylist()
+            for listed in sorted(path.glob("*/*.parquet")):
+                rows += _read_parquet(listed, columns).select(columns).to_pylist()
             found = [
                 _Episode(
                     int(row["episode_index"]),
                     int(row["length"]),
-                    info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]),
+                    _data_file(folder, info, chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]),
                 )
                 for row in rows
             ]
@@ -143,14 +143,27 @@ def _episodes(folder: Path, info: dict[str, Any]) -> list[_Episode]:
             found = []
             for row in rows:
                 number = int(row["episode_index"])
-                file_name = info["data_path"].format(episode_chunk=number // int(info["chunks_size"]), episode_index=number)
-                found.append(_Episode(number, int(row["length"]), file_name))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+                chunk = number // int(info["chunks_size"])
+                file = _data_file(folder, info, episode_chunk=chunk, episode_index=number)
+                found.append(_Episode(number, int(row["length"]), file))
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise LpdsError(f"{path} cannot be read: {type(error).__name__} {' '.join(str(error).split())}") from None
     empty = [episode.number for episode in found if episode.length < 1]
     if not found or empty:
         raise LpdsError(f"dataset {folder}: " + (f"episode {empty[0]} has no frames" if empty else f"{path} lists no episodes"))
     return sorted(found, key=lambda episode: episode.number)
+
+
+def _data_file(folder: Path, info: dict[str, Any], **numbers: int) -> str:
+    """Path of a data file inside the folder, by the template in ``info.json``."""
+    template: Any = info.get("data_path")
+    try:
+        return str(template.format(**numbers))
+    except (AttributeError, KeyError, IndexError, ValueError):
+        known = ", ".join(f"{{{name}}}" for name in numbers)
+        raise LpdsError(
+            f"{folder / 'meta' / 'info.json'}: data_path is {template!r}, which names no file (it may use {known})"
+        ) from None
 
 
 def _read_parquet(path: Path, columns: list[str]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lpds.checks import check_device
 from lpds.decoders.lerobot.folder import FAMILIES, find_folder, import_lerobot, policy_type
 from lpds.decoders.lerobot.policy import LeRobotDecoder, Options
 from lpds.registry import resolve
@@ -48,6 +49,7 @@ def load_lerobot(
         LpdsError: lerobot is missing, the folder is broken, the policy is of another type, its sampler is stochastic, its
             weights are incomplete, or its statistics do not fit its features; the message names what it is.
     """
+    check_device(device)
     order = flat_order.split(",") if isinstance(flat_order, str) else flat_order
     order = None if order is None else tuple(key.strip() for key in order)
     folder = find_folder(path)

@@ -96,6 +96,15 @@ class LeRobotDecoder(BaseDecoder):
                 ).shape[1]
         return self._feature_size
 
+    def plausible(self, draws: Any) -> Any:
+        """Observations by the policy's own statistics; pictures and tokens as :meth:`BaseDecoder.plausible` has them."""
+        if self._options.flat:
+            parts = {key: self._processors.spread(key, value) for key, value in self._unflatten(draws).items()}
+            return torch.cat([parts[key] for key in self._vectors], -1).flatten(1)
+        entries = super().plausible(draws)
+        own = {key for key in self._shapes if ".images." not in key and ".language." not in key}
+        return {key: self._processors.spread(key, draws[key]) if key in own else value for key, value in entries.items()}
+
     def prepare(self, obs: Any) -> Any:
         """What does not depend on the noise: observations normalised and encoded, with the prefix's key-value cache."""
         batch: dict[str, Any] = self._unflatten(obs) if self._options.flat else {key: obs[key] for key in self._shapes}

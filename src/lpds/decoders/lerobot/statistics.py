@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lpds.decoders.base import uniform
 from lpds.errors import LpdsError, one_line
 
 NEEDED = {
@@ -72,6 +73,18 @@ class Processors:
             for step in _normalisers(pipeline)
             for key, value in step.state_dict().items()
         }
+
+    def spread(self, key: str, draws: Tensor) -> Tensor:
+        """Standard normal draws [..., n] of an entry, by its name outside, over what its statistics say was recorded."""
+        inside = {old: new for new, old in self.renamed.items()}.get(key, key)
+        stats = {name: value.cpu() for name, value in self.tensors().items() if name.startswith(f"pre.{inside}.")}
+        mode = _mode(self._config.normalization_mapping, self._config.input_features[inside].type.value)
+        if mode == "IDENTITY":
+            return draws
+        first, second = (stats[f"pre.{inside}.{name}"] for name in NEEDED[mode])
+        if mode == "MEAN_STD":
+            return first + second * draws
+        return first + uniform(draws) * (second - first)
 
     def facts(self) -> dict[str, Any]:
         """What is not a tensor: the steps and their settings."""
