@@ -246,7 +246,8 @@ def open_decoder(name):
     if not name.startswith("libero"):
         return load_decoder(name)
     size = short[name]().observation_space.shape[0]  # no small decoder is shipped for it
-    return wrap_decoder(lambda obs, w: w.clamp(-1, 1), obs_shape=(size,), latent_shape=(4, 7), action_shape=(4, 7), name="noise")
+    shapes = {"obs_shape": (size,), "latent_shape": (4, 7), "action_shape": (4, 7)}
+    return wrap_decoder(lambda obs, w: w.clamp(-1, 1), **shapes, name="noise")
 
 
 for name in sys.argv[2:]:
