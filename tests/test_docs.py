@@ -1,4 +1,4 @@
-"""Every snippet of docs/your-policy.md and docs/large-decoders.md does what it says, with budgets cut."""
+"""Every snippet of docs/your-policy.md, docs/large-decoders.md and docs/lerobot.md does what it says, with budgets cut."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from lpds.cli import main
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "your-policy.md").read_text()
 LARGE = (DOCS / "large-decoders.md").read_text()
+LEROBOT = (DOCS / "lerobot.md").read_text()
 SMALL = {
     "warmup_steps": 64,
     "warmup_fits": 2,
@@ -109,18 +110,32 @@ class Pusher(gymnasium.Env):
         return self.np_random.normal(size=9).astype(np.float32), 0.0, False, self.steps >= 20, {}
 
 
-def test_a_policy_that_lerobot_saved(page, monkeypatch):
+@pytest.mark.parametrize(
+    ("text", "heading", "out"), [(PAGE, "A policy that LeRobot saved", "lerobot"), (LEROBOT, "Steering", "mine")]
+)
+def test_a_policy_that_lerobot_saved(page, monkeypatch, text, heading, out):
     pytest.importorskip("lerobot", reason="lerobot is not installed")
     import lerobot_policies
 
     lerobot_policies.diffusion(page / "outputs" / "last")
     steer = lpds.steer
     monkeypatch.setattr(lpds, "steer", lambda **settings: steer(**settings | SMALL | {"steps": 128}))
-    ((_, python),) = snippets("A policy that LeRobot saved")
-    exec(python, {"lpds": lpds, "make_my_env": Pusher})
-    assert (
-        lpds.load_policy("runs/lerobot").decoder.fingerprint == lpds.load_decoder("lerobot:outputs/last", flat=True).fingerprint
-    )
+    ((_, python),) = snippets(heading, text)
+    names = {"lpds": lpds, "make_my_env": Pusher}
+    exec(python.replace("lerobot:PATH", "lerobot:outputs/last"), names)
+    assert lpds.load_policy(f"runs/{out}").decoder.fingerprint == names["decoder"].fingerprint
+
+
+def test_the_first_lines_of_the_lerobot_page(page):
+    pytest.importorskip("lerobot", reason="lerobot is not installed")
+    import lerobot_policies
+
+    folder = "outputs/train/pusht/checkpoints/last"
+    lerobot_policies.diffusion(page / folder)
+    (python,) = re.findall(r"```python\n(.*?)```", LEROBOT.split("\n## ")[0], flags=re.DOTALL)
+    names = {"state": torch.zeros(6, 2, 4), "points": torch.zeros(6, 2, 5), "w": torch.zeros(6, 8, 3)}
+    exec(python, names)
+    assert names["actions"].shape == (6, 4, 3)
 
 
 class Watched(gymnasium.Env):

@@ -7,10 +7,12 @@ import importlib
 import importlib.util
 import io
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -93,6 +95,7 @@ def import_lerobot(kind: str) -> None:
     """
     if importlib.util.find_spec("lerobot") is None:
         raise LpdsError(f"lerobot: policies need the package lerobot: {INSTALL}")
+    admit_torchvision()
     try:
         probe: Any = importlib.import_module("lerobot.utils.import_utils")
         # It looks for the distribution "transformers" and overlooks a fork that provides the module.
@@ -102,10 +105,29 @@ def import_lerobot(kind: str) -> None:
         parts = [importlib.import_module(f"lerobot.policies.{module}.{part}_{module}") for part in PARTS]
         if FAMILIES[kind].text:
             parts.append(importlib.import_module("lerobot.processor.tokenizer_processor"))
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter of compiled packages that do not fit each other
         raise LpdsError(f"lerobot's {kind} policy cannot be imported ({one_line(error)}): {INSTALL}") from None
     if probe._transformers_available and not all(getattr(part, "_transformers_available", True) for part in parts):
         raise LpdsError("lerobot was imported before this and overlooked transformers; load the decoder first")
+
+
+def admit_torchvision() -> None:
+    """Let a torchvision of another build than torch's be imported: PyPI's, made for CUDA, beside a torch for the CPU.
+
+    Its compiled operators cannot be loaded then, and its import stops at the first two that it describes. LeRobot calls none
+    of them, only transforms and networks; so these are declared, without an implementation, before it is imported again.
+    """
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "operator torchvision::nms does not exist" not in str(error):
+            return  # LeRobot's own import tells it
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def read_config(folder: Path, device: str) -> Any:
