@@ -1,4 +1,4 @@
-"""Make the table of results/README.md and the README's picture from the committed runs.
+"""Make the tables of results/README.md and the README's picture from the committed runs.
 
     python benchmarks/make_table.py [--runs FOLDER]
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,11 +20,12 @@ from lpds.files import write_json
 from lpds.grid import copy_evidence
 from lpds.log import read_json_lines
 from lpds.report import write_figures
-from lpds.stats import bootstrap_mean, crossed_difference
+from lpds.stats import bootstrap_mean, crossed_difference, wilson
 
 RESULTS = Path(__file__).parents[1] / "results"
 DOCS = RESULTS.parent / "docs"
 MARKS = ("<!-- table -->", "<!-- end of table -->")
+SUCCESS_MARKS = ("<!-- success -->", "<!-- end of success -->")
 
 
 def take_over(runs: Path) -> None:
@@ -35,72 +37,82 @@ def take_over(runs: Path) -> None:
         copy_evidence(run, RESULTS / task / "lpds" / f"seed{seed}")
 
 
-def final_returns(run: Path, scale: float) -> np.ndarray:
-    """Returns of the last evaluation, in the order of the episodes."""
+def last_evaluation(run: Path, scale: float, what: str = "return") -> np.ndarray:
+    """Returns, or successes, of the last evaluation, in the order of the episodes."""
     rows = [row for row in read_json_lines(run / "eval.jsonl") if row["kind"] == "final" and row["scale"] == scale]
-    return np.asarray([row["return"] for row in sorted(rows, key=lambda row: row["episode"])])
+    return np.asarray([row[what] for row in sorted(rows, key=lambda row: row["episode"])], np.float64)
 
 
-def curve_dip(run: Path) -> tuple[float, float]:
+def curve_dip(run: Path, what: str = "return") -> tuple[float, float]:
     """Lowest mean on the learning curve after the warm-up, and the frozen policy's on the same episodes."""
     rows = [row for row in read_json_lines(run / "eval.jsonl") if row["kind"] == "curve"]
     points: dict[tuple[int, float], list[float]] = {}
     for row in rows:
-        points.setdefault((row["step"], row["scale"]), []).append(row["return"])
+        points.setdefault((row["step"], row["scale"]), []).append(row[what])
     frozen = [np.mean(values) for (_, scale), values in points.items() if scale == 0.0]
     steered = [np.mean(values) for (_, scale), values in points.items() if scale == 1.0]
     return float(min(steered)), float(frozen[0])
 
 
+def measure(runs: list[Path], what: str) -> dict[str, Any]:
+    """Frozen against steered over seeds and episodes."""
+    frozen, steered = ([last_evaluation(run, scale, what) for run in runs] for scale in (0.0, 1.0))
+    count = len(frozen[0])
+    return {
+        "frozen": wilson(int(frozen[0].sum()), count) if what == "success" else bootstrap_mean(frozen[0]),
+        "steered_by_seed": [float(values.mean()) for values in steered],
+        "difference": crossed_difference(frozen[:1], steered),  # the frozen policy plays the same for every seed
+        "lowest_point_and_frozen": min((curve_dip(run, what) for run in runs), key=lambda pair: pair[0] - pair[1]),
+    }
+
+
+def cells(found: dict[str, Any], unit: float = 1.0) -> str:
+    """A measurement's four columns."""
+    (base, low, high), (gain, least, most) = (np.multiply(found[name], unit) for name in ("frozen", "difference"))
+    seeds, (point, there) = np.multiply(found["steered_by_seed"], unit), np.multiply(found["lowest_point_and_frozen"], unit)
+    return (
+        f"{base:.0f} [{low:.0f}, {high:.0f}] | {seeds.mean():.0f} ({', '.join(f'{value:.0f}' for value in seeds)}) "
+        f"| {gain:+.0f} [{least:+.0f}, {most:+.0f}] | {point:.0f} ({there:.0f}) |"
+    )
+
+
+def put(page: str, marks: tuple[str, str], lines: list[str]) -> str:
+    """The page with a table between its marks."""
+    before, _, rest = page.partition(marks[0])
+    return "\n".join([before + marks[0], "", *lines, "", marks[1] + rest.partition(marks[1])[2]])
+
+
 def main() -> None:
-    """Write the table, its numbers and the picture."""
+    """Write the tables, their numbers and the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path)
     arguments = parser.parse_args()
     if arguments.runs is not None:
         take_over(arguments.runs)
-    lines = [
-        "| task | seeds | steps | frozen | steered | paired difference, 95 % | lowest point of a curve (frozen there) |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = "frozen | steered | paired difference, 95 % | lowest point of a curve (frozen there) |"
+    rule = "|---" * 7 + "|"
+    returns = [f"| task | seeds | steps | {head}", rule]
+    successes = [f"| task | seeds | steps | {head}", rule]
     table = []
     for folder in sorted(RESULTS.glob("*/lpds")):
         runs = sorted(folder.glob("seed*"))
-        frozen, steered = ([final_returns(run, scale) for run in runs] for scale in (0.0, 1.0))
-        pooled = crossed_difference(frozen[:1], steered)  # the frozen policy plays the same for every seed
+        tells = all(np.isfinite(last_evaluation(run, 0.0, "success")).all() for run in runs)
         steps = max(row["step"] for run in runs for row in read_json_lines(run / "metrics.jsonl"))
-        dips = [curve_dip(run) for run in runs]
-        lowest = min(dips, key=lambda pair: pair[0] - pair[1])
-        per_seed = [float(values.mean()) for values in steered]
-        base = bootstrap_mean(frozen[0])
-        table.append(
-            {
-                "task": folder.parent.name,
-                "seeds": len(runs),
-                "steps": steps,
-                "frozen": base,
-                "steered_by_seed": per_seed,
-                "difference": pooled,
-                "lowest_point_and_frozen": lowest,
-            }
-        )
-        seeds = ", ".join(f"{value:.0f}" for value in per_seed)
-        lines.append(
-            f"| {folder.parent.name} | {len(runs)} | {steps:,} | {base[0]:.0f} [{base[1]:.0f}, {base[2]:.0f}] "
-            f"| {np.mean(per_seed):.0f} ({seeds}) | {pooled[0]:+.0f} [{pooled[1]:+.0f}, {pooled[2]:+.0f}] "
-            f"| {lowest[0]:.0f} ({lowest[1]:.0f}) |"
-        )
-        figures = RESULTS / folder.parent.name / "figures"
-        write_figures(runs, figures)
+        row = {"task": folder.parent.name, "seeds": len(runs), "steps": steps} | measure(runs, "return")
+        start = f"| {folder.parent.name} | {len(runs)} | {steps:,} | "
+        returns.append(start + cells(row))
+        if tells:
+            row["success"] = measure(runs, "success")
+            successes.append(start + cells(row["success"], 100.0))
+        table.append(row)
+        write_figures(runs, RESULTS / folder.parent.name / "figures")
     write_json(RESULTS / "table.json", {"format_version": 1, "command": "python benchmarks/make_table.py", "rows": table})
     page = RESULTS / "README.md"
-    before, _, rest = page.read_text().partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    page.write_text("\n".join([before + MARKS[0], "", *lines, "", MARKS[1] + after]))
+    page.write_text(put(put(page.read_text(), MARKS, returns), SUCCESS_MARKS, successes))
     picture = RESULTS / "hopper" / "figures" / "hopper-learning.png"
     if picture.is_file():
         shutil.copy(picture, DOCS / "hopper.png")
-    print("\n".join(lines))
+    print("\n".join([*returns, "", *successes]))
 
 
 if __name__ == "__main__":
