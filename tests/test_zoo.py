@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from lpds.decoders.store import WEIGHTS, open_decoder, save_decoder
 from lpds.types import LatentSpec
 
 SAMPLES = 9
+FOLDER = Path(zoo.__file__).parent
 
 
 def inputs_for(decoder):
@@ -284,3 +286,17 @@ def test_a_decoder_knows_where_it_acts(name, env):
     assert zoo.environment_of(name) == env
     assert zoo.environment_of(f"folder:{zoo.FOLDER / name}") == env
     assert zoo.environment_of("dppo:state_0.pt") is None
+
+
+def test_the_page_of_hands_and_arms_says_what_the_cards_say():
+    page = (Path(__file__).parents[1] / "docs" / "manipulation.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    told = {row[0].strip("`"): row[3] for row in rows if "%" in row[3] and len(row) == 5}
+    names = {path.name for path in FOLDER.iterdir() if path.name.startswith(("adroit-", "robomimic-"))}
+    assert set(told) == {name for name in names if not name.endswith(("-flow", "-c8"))}
+    for name, cell in told.items():
+        mean, low, high = (round(100 * share) for share in json.loads((FOLDER / name / "card.json").read_text())["success"])
+        assert cell == f"{mean} % [{low}, {high}]", name
+    for name in sorted(names - set(told)):
+        share = json.loads((FOLDER / name / "card.json").read_text())["success"][0]
+        assert re.search(rf"{name}`[^,]*\({'chunks of 8, ' * name.endswith('-c8')}{100 * share:.0f} %\)", page), name
