@@ -90,7 +90,7 @@ DATA: dict[str, DataRecipe] = {
 
 SCRIPTED: dict[str, ScriptedRecipe] = {
     f"robomimic-{task}": ScriptedRecipe(f"robomimic-{task}", f"lpds.pretrain.scripted.{task}", episodes)
-    for task, episodes in (("lift", 4), ("can", 100), ("square", 150), ("transport", 200))
+    for task, episodes in (("lift", 4), ("can", 100), ("square", 400), ("transport", 200))
 }
 # recorded on while success holds, as elsewhere
 SCRIPTED["libero-90:57"] = ScriptedRecipe(
@@ -114,6 +114,8 @@ ZOO: dict[str, Recipe] = {
     "robomimic-can": Recipe("robomimic-can", "robomimic-can", CloneSettings(steps=15_000, sampler_steps=8)),
     "robomimic-can-flow": Recipe("robomimic-can", "robomimic-can", CloneSettings("flow", steps=15_000, sampler_steps=4)),
     "robomimic-can-c8": Recipe("robomimic-can", "robomimic-can", CloneSettings(chunk=8, steps=15_000, sampler_steps=8)),
+    # 400 episodes and twice the width: with 150 at 256 the clone never put the nut on its peg
+    "robomimic-square": Recipe("robomimic-square", "robomimic-square", CloneSettings(width=512, steps=30_000, sampler_steps=8)),
     "halfcheetah": Recipe("halfcheetah", "halfcheetah", CloneSettings(steps=60_000)),
 }
 
