@@ -35,7 +35,7 @@ HOPPER = Task("hopper", env="Hopper-v5", decoder="hopper", run=_GYM, method={"*"
 WALKER2D = Task("walker2d", env="Walker2d-v5", decoder="walker2d", run=_GYM, method=_residual(delta=2.0))
 HALFCHEETAH = Task("halfcheetah", env="HalfCheetah-v5", decoder="halfcheetah", run=_GYM)
 
-# One update for two decisions is what two CPU cores can afford; with a GPU, --updates-per-decision 1 or more. Pen keeps the one.
+# One update for two decisions is what two CPU cores can afford; with a GPU, take --updates-per-decision 1. Pen keeps the one.
 _SLOW, _ONE = {"updates_per_decision": 0.5}, {"updates_per_decision": 1.0}
 _ADROIT = {"warmup_steps": 8_000, "gamma": 0.99**0.25, **_SLOW}
 ADROIT_PEN = Task("adroit-pen", env="adroit-pen", decoder="adroit-pen", run=_ADROIT | _ONE, method=_residual(delta=0.66))
