@@ -95,6 +95,8 @@ def main() -> None:
     successes = [f"| task | seeds | steps | {head}", rule]
     table = []
     for folder in sorted(RESULTS.glob("*/lpds")):
+        if folder.parent.name.startswith("libero"):
+            continue  # a section and figures of its own
         runs = sorted(folder.glob("seed*"))
         tells = all(np.isfinite(last_evaluation(run, 0.0, "success")).all() for run in runs)
         steps = max(row["step"] for run in runs for row in read_json_lines(run / "metrics.jsonl"))
