@@ -134,6 +134,30 @@ def test_chunk_returns_compose_to_the_discounted_return(rewards, chunk, gamma):
     assert factor == pytest.approx(gamma ** len(rewards), rel=1e-5)
 
 
+class KnowsNoRenderMode(gymnasium.Env):
+    """Its constructor takes nothing at all."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+def test_an_environment_that_knows_no_render_mode_is_made():
+    gymnasium.register("KnowsNoRenderMode-v0", entry_point=KnowsNoRenderMode, max_episode_steps=20)
+    try:
+        env = lpds.make_env("KnowsNoRenderMode-v0", num_envs=2, chunk=4, seed=0)
+        assert env.reset()[0].shape == (2, 2)
+        env.close()
+    finally:
+        del gymnasium.registry["KnowsNoRenderMode-v0"]
+
+
 def test_discount_conventions():
     rewards, k = np.asarray([[1.0, 2.0, 4.0], [1.0, 2.0, 0.0], [1.0, 0.0, 0.0]]), np.asarray([3, 2, 1])
     ended = np.asarray([False, False, True])

@@ -147,3 +147,8 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback():
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
     assert done.stdout == "tasks:\n"
     assert done.stderr == ""
+
+
+def test_a_frozen_policy_has_no_delta_to_scale(capsys):
+    assert main(["eval", "toy", "--scale", "0.5", "--episodes", "2"]) == 2
+    assert "no Delta" in capsys.readouterr().err

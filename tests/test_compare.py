@@ -241,6 +241,7 @@ def test_one_seed_is_told_and_so_is_what_shares_no_episode(tmp_path):
     rows = [json.loads(line) | {"seed": 77} for line in (other / "eval.jsonl").read_text().splitlines()]
     (other / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = lpds.compare([one, other])
+    assert lpds.compare(str(one)).rows == lpds.compare([one]).rows
     assert any("one seed only" in note and "lpds" in note for note in report.notes)
     assert any("base shares no episode with frozen: another eval_seed?" in note for note in report.notes)
     assert math.isnan(report.rows[1].area[1])

@@ -111,6 +111,12 @@ def test_the_grid_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.
     assert ways == ["resumed and finished", "run", "finished before"]
     assert (tmp_path / "summary.json").read_bytes() == before
 
+    # a run from before a setting existed did as that setting's default does
+    path = tmp_path / "runs/delta0.1/seed0/config.json"
+    config = json.loads(path.read_text())
+    del config["run"]["n_step"], config["settings"]["noise_scale"]
+    path.write_text(json.dumps(config))
+
     # nothing is left to run
     monkeypatch.setattr(toy, "steer", lambda *a, **k: pytest.fail("a finished run was run again"))
     monkeypatch.setattr(toy, "resume", lambda *a, **k: pytest.fail("a finished run was resumed"))

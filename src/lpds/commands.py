@@ -109,6 +109,8 @@ def do_eval(arguments: argparse.Namespace) -> int:
     is_run, given = (folder / "policy").is_dir(), _options(arguments)
     if is_run and given:
         raise LpdsError(f"{folder} is a run, which knows its decoder: {', '.join(given)} cannot be chosen again")
+    if not is_run and arguments.scale != 1.0:
+        raise LpdsError(f"{arguments.run} is a frozen policy, which has no Delta that --scale could turn down")
     policy: Any = load_policy(folder) if is_run else _load(arguments.run, arguments)
     env, task = arguments.env, arguments.task
     if env is None and task is None:

@@ -122,14 +122,14 @@ class CompareReport:
         return "\n".join([*lines, *self.notes]).rstrip()
 
 
-def compare(runs: Sequence[str | Path], reference: str | None = None) -> CompareReport:
+def compare(runs: str | Path | Sequence[str | Path], reference: str | None = None) -> CompareReport:
     """Compare run folders by their last evaluations.
 
     Runs that differ in nothing but the seed are one method. The frozen policy of every run is a method, too, and its
     reference unless another is named.
 
     Args:
-        runs: finished run folders, or folders of committed results.
+        runs: finished run folders, or folders of committed results; one folder by itself will do.
         reference: label or method name that the others are compared with.
 
     Returns:
@@ -138,6 +138,7 @@ def compare(runs: Sequence[str | Path], reference: str | None = None) -> Compare
     Raises:
         LpdsError: no run there, none finished, or no such reference.
     """
+    runs = [runs] if isinstance(runs, str | Path) else runs
     found_runs = read_runs([Path(run) for run in runs])
     tasks = by_task(found_runs)
     rows: list[Row] = []

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lpds.api import read_config, resolve_settings, resume, steer
-from lpds.config import to_json
+from lpds.config import from_json, to_json
 from lpds.errors import LpdsError
 from lpds.files import write_atomically, write_json
 from lpds.methods.base import BasePolicy
@@ -166,7 +166,9 @@ def _ensure_run(folder: Path, settings: dict[str, Any], method: str = "lpds") ->
     wanted = (to_json(run), to_json(chosen), load_decoder(preset.decoder).fingerprint)
     try:
         config = read_config(folder)
-        same = (config["run"], config["settings"], config["decoder"]["fingerprint"]) == wanted
+        # what an older run does not name, it did as by default
+        run_then, chosen_then = (from_json(type(now), config[key]) for now, key in ((run, "run"), (chosen, "settings")))
+        same = (to_json(run_then), to_json(chosen_then), config["decoder"]["fingerprint"]) == wanted
     except LpdsError:
         same = False
     if same and (folder / "summary.json").is_file() and (folder / "policy").is_dir():
