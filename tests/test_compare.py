@@ -247,6 +247,17 @@ def test_one_seed_is_told_and_so_is_what_shares_no_episode(tmp_path):
     assert math.isnan(report.rows[1].area[1])
 
 
+def test_frozen_policies_of_one_decoder_that_played_otherwise_are_told(tmp_path):
+    one, other = (write_run(tmp_path / name, "lpds", seed, [1.0 + seed] * 8) for seed, name in enumerate("ab"))
+    assert not any("did not return" in note for note in lpds.compare([one, other]).notes)
+    rows = [json.loads(line) for line in (other / "eval.jsonl").read_text().splitlines()]
+    rows = [row | {"return": 100.0 * row["return"] + 7.0} for row in rows]  # another environment behind a lambda
+    (other / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (note,) = (note for note in lpds.compare([one, other]).notes if "did not return" in note)
+    assert str(other) in note
+    assert str(one) in note
+
+
 def test_what_ends_alike_is_the_same(tmp_path):
     runs = [write_run(tmp_path / name, "base", seed, [0.0] * 8) for seed, name in enumerate("ab")]
     assert lpds.compare(runs).rows[1].verdict == "the same"

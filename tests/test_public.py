@@ -55,3 +55,9 @@ def test_tensorboard_gets_every_row(tmp_path):
     rows = [row for row in read_json_lines(run.folder / "metrics.jsonl") if row["delta_sq_mean"] is not None]
     scalars = events.Scalars("delta_sq_mean")
     assert [event.step for event in scalars] == [row["step"] for row in rows]
+
+
+def test_a_plain_function_is_no_decoder_and_the_way_to_make_one_is_named(tmp_path, refused):
+    with refused("decoder is a function", "lpds.wrap_decoder"):
+        lpds.steer(decoder=lambda obs, w: w, env="Hopper-v5", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -303,7 +303,11 @@ def _make_room(folder: Path, overwrite: bool) -> None:
 
 
 def _as_decoder(decoder: Decoder | str) -> Decoder:
-    return load_decoder(decoder) if isinstance(decoder, str) else decoder
+    if isinstance(decoder, str):
+        return load_decoder(decoder)
+    if not hasattr(decoder, "spec") or not hasattr(decoder, "fingerprint"):
+        raise LpdsError(f"decoder is a {type(decoder).__name__}, not a decoder: wrap it with lpds.wrap_decoder")
+    return decoder
 
 
 def _env_name(env: EnvLike) -> str:

@@ -172,7 +172,7 @@ class _Side:
 
 
 def _compare_task(task: str, groups: list[Group], reference: str | None, notes: list[str]) -> tuple[list[Row], str]:
-    sides = [*_frozen_sides(groups), *(_side(group) for group in groups)]
+    sides = [*_frozen_sides(task, groups, notes), *(_side(group) for group in groups)]
     if not sides:
         return [], ""
     # each against the frozen policy that it was made from, unless one is named for all
@@ -249,18 +249,32 @@ def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
     )
 
 
-def _frozen_sides(groups: list[Group]) -> list[_Side]:
-    """The frozen policies, one a decoder: the first run that evaluated it stands for all, since they played the same."""
+def _frozen_sides(task: str, groups: list[Group], notes: list[str]) -> list[_Side]:
+    """The frozen policies, one a decoder: the first run that evaluated it stands for all, if they played the same."""
     sides: dict[str, _Side] = {}
+    first: dict[str, RunData] = {}
     for group in groups:
         for run in group.runs:
             name = _decoder(run)
             keys, columns = _episodes([run], frozen=True)
+            side = _Side("frozen", "frozen", (), name, keys, columns)
+            if name in sides and not _alike(side, sides[name]):
+                notes.append(
+                    f"{task}: the frozen policy of {run.folder} did not return what it did in {first[name].folder}, on the "
+                    "same episodes: another environment of one name, one that ignores its seed, or another machine?"
+                )
             if name not in sides or len(keys) > len(sides[name].keys):
-                sides[name] = _Side("frozen", "frozen", (), name, keys, columns)
+                sides[name], first[name] = side, run
     if len(sides) == 1:
         return list(sides.values())
     return [replace(side, label=f"frozen {name[:6]}") for name, side in sides.items()]
+
+
+def _alike(one: _Side, other: _Side) -> bool:
+    """Whether two evaluations returned the same in the episodes that both have."""
+    shared = [key for key in one.keys if key in other.keys]
+    a, b = (side.columns["return"][:, [side.keys.index(key) for key in shared]] for side in (one, other))
+    return np.allclose(a, b, rtol=1e-3, equal_nan=True)
 
 
 def _decoder(run: RunData) -> str:
