@@ -3,6 +3,8 @@
 import importlib
 import types
 
+import torch
+
 import lpds
 
 
@@ -61,3 +63,5 @@ def test_a_plain_function_is_no_decoder_and_the_way_to_make_one_is_named(tmp_pat
     with refused("decoder is a function", "lpds.wrap_decoder"):
         lpds.steer(decoder=lambda obs, w: w, env="Hopper-v5", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    with refused("decoder is a Linear", "lpds.wrap_decoder"):
+        lpds.check(torch.nn.Linear(3, 2))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lpds.checks import check_device
+from lpds.checks import check_decoder, check_device
 from lpds.config import Preset, RunSettings, Task, from_json, override, to_json
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
@@ -305,8 +305,7 @@ def _make_room(folder: Path, overwrite: bool) -> None:
 def _as_decoder(decoder: Decoder | str) -> Decoder:
     if isinstance(decoder, str):
         return load_decoder(decoder)
-    if not hasattr(decoder, "spec") or not hasattr(decoder, "fingerprint"):
-        raise LpdsError(f"decoder is a {type(decoder).__name__}, not a decoder: wrap it with lpds.wrap_decoder")
+    check_decoder(decoder)
     return decoder
 
 

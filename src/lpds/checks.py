@@ -33,6 +33,12 @@ def choose(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise unknown_name(name, value, choices)
 
 
+def check_decoder(decoder: Any) -> None:
+    """Refuse what is no decoder, a plain function or a network for instance, and name the way to make one of it."""
+    if not hasattr(decoder, "spec"):
+        raise LpdsError(f"decoder is a {type(decoder).__name__}, not a decoder: wrap it with lpds.wrap_decoder")
+
+
 def check_device(name: str) -> None:
     """Refuse a device that torch does not know, or that this machine lacks.
 

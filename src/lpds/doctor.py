@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpds.checks import check_decoder
 from lpds.envs.build import EnvLike
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError, one_line
@@ -101,6 +102,7 @@ def check(
         from lpds.zoo import load_decoder
 
         decoder = load_decoder(decoder)
+    check_decoder(decoder)
     chunked, name, misfit = open_environment(decoder.spec, decoder.name, env, seed)
     findings = [] if name is None else [spaces(decoder, misfit)]
     fitting = chunked if misfit is None else None

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lpds.checks import check_share
+from lpds.checks import check_decoder, check_share
 from lpds.compact import as_learned, is_compact, look
 from lpds.errors import LpdsError, one_line
 from lpds.files import write_atomically, write_json
@@ -173,5 +173,6 @@ def find_decoder(facts: dict[str, Any], given: Decoder | None, what: str) -> Dec
         if facts["reference"] is None:
             raise LpdsError(f"{what} belongs to the wrapped decoder {facts['name']!r}: pass it as decoder=")
         given = load_decoder(facts["reference"], **facts["options"])
+    check_decoder(given)
     check_fingerprint(given, facts["fingerprint"], what)
     return given

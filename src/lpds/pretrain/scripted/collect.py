@@ -69,8 +69,6 @@ def demonstrate(
     if episodes < 1:
         raise LpdsError(f"episodes must be at least 1, not {episodes}")
     check_seed("seed", seed)
-    if episodes < 1:
-        raise LpdsError(f"episodes must be at least 1, not {episodes}")
     script = importlib.import_module(expert)
     env = resolve("environment", ENVIRONMENTS, env_id)(**options or {})
     kept: list[_Episode] = []
