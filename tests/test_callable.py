@@ -235,6 +235,25 @@ def test_wrong_inputs_are_refused(refused, inputs):
         wrap()(obs[:5], w)
 
 
+def test_sizes_may_be_numpys_and_a_vectors_is_one_number():
+    assert wrap(obs_shape=11).spec.obs_shape == wrap(obs_shape=(np.int64(11),)).spec.obs_shape == (11,)
+    assert wrap(latent_shape=np.zeros((4, 3)).shape).fingerprint == wrap(obs_shape=11).fingerprint
+
+
+def test_the_probe_behind_a_fingerprint_shows_pictures_as_pictures():
+    """A preparation that insists on bytes, or on [0, 1], as PIL and torchvision do, meets them there too."""
+    seen = {}
+
+    def act(obs, w):
+        seen.update(obs)
+        return w
+
+    wrap(act, obs_shape={"top": (8, 8, 3), "side": (3, 8, 8), "state": (2,)}).fingerprint  # noqa: B018
+    assert seen["top"].dtype == torch.uint8
+    assert 0.0 <= float(seen["side"].min()) < float(seen["side"].max()) <= 1.0
+    assert float(seen["state"].min()) < 0.0
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

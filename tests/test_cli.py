@@ -42,6 +42,18 @@ def test_help_answers_in_under_a_second_and_imports_no_torch():
         (["pretrain", "mine", "--data", "nowhere.npz", "--out", "x"], "dataset nowhere.npz does not exist"),
         (["report", "nowhere"], "nowhere"),
         (["video", "nowhere"], "no policy in nowhere"),
+        (["eval", "runs/nowhere"], "folder runs/nowhere does not exist"),
+        (["eval", "."], "folder . holds no decoder (decoder.safetensors is missing)"),
+        (["steer", "hopper", "--detla", "1"], "unknown option --detla; did you mean --delta"),
+        (
+            ["steer", "hopper", "--eval-seed", str(2**32 - 1)],
+            "eval_seed + 10000, the learning curve's, must be in 0 ..",
+        ),
+        (["list", "tasks"], "too many arguments: tasks"),
+        (["demos", "toy", "--out", "/dev/null/x.npz"], "/dev/null/x.npz cannot be written: "),
+        (["pretrain", "toy", "--data", "x.npz", "--out", "/dev/null/x"], "/dev/null/x cannot be written: "),
+        (["report", "nowhere", "--out", "/dev/null/x.html"], "/dev/null/x.html cannot be written: "),
+        (["steer", "toy", "--out", "/dev/null/x"], "Not a directory: /dev/null/x"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(words, says, capsys, tmp_path, monkeypatch):
@@ -52,6 +64,28 @@ def test_bad_input_gets_one_line_and_exit_code_2(words, says, capsys, tmp_path, 
     assert error.count("\n") == 1
     assert says in error
     assert not any(tmp_path.iterdir())  # nothing was left behind
+
+
+def test_a_run_killed_before_its_first_checkpoint_has_no_policy_and_says_so(capsys, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["eval", str(tmp_path)]) == 2
+    assert f"the run in {tmp_path} has no policy yet" in capsys.readouterr().err
+
+
+MODULE = """
+import gymnasium
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+gymnasium.register("Mine-v0", HopperEnv, max_episode_steps=3)
+"""
+
+
+def test_the_script_finds_an_environment_in_the_working_folder(tmp_path):
+    (tmp_path / "mine_env.py").write_text(MODULE)
+    words = ["eval", "hopper", "--env", "mine_env:Mine-v0", "--episodes", "2"]
+    code = f"import sys; sys.path[0] = '/nowhere'; sys.argv[1:] = {words!r}; from lpds.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "fewer than 6 episodes" in done.stdout
 
 
 def test_list_names_every_task_and_method(capsys):

@@ -249,9 +249,12 @@ def test_one_seed_is_told_and_so_is_what_shares_no_episode(tmp_path):
 
 def test_frozen_policies_of_one_decoder_that_played_otherwise_are_told(tmp_path):
     one, other = (write_run(tmp_path / name, "lpds", seed, [1.0 + seed] * 8) for seed, name in enumerate("ab"))
+    for run in (one, other):  # known by its id, so one environment whatever comes out
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps({**config, "env": "Mine-v0"}))
     assert not any("did not return" in note for note in lpds.compare([one, other]).notes)
     rows = [json.loads(line) for line in (other / "eval.jsonl").read_text().splitlines()]
-    rows = [row | {"return": 100.0 * row["return"] + 7.0} for row in rows]  # another environment behind a lambda
+    rows = [row | {"return": 100.0 * row["return"] + 7.0} for row in rows]  # another machine, another version
     (other / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (note,) = (note for note in lpds.compare([one, other]).notes if "did not return" in note)
     assert str(other) in note

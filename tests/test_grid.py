@@ -79,8 +79,26 @@ def test_a_grid_takes_no_run_with_other_settings_for_its_own(tmp_path, refused):
         run_grid([Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "8"})], tmp_path)
     with refused("decoder toy in place of toy-flow"):
         run_grid([Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2", "decoder": "toy-flow"})], tmp_path)
+    with refused("ddim_steps None in place of 3"):
+        run_grid([Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2", "ddim_steps": "3"})], tmp_path)
+    with refused("env four-mode in place of Mine-v0"):
+        run_grid([Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2", "env": "Mine-v0"})], tmp_path)
     assert run_grid([cell], tmp_path) == [tmp_path / cell.path]
     assert (tmp_path / cell.path / "eval.jsonl").read_bytes() == records
+
+
+def test_a_decoder_option_is_part_of_a_cell_and_a_switch_is_one(tmp_path, refused):
+    fewer = Cell("toy", "golden-ticket", "fewer", 0, {**SEARCH, "tickets": "2", "ddim_steps": "3"})
+    assert run_grid([fewer, fewer], tmp_path) == [tmp_path / fewer.path] * 2
+    with refused("ddim_steps 3 in place of None"):
+        run_grid([Cell("toy", "golden-ticket", "fewer", 0, {**SEARCH, "tickets": "2"})], tmp_path)
+    (cell,) = grid_cells("toy", ["base+flat:flat=true"], 1)
+    assert cell.settings == {"flat": "true"}
+    lines: list[str] = []
+    assert run_grid([cell], tmp_path, say=lines.append) == []
+    assert any("decoder 'toy'" in line and "flat" in line and "expected one argument" not in line for line in lines)
+    with refused("flat is either left out or true"):
+        grid_cells("toy", ["base+flat:flat=no"], 1)
 
 
 def test_evidence_costs_no_run(tmp_path, refused):

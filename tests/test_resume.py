@@ -117,13 +117,14 @@ class Counter:
         return env
 
 
-@pytest.mark.parametrize("number", [90, 380])  # in the warm-up before any checkpoint, and while learning
-def test_ctrl_c_ends_in_a_checkpoint_and_resume_goes_on(whole, tmp_path, number):
-    handler = signal.getsignal(signal.SIGINT)
-    run = steer(tmp_path / "run", env=Counter(number, lambda: signal.raise_signal(signal.SIGINT)))
+@pytest.mark.parametrize(("number", "word"), [(90, signal.SIGINT), (380, signal.SIGINT), (380, signal.SIGTERM)])
+def test_ctrl_c_ends_in_a_checkpoint_and_resume_goes_on(whole, tmp_path, number, word):
+    """In the warm-up before any checkpoint, and while learning; and what a scheduler sends before it kills."""
+    handler = signal.getsignal(word)
+    run = steer(tmp_path / "run", env=Counter(number, lambda: signal.raise_signal(word)))
     assert not run.finished
     assert run.verdict().startswith("stopped; everything is saved: lpds resume")
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(word) is handler
     step = json.loads((tmp_path / "run" / "checkpoint" / "checkpoint.json").read_text())["step"]
     assert number <= step < number + 16  # the end of that round, not the last due checkpoint
     assert lpds.load_policy(tmp_path / "run", toy_decoder()).shift(np.zeros((1, 2))).any() == (number > 200)

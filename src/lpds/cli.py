@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     words = list(sys.argv[1:] if argv is None else argv)
+    if os.getcwd() not in sys.path:  # as under `python -m lpds`: --env MODULE:ID and python: find what lies here
+        sys.path.append(os.getcwd())
     try:
-        arguments = _parser(words).parse_args(words)
+        parser = _parser(words)
+        arguments, unknown = parser.parse_known_args(words)
+        if unknown:
+            raise _unknown(unknown, arguments.options)
         handler: Handler = arguments.handler
         code = handler(arguments)
         sys.stdout.flush()
@@ -39,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except LpdsError as error:
         print(f"lpds: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # no space, no permission, no such place
+        print(f"lpds: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lpds: interrupted", file=sys.stderr)
@@ -172,8 +181,18 @@ def _command(commands: Any, name: str, help_text: str, handler: Handler) -> argp
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=help_text, description=help_text, formatter_class=_Formatter
     )
-    parser.set_defaults(handler=handler)
+    parser.set_defaults(handler=handler, options=parser._option_string_actions)
     return parser
+
+
+def _unknown(words: Sequence[str], options: Iterable[str]) -> LpdsError:
+    """The error for what a command does not take."""
+    first = next((word for word in words if word.startswith("--")), None)
+    if first is None:
+        return LpdsError(f"too many arguments: {' '.join(words)}")
+    near = difflib.get_close_matches(first.partition("=")[0], list(options), n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return LpdsError(f"unknown option {first}{hint} (--help lists them)")
 
 
 # -- options that come from dataclasses ------------------------------------------------------------------------------

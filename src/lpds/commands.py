@@ -100,13 +100,16 @@ def do_eval(arguments: argparse.Namespace) -> int:
 
     from lpds.api import evaluate, read_config
     from lpds.errors import LpdsError
+    from lpds.evaluation import silence_is_failure
     from lpds.log import finite
     from lpds.policy import load_policy
-    from lpds.stats import paired_difference
+    from lpds.stats import FEWEST_PAIRS, paired_difference
     from lpds.zoo import environment_of
 
     folder = Path(arguments.run)
     is_run, given = (folder / "policy").is_dir(), _options(arguments)
+    if not is_run and (folder / "config.json").is_file():
+        raise LpdsError(f"the run in {folder} has no policy yet, which its first checkpoint brings: lpds resume {folder}")
     if is_run and given:
         raise LpdsError(f"{folder} is a run, which knows its decoder: {', '.join(given)} cannot be chosen again")
     if not is_run and arguments.scale != 1.0:
@@ -123,10 +126,12 @@ def do_eval(arguments: argparse.Namespace) -> int:
         asked[f"noise x{quiet:g}"] = (0.0, quiet)
     if is_run:
         asked[f"scale {arguments.scale:g}" + (f", noise x{quiet:g}" if quiet != 1.0 else "")] = (arguments.scale, quiet)
-    reports = [
-        evaluate(policy, task, env=env, episodes=arguments.episodes, seed=arguments.seed, scale=scale, noise_scale=noise)
-        for scale, noise in asked.values()
-    ]
+    reports = silence_is_failure(
+        [
+            evaluate(policy, task, env=env, episodes=arguments.episodes, seed=arguments.seed, scale=scale, noise_scale=noise)
+            for scale, noise in asked.values()
+        ]
+    )
     if arguments.json:
         for report in reports:
             for row in report.rows():
@@ -136,6 +141,8 @@ def do_eval(arguments: argparse.Namespace) -> int:
     for name, report in list(zip(asked, reports, strict=True))[1:]:
         mean, low, high = paired_difference(reports[0].returns, report.returns)
         print(f"{name} against frozen: paired difference {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+    if arguments.episodes < FEWEST_PAIRS:
+        print(f"fewer than {FEWEST_PAIRS} episodes: the intervals are too narrow to decide anything")
     return 0
 
 
@@ -155,8 +162,10 @@ def do_demos(arguments: argparse.Namespace) -> int:
     """Roll out the data of a recipe."""
     import numpy as np
 
+    from lpds.files import check_writable
     from lpds.pretrain.recipes import SCRIPTED, make_data
 
+    check_writable(arguments.out)
     with _bar("episodes" if arguments.name in SCRIPTED else "transitions") as advance:
         options = {"episodes": arguments.episodes, "seed": arguments.seed, "cameras": arguments.cameras, "say": print}
         data = make_data(arguments.name, arguments.experts, advance, **options)
@@ -169,8 +178,10 @@ def do_demos(arguments: argparse.Namespace) -> int:
 
 def do_pretrain(arguments: argparse.Namespace) -> int:
     """Train a decoder."""
+    from lpds.files import check_writable
     from lpds.pretrain.build import pretrain
 
+    check_writable(arguments.out / "card.json" if arguments.out.is_dir() else arguments.out)
     with _bar("gradient steps") as advance:
         card = pretrain(
             arguments.name,
@@ -191,9 +202,12 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
 
 def do_report(arguments: argparse.Namespace) -> int:
     """Write the page."""
+    from lpds.files import check_writable
     from lpds.report import write_figures, write_report
 
     out = arguments.out or arguments.runs[0] / "report.html"
+    if arguments.out is not None:
+        check_writable(out)
     print(write_report(arguments.runs, out))
     if arguments.figures is not None:
         write_figures(arguments.runs, arguments.figures)
@@ -203,8 +217,11 @@ def do_report(arguments: argparse.Namespace) -> int:
 
 def do_video(arguments: argparse.Namespace) -> int:
     """Film frozen and steered side by side."""
+    from lpds.files import check_writable
     from lpds.video import write_video
 
+    if arguments.out is not None:
+        check_writable(arguments.out)
     options = {name: getattr(arguments, name) for name in ("out", "episodes", "seed", "scale", "fps", "size")}
     with _bar("episodes played and filmed") as advance:
         film = write_video(arguments.run, arguments.task, **options, progress=advance)

@@ -223,6 +223,10 @@ class DSRLNASettings(DSRLSACSettings):
         positive(self, "distill_share", "distill_noises")
 
 
+CURVE_SEED = 10_000
+"""Added to the evaluation seed on the learning curve, so that the last evaluation's episodes were never looked at."""
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """Settings of the loop, the same for every method."""
@@ -280,6 +284,7 @@ class RunSettings:
             raise LpdsError(f"gamma must be in (0, 1], not {self.gamma}")
         check_seed("seed", self.seed)
         check_seed("eval_seed", self.eval_seed)
+        check_seed(f"eval_seed + {CURVE_SEED}, the learning curve's,", self.eval_seed + CURVE_SEED)
         if self.warmup_fits < 0 or self.eval_every < 0:
             raise LpdsError("warmup_fits and eval_every must not be negative")
         if not (math.isfinite(self.reward_offset) and 0.0 <= self.reward_scale < math.inf):

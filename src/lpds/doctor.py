@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -21,26 +21,13 @@ from lpds.checks import check_decoder
 from lpds.envs.build import EnvLike
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError, one_line
+from lpds.findings import Finding, episodes_end, seeds, spaces
 from lpds.probe import NOISES_PER_STATE, Probe, meet, open_environment, synthetic_observations, take
 from lpds.random import normal
 from lpds.types import Decoder
 
-Verdict = Literal["ok", "warning", "fault"]
-
 DEAD_SHARE = 0.01
 """A column, row or coordinate is dead below this part of an even share of the variance due to w."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One measurement and what it means."""
-
-    name: str
-    figure: float | str
-    """What was measured, with units."""
-    verdict: Verdict
-    remedy: str = ""
-    """One sentence how to mend it; empty when ok."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +101,9 @@ def check(
                 met, trouble = meet(decoder, fitting, samples, seed)
                 obs = obs if met is None else met
                 findings += [] if trouble is None else [_raised("roll-out", trouble)]
+                if trouble is None:
+                    findings += _guarded("episodes end", partial(episodes_end, decoder, fitting))
+                    findings += _guarded("seeds", partial(seeds, fitting))
             findings += _examine(Probe(decoder, obs, seed), fitting)
     finally:
         if chunked is not None and chunked is not env and not isinstance(env, gymnasium.Env):
@@ -146,15 +136,6 @@ def _examine(probe: Probe, env: ChunkedVectorEnv | None) -> list[Finding]:
 
 
 # -- the findings -------------------------------------------------------------------------------------------------------
-
-
-def spaces(decoder: Decoder, misfit: str | None) -> Finding:
-    """Whether the environment could be made and its spaces fit."""
-    if misfit is not None:
-        remedy = "give the decoder this environment's shapes, or the environment that the decoder was trained for"
-        return Finding("spaces", misfit, "fault", remedy)
-    spec = decoder.spec
-    return Finding("spaces", f"observations {spec.obs_shape}, actions ({spec.action_shape[1]},)", "ok")
 
 
 def decodes(decoder: Decoder, obs: Any) -> Finding:

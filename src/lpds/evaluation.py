@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,15 @@ import torch
 from lpds.checks import check_seed, check_share
 from lpds.compact import look
 from lpds.envs.chunk import ChunkedVectorEnv
-from lpds.errors import LpdsError, unknown_name
+from lpds.errors import EnvironmentFault, LpdsError, unknown_name
 from lpds.observations import blank, vectors, write
 from lpds.random import normal
 from lpds.stats import Interval, bootstrap_mean, wilson
 from lpds.threads import one_thread
 from lpds.types import Decoder, Policy
 
+LONGEST_EPISODE = 20_000
+"""Primitive steps after which an episode is taken to be endless, unless its environment's own time limit is larger."""
 LANES = 20
 """Rows of every evaluation batch. Fixed, and never shrunk while episodes end, since a matrix product may round a row
 differently in a batch of another size, and a contact-rich simulation makes another episode of the last bit."""
@@ -45,6 +47,8 @@ class EvalReport:
     """[E, O], the last observation; of one with pictures, its vectors end to end."""
     noise_scale: float = 1.0
     """Factor of eps; 1 is the prior that the decoder was trained on."""
+    first_obs: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """[E, O], the first observation, likewise: the same in every evaluation of one seed, or the environment ignores seeds."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON object an episode."""
@@ -74,6 +78,19 @@ class EvalReport:
             said = values[~np.isnan(values)]
             return wilson(int(said.sum()), len(said))
         raise unknown_name("figure", what, ["return", "length", "success", "success_at_end"])
+
+
+def silence_is_failure(reports: Sequence[EvalReport]) -> list[EvalReport]:
+    """Evaluations in one environment with NaN in place of success as 0, if any of them tells of a success.
+
+    There are environments whose info names success only where there is one; then silence is failure, and no missing value.
+    """
+    if all(np.isnan(report.successes).all() for report in reports):
+        return list(reports)
+    return [
+        replace(report, successes=np.nan_to_num(report.successes), successes_at_end=np.nan_to_num(report.successes_at_end))
+        for report in reports
+    ]
 
 
 @one_thread()
@@ -107,6 +124,7 @@ def evaluate_policy(
 
     Raises:
         LpdsError: not at least one episode, or a scale outside [0, 1].
+        EnvironmentFault: the environment failed, or an episode does not end.
     """
     if episodes < 1:
         raise LpdsError(f"episodes must be at least 1, not {episodes}")
@@ -139,6 +157,9 @@ def _run(
     decision = np.zeros(lanes, np.int64)
     obs, _ = env.reset(seed=seed)
     final = np.zeros((episodes, vectors(obs).shape[1]), np.float32)
+    first = np.zeros_like(final)
+    first[number[number < episodes]] = vectors(obs)[number < episodes]
+    longest = max(LONGEST_EPISODE, getattr(env.spec, "max_episode_steps", None) or 0)
     rows = blank(obs, LANES)
     eps = np.zeros((LANES, policy.draws, *decoder.spec.latent_shape), np.float32)
     live, finished = number < episodes, 0
@@ -159,6 +180,11 @@ def _run(
         success[e] = np.fmax(success[e], info["success"][live])
         at_end[e] = info["success_last"][live]
         ended = live & (terminated | truncated)
+        if (lengths[number[live & ~ended]] >= longest).any():
+            raise EnvironmentFault(
+                f"{env.name} has an episode of {longest:,} steps without an end, and an evaluation needs one: give it a time "
+                "limit (gymnasium.wrappers.TimeLimit)"
+            )
         if ended.any():
             final[number[ended]] = vectors(info["final_obs"])[ended]
             finished += int(ended.sum())
@@ -166,7 +192,9 @@ def _run(
             decision[ended] = 0
             live = number < episodes
             if (ended & live).any():
-                obs, _ = env.reset(options={"reset_mask": ended & live})
+                again = ended & live
+                obs, _ = env.reset(options={"reset_mask": again})
+                first[number[again]] = vectors(obs)[again]
             if progress is not None:
                 progress(finished, episodes)
-    return EvalReport(returns, success, at_end, lengths, seed, scale, final, noise_scale)
+    return silence_is_failure([EvalReport(returns, success, at_end, lengths, seed, scale, final, noise_scale, first)])[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,22 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Make a file's folder and refuse a place that nothing can be written to, before the work that would be lost there.
+
+    Raises:
+        LpdsError: it is a folder, or there is no writing.
+    """
+    if path.is_dir():
+        raise LpdsError(f"{path} is a folder: name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise LpdsError(f"{path} cannot be written: {error.strerror}") from None
 
 
 @contextmanager

@@ -21,19 +21,23 @@ from lpds.files import write_json
 from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
 
 SUITES: dict[str, tuple[str, ...]] = {"gym": ("hopper", "walker2d", "halfcheetah")}
-NO_SETTINGS = (
-    "preset",
-    "decoder",
-    "env",
-    "normalization",
-    "ddim_steps",
-    "denoising_steps",
-    "decoder_activation",
-    "execute",
-    "flat",
-    "flat_order",
-)
+DECODER_OPTIONS = {
+    "normalization": "normalization",
+    "ddim_steps": "ddim_steps",
+    "denoising_steps": "denoising_steps",
+    "decoder_activation": "activation",
+    "execute": "execute",
+    "flat": "flat",
+    "flat_order": "flat_order",
+    "instruction": "task",
+    "tokenizer": "tokenizer",
+}
+"""Words of the command line that make another decoder of the same reference, and their loader's names for them."""
+FILES = ("normalization", "tokenizer")
+NO_SETTINGS = ("preset", "decoder", "env", "decoder_device", "timeout", "retries", "rows_at_once", *DECODER_OPTIONS)
 """Words of the command line that are no fields of the settings."""
+SWITCHES = ("flat",)
+"""Words that take no value there: ``flat=true`` in a grid."""
 PR_SET_PDEATHSIG = 1
 EVIDENCE = ("config.json", "passport.json", "metrics.jsonl", "episodes.jsonl", "eval.jsonl", "summary.json")
 """What is kept of a run beside its policy."""
@@ -103,6 +107,9 @@ def _parse(word: str) -> tuple[str, str, dict[str, str]]:
         raise LpdsError(f"{word!r}: changed settings need a name and a name needs settings, as in lpds+free:dual=off")
     if "" in changes or "" in changes.values():
         raise LpdsError(f"{word!r}: settings are key=value with commas between them")
+    for switch in SWITCHES:
+        if changes.get(switch, "true") != "true":
+            raise LpdsError(f"{word!r}: {switch} is either left out or true")
     return method, variant, changes
 
 
@@ -209,8 +216,12 @@ def _check_settings(cell: Cell, out: Path) -> None:
     run = at_home(run)
     decoder = cell.settings.get("decoder", named.decoders.get(task.name, task.decoder))
     asked = {"task": cell.task, "method": cell.method, "decoder": decoder, **to_json(run), **to_json(method)}
-    asked |= {"seed": cell.seed}
+    asked |= {"seed": cell.seed, "env": cell.settings.get("env", task.env)}
     found = {**config, **config["run"], **config["settings"], "decoder": config["decoder"].get("reference")}
+    options = {key: str(value) for key, value in config["decoder"].get("options", {}).items()}
+    for word, name in DECODER_OPTIONS.items():
+        if word in cell.settings or name in options:
+            asked[word], found[word] = _option(word, cell.settings.get(word)), options.get(name)
     passing = {"steps"}  # a larger budget is gone on to
     if ":" in str(found["decoder"]):  # a path may be written in several ways
         passing.add("decoder")
@@ -221,6 +232,13 @@ def _check_settings(cell: Cell, out: Path) -> None:
         raise LpdsError(
             f"{folder} is a run with other settings ({said}): choose another --out, or another name for the variant"
         )
+
+
+def _option(word: str, value: str | None) -> str | None:
+    """A decoder option as a run folder has it."""
+    if value is None:
+        return None
+    return "True" if word in SWITCHES else str(Path(value).resolve()) if word in FILES and Path(value).exists() else value
 
 
 def _done(cell: Cell, out: Path) -> bool:
@@ -243,7 +261,8 @@ def _start(cell: Cell, out: Path) -> subprocess.Popen[bytes]:
         words += ["--steps", cell.settings["steps"]] if "steps" in cell.settings else []
     else:
         words = ["steer", cell.task, "--method", cell.method, "--seed", str(cell.seed), "--out", str(folder)]
-        words += [word for key, value in cell.settings.items() for word in (f"--{key.replace('_', '-')}", value)]
+        for key, value in cell.settings.items():
+            words += [f"--{key.replace('_', '-')}"] if key in SWITCHES else [f"--{key.replace('_', '-')}", value]
     folder.parent.mkdir(parents=True, exist_ok=True)
     environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(f"{folder}.log", "ab") as log:

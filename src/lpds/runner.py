@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lpds.checkpoint import CheckpointStore
 from lpds.collect import Collector, EpisodeRecord
 from lpds.compact import as_learned
-from lpds.config import RunSettings
+from lpds.config import CURVE_SEED, RunSettings
 from lpds.diagnose import SHOWN, FrozenEntropy, action_entropy, frozen_entropy, probe_rows
 from lpds.envs.build import EnvLike, make_env, make_eval_env
 from lpds.errors import LpdsError, RunFault
@@ -25,8 +26,6 @@ from lpds.policy import save_policy, save_states
 from lpds.replay import Replay
 from lpds.types import Batch, Decoder, Method
 
-CURVE_SEED = 10_000
-"""Added to the evaluation seed on the learning curve, so that the last evaluation's episodes were never looked at."""
 RETURN_STD = 10.0
 """Deviation that the warm-up's returns to go are scaled to where ``reward_scale`` is left open: a value network started
 near zero gets there in some thousand steps of Adam at 3e-4, and its noise floor is far below."""
@@ -94,6 +93,9 @@ class Runner:
         self._sums: dict[str, Tensor] = {}
         self._probe = torch.empty(0, self._learned.spec.obs_size, device=device)  # states of the entropy, from the warm-up
         self._frozen_entropy: FrozenEntropy | None = None
+        self._first_obs: npt.NDArray[np.float32] | None = None  # of the curve's episodes
+        self.ignores_seed = False
+        """Whether an episode of one seed was seen to begin in two ways."""
         self._next = {"log": 0, "eval": 0, "checkpoint": c.checkpoint_every}
         self._wall, self._started, self._last_row = 0.0, time.perf_counter(), (0.0, 0, 0)
         self.stop_requested = False
@@ -180,10 +182,11 @@ class Runner:
         key = self.collector.env.success_key
         if key is not None:
             self._display.say(f"success: what the environment's info calls {key!r}, at any step of an episode")
-        elif self.c.end_at_success:
-            raise LpdsError(f"end_at_success: {self.collector.env.name} says nothing of success in the info of its first steps")
         else:
-            self._display.say("success: the environment's first steps say nothing of it")
+            words = "success: the environment's first steps say nothing of it"
+            if self.c.end_at_success:
+                words += ", so no episode ends at it (end_at_success) before an info names it"
+            self._display.say(words)
 
     def _reward_scale(self, returns: Tensor) -> float:
         """What makes the warm-up's returns [N] deviate by :data:`RETURN_STD`; 1 where they do not vary."""
@@ -234,12 +237,16 @@ class Runner:
 
     def _record(self, records: list[EpisodeRecord]) -> None:
         for record in records:
-            self._recent.append((record.total, record.success))
-            if not math.isnan(record.success):
-                old = 0.0 if math.isnan(self._success_ema) else self._success_ema
-                rate = 1.0 if math.isnan(self._success_ema) else 1.0 / RECENT
-                self._success_ema = old + rate * (record.success - old)
-            row = {"step": self.step, "seed": record.seed, "return": record.total, "success": record.success}
+            success = record.success
+            if math.isnan(success) and not math.isnan(self._success_ema):
+                success = 0.0  # an info that names success only where there is one: silence is failure
+            if not math.isnan(success):
+                if math.isnan(self._success_ema):  # episodes before the first that says so had none
+                    self._recent = deque(((total, 0.0) for total, _ in self._recent), RECENT)
+                    self._success_ema = 0.0 if self._recent else success
+                self._success_ema += (success - self._success_ema) / RECENT
+            self._recent.append((record.total, success))
+            row = {"step": self.step, "seed": record.seed, "return": record.total, "success": success}
             self._files["episodes"].write({**row, "length": record.length})
 
     def _sum(self, metrics: dict[str, Tensor]) -> None:
@@ -248,6 +255,7 @@ class Runner:
             held += torch.stack([value, torch.ones_like(value)])  # sum and count; stays on the device
 
     def _log(self) -> None:
+        self._check_learned()
         row: dict[str, Any] = dict.fromkeys(METRIC_KEYS)
         if self.updates and len(self.replay) >= 8:
             probe = torch.Generator().manual_seed(self.c.seed)
@@ -282,7 +290,15 @@ class Runner:
         self._display.show(row, last=self.step >= self.c.steps)
 
     def _evaluate_curve(self) -> None:
-        self.evaluate(self.c.eval_episodes, self.c.eval_seed + CURVE_SEED, self._scale, "curve")
+        first = self.evaluate(self.c.eval_episodes, self.c.eval_seed + CURVE_SEED, self._scale, "curve").first_obs
+        if self._first_obs is None:
+            self._first_obs = first
+        elif not self.ignores_seed and not np.array_equal(self._first_obs, first):
+            self.ignores_seed = True
+            self._display.say(
+                f"WARNING: {self.collector.env.name} ignores the seed of a reset (an episode of one seed began in two ways): "
+                "frozen and steered do not play the same episodes, and a resumed run is another one"
+            )
 
     def evaluate(self, episodes: int, seed: int, scale: float, kind: str) -> EvalReport:
         """Evaluate what acts now and write one line an episode."""
@@ -303,7 +319,12 @@ class Runner:
     # -- exact resume ----------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint and the policy as it is now."""
+        """Write a checkpoint and the policy as it is now.
+
+        Raises:
+            LpdsError: what is learned holds NaN; the checkpoint before stays.
+        """
+        self._check_learned()
         tensors = {f"method.{key}": value for key, value in self.method.tensors().items()}
         tensors |= {f"collector.{key}": value for key, value in self.collector.tensors().items()}
         tensors |= {f"sums.{key}": value for key, value in self._sums.items()}
@@ -325,6 +346,19 @@ class Runner:
         # the checkpoint last: with it in place there is nothing left to write at this step
         save_policy(self.out / "policy", self.method_name, self.method, self.decoder)
         self.store.save(tensors, facts, self.replay)
+
+    def _check_learned(self) -> None:
+        """Stop a learner that diverged, before it is written over a checkpoint that did not."""
+        shift = self.method.policy.shift(self._probe) if len(self._probe) else None
+        learned = [*self.method.policy_tensors().values(), *(() if shift is None else (shift,))]
+        if all(bool(torch.isfinite(value).all()) for value in learned):
+            return
+        kept = (self.out / "checkpoint" / "checkpoint.json").is_file()
+        raise LpdsError(
+            f"learning diverged: at step {self.step} {self.method_name} holds or gives NaN or infinity, which is no fault of "
+            "decoder or environment; try a lower lr, or another reward_scale"
+            + (f" (the last checkpoint, and the policy in {self.out / 'policy'}, are from before)" if kept else "")
+        )
 
     def _learner_state(self) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Tensor, tuple[Any, ...]]:
         """Copies of all that :meth:`_learn` changes."""

@@ -19,7 +19,7 @@ from lpds.config import RunSettings
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike
 from lpds.errors import LpdsError, RunFault
-from lpds.evaluation import EvalReport
+from lpds.evaluation import EvalReport, silence_is_failure
 from lpds.files import write_json
 from lpds.log import Display
 from lpds.registry import METHODS, resolve
@@ -148,13 +148,16 @@ def drive(runner: Runner, display: Display) -> Run:
             return Run(folder, False, None, None)
         c = runner.c
         try:
-            reports = [runner.evaluate(c.final_episodes, c.eval_seed, scale, "final") for scale in (0.0, 1.0)]
+            reports = silence_is_failure(
+                [runner.evaluate(c.final_episodes, c.eval_seed, scale, "final") for scale in (0.0, 1.0)]
+            )
         except RunFault as fault:
             where = f"the run is saved at step {runner.step}, only its last evaluation is missing: lpds resume {folder}"
             raise type(fault)(f"{fault}; {where}") from fault
         run = Run(folder, True, reports[0], reports[1])
         mean, low, high = run.difference or (0.0, 0.0, 0.0)
         summary = {"format_version": FORMAT_VERSION, "difference": [mean, low, high], "verdict": run.verdict()}
+        summary |= {"ignores_seed": True} if runner.ignores_seed else {}
         write_json(folder / "summary.json", summary)
         _write_report(folder, display)
         return run
@@ -182,18 +185,20 @@ def _write_report(folder: Path, display: Display) -> None:
 
 @contextmanager
 def _stop_on_interrupt(runner: Runner, display: Display) -> Iterator[None]:
-    """Make the first Ctrl-C a request to stop at the end of the round, and the second the usual one."""
+    """Make SIGTERM and the first Ctrl-C a request to stop at the end of the round, and the second Ctrl-C the usual one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def request(signum: int, frame: Any) -> None:
         runner.stop_requested = True
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
         display.say("stopping after this round; everything will be saved (Ctrl-C again to break off)")
 
-    before = signal.signal(signal.SIGINT, request)
+    # SIGTERM, too: what a scheduler sends some seconds before it kills
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

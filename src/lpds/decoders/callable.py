@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,9 +79,15 @@ class CallableDecoder(BaseDecoder):
         Raises:
             DecoderFault: the function raised, or what came back is of another shape or not finite. In a run that saves and
                 stops, with nothing learned from it.
+            LpdsError: the latents are not finite themselves.
         """
         action = self._called(context, w)
         if not bool(torch.isfinite(action).all()):
+            if not bool(torch.isfinite(w).all()):
+                raise LpdsError(
+                    f"learning diverged: decoder {self.name!r} was given a latent of NaN or infinity; try a lower lr, or "
+                    "another reward_scale (what was saved last is from before)"
+                )
             raise DecoderFault(f"decoder {self.name!r} returned NaN or infinite actions")
         return action
 
@@ -144,7 +151,7 @@ class CallableDecoder(BaseDecoder):
             obs = {key: draw(index + 1, shape[key]) for index, key in enumerate(sorted(shape))}
         else:
             obs = draw(1, shape)
-        return obs, draw(0, self.spec.latent_shape)
+        return self.plausible(obs), draw(0, self.spec.latent_shape)  # pictures as pictures: its functions may insist on it
 
 
 def _copy(value: Any) -> Any:
@@ -158,10 +165,28 @@ def _copy(value: Any) -> Any:
     return value
 
 
+def _sizes(name: str, shape: Any) -> Shape:
+    """A shape of whole positive numbers, NumPy's too; one number is a shape of one axis."""
+    try:
+        sizes = tuple(operator.index(size) for size in (shape if isinstance(shape, Sequence) else (shape,)))
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise LpdsError(f"{name} must be made of positive integers, not {shape}")
+    return sizes
+
+
+def _pair(name: str, shape: Any) -> tuple[int, int]:
+    sizes = _sizes(name, shape)
+    if len(sizes) != 2:
+        raise LpdsError(f"{name} must have two entries, not {sizes}")
+    return sizes[0], sizes[1]
+
+
 def wrap_decoder(
     fn: Callable[..., Any],
     *,
-    obs_shape: Shape | Mapping[str, Shape],
+    obs_shape: int | Shape | Mapping[str, Shape],
     latent_shape: tuple[int, int],
     action_shape: tuple[int, int],
     name: str,
@@ -175,7 +200,7 @@ def wrap_decoder(
     Args:
         fn: ``fn(obs, w) -> actions``; float32 tensors [B, *obs_shape] (a dict of them) and [B, H, L] in, an array or
             tensor [B, T, A] in environment units out. It must be a function: the same input, the same output.
-        obs_shape: without the batch axis.
+        obs_shape: without the batch axis; one number is a vector's.
         latent_shape: (H, L).
         action_shape: (T, A), the executed chunk.
         name: part of the fingerprint, by which a Delta knows its decoder.
@@ -195,20 +220,15 @@ def wrap_decoder(
         LpdsError: a shape is not made of positive integers, or ``free`` does not have L entries, or ``features`` and
             ``feature_size`` are not given together.
     """
-    shapes = list(obs_shape.values()) if isinstance(obs_shape, Mapping) else [obs_shape]
-    for what, shape in [*(("obs_shape", s) for s in shapes), ("latent_shape", latent_shape), ("action_shape", action_shape)]:
-        if not all(isinstance(size, int) and size > 0 for size in shape):
-            raise LpdsError(f"{what} must be made of positive integers, not {tuple(shape)}")
-    for what, shape in (("latent_shape", latent_shape), ("action_shape", action_shape)):
-        if len(shape) != 2:
-            raise LpdsError(f"{what} must have two entries, not {tuple(shape)}")
+    frozen: Shape | Mapping[str, Shape]
+    if isinstance(obs_shape, Mapping):
+        frozen = {key: _sizes("obs_shape", value) for key, value in obs_shape.items()}
+    else:
+        frozen = _sizes("obs_shape", obs_shape)
+    latent_shape, action_shape = _pair("latent_shape", latent_shape), _pair("action_shape", action_shape)
     if free is not None and (len(free) != latent_shape[1] or not any(free)):
         raise LpdsError(f"free must have {latent_shape[1]} entries, at least one of them true, not {free}")
     if (features is None) != (feature_size is None) or (feature_size is not None and feature_size < 1):
         raise LpdsError(f"features= and feature_size= go together, and the size is a positive number, not {feature_size}")
-    if isinstance(obs_shape, Mapping):
-        frozen: Shape | Mapping[str, Shape] = {key: tuple(value) for key, value in obs_shape.items()}
-    else:
-        frozen = tuple(obs_shape)
-    spec = LatentSpec(frozen, (latent_shape[0], latent_shape[1]), (action_shape[0], action_shape[1]), free)
+    spec = LatentSpec(frozen, latent_shape, action_shape, free)
     return CallableDecoder(fn, spec, name, features, feature_size, prepare)

@@ -7,7 +7,7 @@ after the k-th step. Nothing else in the project multiplies by gamma inside a ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,15 @@ def _observed_space(space: Any, name: str) -> gymnasium.spaces.Space[Any]:
             "(gymnasium.wrappers.FlattenObservation makes one of most others)"
         )
     return one
+
+
+def _said(value: Any) -> str:
+    """What an environment returned, for a message."""
+    if isinstance(value, tuple):
+        return f"({', '.join(type(part).__name__ for part in value)})"
+    if isinstance(value, Mapping):
+        return f"a dict of {', '.join(map(str, value))}"
+    return f"a {type(value).__name__}"
 
 
 @dataclass
@@ -272,19 +281,40 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
             lane.seed = episode_seed(True, self._base_seed, 0, episode * self.num_envs + index)
         else:
             lane.seed = episode_seed(False, self._base_seed, index, episode)
-        lane.obs = self._guarded(index, lambda: lane.env.reset(seed=lane.seed)[0])
-        self._check_finite(index, lane.obs, "the observation")
+        given = self._guarded(index, lambda: lane.env.reset(seed=lane.seed))
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise self._fault(index, f"gives {_said(given)} at reset, not (observation, info) as Gymnasium defines it")
+        lane.obs = self._observed(index, given[0])
 
     def _primitive_step(self, index: int, action: Array) -> tuple[float, bool, bool, bool | None]:
         lane = self._lanes[index]
         clipped = np.clip(action, self._low, self._high).astype(self._act_dtype)
         lane.steps += 1  # a fault names the step that it happened in, whether the environment raised or returned NaN
-        obs, reward, terminated, truncated, info = self._guarded(index, lambda: lane.env.step(clipped))
-        lane.obs = obs
-        self._check_finite(index, obs, "the observation")
+        given = self._guarded(index, lambda: lane.env.step(clipped))
+        if not isinstance(given, tuple) or len(given) != 5 or not isinstance(given[4], Mapping):
+            wanted = "(observation, reward, terminated, truncated, info), info a dict, as Gymnasium defines it"
+            raise self._fault(index, f"gives {_said(given)} at a step, not {wanted}")
+        obs, reward, terminated, truncated, info = given
+        lane.obs = self._observed(index, obs)
+        if np.ndim(reward):
+            raise self._fault(index, f"gives a reward of shape {list(np.shape(reward))}, not one number")
         self._check_finite(index, reward, "the reward")
         says = self._success(index, info)
         return float(reward), bool(terminated) or (self._end_at_success and bool(says)), bool(truncated), says
+
+    def _observed(self, index: int, obs: Any) -> Any:
+        """An observation, if it is what the space declares and finite."""
+        space = self.single_observation_space
+        declared = dict(space.items()) if isinstance(space, gymnasium.spaces.Dict) else {"": space}
+        if isinstance(obs, Mapping) != isinstance(space, gymnasium.spaces.Dict) or not set(declared) <= set(parts(obs)):
+            raise self._fault(index, f"gives {_said(obs)} as observation, not what its space declares: {space}")
+        for key, box in declared.items():
+            if (shape := np.shape(parts(obs)[key])) != box.shape:
+                named = f" {key!r}" if key else ""
+                declares = f"not {list(box.shape or ())} as its space declares"
+                raise self._fault(index, f"gives an observation{named} of shape {list(shape)}, {declares}")
+        self._check_finite(index, obs, "the observation")
+        return obs
 
     def _success(self, index: int, info: dict[str, Any]) -> bool | None:
         """What the environment says of success; None where it says nothing, which NaN is, too."""
@@ -294,11 +324,7 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
                 continue
             found = np.asarray(says)
             if found.size != 1 or found.dtype.kind not in "biuf":
-                lane = self._lanes[index]
-                raise EnvironmentFault(
-                    f"{self.name} says {key} = {says!r}, which is neither yes or no nor a number "
-                    f"(sub-environment {index}, episode seed {lane.seed}, step {lane.steps})"
-                )
+                raise self._fault(index, f"says {key} = {says!r}, which is neither yes or no nor a number")
             if not np.isnan(float(found.item())):
                 self.success_key = key
                 return bool(found.item())
@@ -308,19 +334,15 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         try:
             return call()
         except Exception as error:
-            lane = self._lanes[index]
-            raise EnvironmentFault(
-                f"{self.name} raised {type(error).__name__}: {' '.join(str(error).split())} "
-                f"(sub-environment {index}, episode seed {lane.seed}, step {lane.steps})"
-            ) from error
+            raise self._fault(index, f"raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
     def _check_finite(self, index: int, value: Any, what: str) -> None:
         if not all(np.isfinite(part).all() for part in parts(value).values()):
-            lane = self._lanes[index]
-            raise EnvironmentFault(
-                f"{self.name} returned NaN or infinity in {what} "
-                f"(sub-environment {index}, episode seed {lane.seed}, step {lane.steps})"
-            )
+            raise self._fault(index, f"returned NaN or infinity in {what}")
+
+    def _fault(self, index: int, what: str) -> EnvironmentFault:
+        lane = self._lanes[index]
+        return EnvironmentFault(f"{self.name} {what} (sub-environment {index}, episode seed {lane.seed}, step {lane.steps})")
 
     def _observations(self) -> Arrays:
         return stack([as_arrays(lane.obs) for lane in self._lanes])

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from lpds.errors import LpdsError
-from lpds.report.read import Array, Comparison, Group, RunData, by_task, evaluation_points, group_runs, read_runs
+from lpds.report.read import Array, Comparison, Group, RunData, evaluation_points, group_runs, read_runs
+from lpds.report.worlds import by_task, same_world
 from lpds.stats import (
     FEWEST_PAIRS,
     Interval,
@@ -27,6 +28,8 @@ from lpds.stats import (
     told_apart,
 )
 
+FEWEST_SEEDS = 5
+"""Below so many runs a side a bootstrap's interval of P(better) says nothing."""
 NAN3: Interval = (math.nan, math.nan, math.nan)
 
 
@@ -53,7 +56,8 @@ class Row:
     difference: Interval
     """Paired with the reference's episodes: this minus the reference."""
     improvement: Interval
-    """Probability that a run of this is better than one of the reference; over seeds' means, of which each has several."""
+    """Probability that a run of this is better than one of the reference; over seeds' means, of which each has several, with
+    bounds from :data:`FEWEST_SEEDS` a side."""
     more: int | None
     """Episodes that would decide the difference's sign: 0 if it is decided, ``None`` if none would."""
     pairs: int
@@ -145,6 +149,11 @@ def compare(runs: str | Path | Sequence[str | Path], reference: str | None = Non
     references: dict[str, str] = {}
     notes: list[str] = []
     for task, members in tasks.items():
+        if ", environment " in task:
+            notes.append(
+                f"{task}: apart, since the frozen policy did not return what it did in the other runs, on the same episodes; a "
+                "factory's name says nothing of its environment"
+            )
         left_out = [run.folder.name for run in members if not _finished(run)]
         if left_out:
             notes.append(f"{task}: left out, not finished: {', '.join(left_out)}")
@@ -230,6 +239,8 @@ def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
             success = NAN3 if np.isnan(c).any() or np.isnan(d).any() else crossed_difference(c, d)
         if len(a) > 1 and len(b) > 1:  # a run against a single one is no probability
             improvement = probability_of_improvement(reference.columns["return"].mean(1), returns.mean(1))
+            if min(len(a), len(b)) < FEWEST_SEEDS:  # resampling three runs that are all better finds no other world
+                improvement = (improvement[0], *NAN3[1:])
     points = [evaluation_points(run, "return") for run in side.runs]
     areas = [area_under_curve([s for s, _ in p], [np.nanmean(v) for _, v in p], end) for p in points if p]
     return Row(
@@ -258,23 +269,16 @@ def _frozen_sides(task: str, groups: list[Group], notes: list[str]) -> list[_Sid
             name = _decoder(run)
             keys, columns = _episodes([run], frozen=True)
             side = _Side("frozen", "frozen", (), name, keys, columns)
-            if name in sides and not _alike(side, sides[name]):
+            if name in sides and not same_world(run, first[name]):
                 notes.append(
                     f"{task}: the frozen policy of {run.folder} did not return what it did in {first[name].folder}, on the "
-                    "same episodes: another environment of one name, one that ignores its seed, or another machine?"
+                    "same episodes: does the environment ignore its seed, or was one run made on another machine or version?"
                 )
             if name not in sides or len(keys) > len(sides[name].keys):
                 sides[name], first[name] = side, run
     if len(sides) == 1:
         return list(sides.values())
     return [replace(side, label=f"frozen {name[:6]}") for name, side in sides.items()]
-
-
-def _alike(one: _Side, other: _Side) -> bool:
-    """Whether two evaluations returned the same in the episodes that both have."""
-    shared = [key for key in one.keys if key in other.keys]
-    a, b = (side.columns["return"][:, [side.keys.index(key) for key in shared]] for side in (one, other))
-    return np.allclose(a, b, rtol=1e-3, equal_nan=True)
 
 
 def _decoder(run: RunData) -> str:

@@ -17,8 +17,9 @@ from lpds.report.compare import Row, compare
 from lpds.report.figures import matplotlib_figure, png, svg
 from lpds.report.glossary import GLOSSARY
 from lpds.report.panels import FigureData, to_csv
-from lpds.report.read import Comparison, Group, RunData, by_task, column_interval, group_runs, read_runs
+from lpds.report.read import Comparison, Group, RunData, column_interval, group_runs, read_runs
 from lpds.report.series import figures_of
+from lpds.report.worlds import by_task
 from lpds.stats import Interval, crossed_difference, mean_over_seeds, share_over_seeds
 
 WORSE = "WARNING: the steered policy is worse than the frozen one"

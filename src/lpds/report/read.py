@@ -242,18 +242,6 @@ def read_runs(folders: Sequence[Path]) -> list[RunData]:
     return [_read_run(folder) for folder in distinct]
 
 
-def by_task(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
-    """Runs of one task, by its name; one task in two environments is two."""
-    worlds: dict[str, set[str]] = {}
-    for run in runs:
-        worlds.setdefault(run.task, set()).add(run.env_name)
-    tasks: dict[str, list[RunData]] = {}
-    for run in runs:
-        name = run.task if len(worlds[run.task]) == 1 else f"{run.task} in {run.env_name}"
-        tasks.setdefault(name, []).append(run)
-    return tasks
-
-
 def group_runs(runs: Sequence[RunData]) -> list[Group]:
     """Put seeds together; groups of one method are told apart by the settings in which they differ."""
     keyed: dict[str, list[RunData]] = {}
@@ -322,6 +310,8 @@ def _read_run(folder: Path) -> RunData:
                 notes.append(f"{name} cannot be read")
     rows = {name: read_json_lines(folder / f"{name}.jsonl") for name in ("metrics", "episodes", "eval")}
     notes += [f"{name}.jsonl is missing or empty" for name, found in rows.items() if not found]
+    if any(row.get("success") is not None for name in ("episodes", "eval") for row in rows[name]):
+        _silence_is_failure(rows["eval"])
     return RunData(
         folder,
         config,
@@ -332,6 +322,13 @@ def _read_run(folder: Path) -> RunData:
         extra["summary.json"],
         tuple(notes),
     )
+
+
+def _silence_is_failure(rows: list[Row]) -> None:
+    """Episodes without a word of success, in an environment that has one, failed: some name it only where there is one."""
+    for row in rows:
+        for key in ("success", "success_at_end"):
+            row[key] = 0.0 if row.get(key) is None else row[key]
 
 
 def _pair(frozen: list[Row], steered: list[Row], *, final: bool) -> Comparison | None:

@@ -12,7 +12,8 @@ from lpds.errors import unknown_name
 from lpds.files import write_atomically, write_json
 from lpds.grid import Cell, grid_cells, run_grid
 from lpds.report.compare import CompareReport, compare
-from lpds.report.read import RunData, by_task, group_runs, read_runs
+from lpds.report.read import RunData, group_runs, read_runs
+from lpds.report.worlds import by_task
 
 FORMAT_VERSION = 1
 NAMES = {

@@ -1,0 +1,70 @@
+"""What the doctor reports: one finding a measurement, and those about an environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from lpds.envs.chunk import ChunkedVectorEnv
+from lpds.observations import conform, parts
+from lpds.probe import take
+from lpds.random import normal
+from lpds.types import Decoder
+
+Verdict = Literal["ok", "warning", "fault"]
+
+PATIENCE = 1_000
+"""Primitive steps that an episode without a known time limit is given to end in."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measurement and what it means."""
+
+    name: str
+    figure: float | str
+    """What was measured, with units."""
+    verdict: Verdict
+    remedy: str = ""
+    """One sentence how to mend it; empty when ok."""
+
+
+def spaces(decoder: Decoder, misfit: str | None) -> Finding:
+    """Whether the environment could be made and its spaces fit."""
+    if misfit is not None:
+        remedy = "give the decoder this environment's shapes, or the environment that the decoder was trained for"
+        return Finding("spaces", misfit, "fault", remedy)
+    spec = decoder.spec
+    return Finding("spaces", f"observations {spec.obs_shape}, actions ({spec.action_shape[1]},)", "ok")
+
+
+def episodes_end(decoder: Decoder, env: ChunkedVectorEnv) -> Finding | None:
+    """Whether episodes end, by a time limit that Gymnasium knows of, or under the frozen policy: an evaluation waits for it."""
+    name, limit = "episodes end", getattr(env.spec, "max_episode_steps", None)
+    if limit is not None:
+        return Finding(name, f"after {limit:,} steps at the latest", "ok")
+    obs, _ = env.reset()
+    w = torch.from_numpy(normal("probe", 0, 97, shape=(env.num_envs, *decoder.spec.latent_shape)))
+    for decision in range(-(-PATIENCE // env.chunk)):
+        seen = take(conform(obs, decoder.spec), torch.arange(env.num_envs))
+        action = decoder(seen, w)
+        if not bool(torch.isfinite(action).all()):
+            return None  # a finding of its own
+        obs, _, terminated, truncated, info = env.step(action.cpu().numpy())
+        over = terminated | truncated
+        if over.any():
+            return Finding(name, f"one did after {decision * env.chunk + int(info['k'][over].max()):,} steps", "ok")
+    remedy = "an evaluation needs episodes that end: wrap the environment in gymnasium.wrappers.TimeLimit"
+    return Finding(name, f"none did within {PATIENCE:,} steps, and no time limit is known", "warning", remedy)
+
+
+def seeds(env: ChunkedVectorEnv) -> Finding:
+    """Whether two resets from one seed give one observation: frozen and steered are to play the same episodes."""
+    first, second = (env.replay(0, env.episodes[0], []) for _ in range(2))
+    if all(np.array_equal(one, parts(second)[key], equal_nan=True) for key, one in parts(first).items()):
+        return Finding("seeds", "two resets from one seed give one observation", "ok")
+    remedy = "let reset call super().reset(seed=seed) and draw from self.np_random, so that frozen and steered play the same"
+    return Finding("seeds", "two resets from one seed give two observations", "warning", remedy)

@@ -1,0 +1,58 @@
+"""Which runs are of one task: its name, its environment's name, and where a name may stand for several, what happened in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lpds.report.read import RunData
+
+
+def by_task(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
+    """Runs of one task, by its name; one task in two environments is two.
+
+    Factories of environments share names (``<lambda>``, ``partial``). So runs in factories of one name are of one task only
+    where the same frozen policy got the same returns in the episodes that both played, or where a run saw that its
+    environment ignores seeds, so that no two evaluations are alike.
+    """
+    worlds: dict[str, set[str]] = {}
+    for run in runs:
+        worlds.setdefault(run.task, set()).add(run.env_name)
+    tasks: dict[str, list[RunData]] = {}
+    for run in runs:
+        name = run.task if len(worlds[run.task]) == 1 else f"{run.task} in {run.env_name}"
+        tasks.setdefault(name, []).append(run)
+    apart: dict[str, list[RunData]] = {}
+    for name, members in tasks.items():
+        for number, world in enumerate(_worlds(members), 1):
+            apart[name if number == 1 else f"{name}, environment {number}"] = world
+    return apart
+
+
+def same_world(one: RunData, other: RunData) -> bool:
+    """Whether nothing says that two runs were made in different environments: the frozen policy's episodes agree."""
+    a, b = _frozen_returns(one), _frozen_returns(other)
+    shared = sorted(a.keys() & b.keys())
+    return np.allclose([a[key] for key in shared], [b[key] for key in shared], rtol=1e-3, equal_nan=True)
+
+
+def _worlds(runs: Sequence[RunData]) -> list[list[RunData]]:
+    """The runs in as many lists as there are environments among them; one where the environment is known by an id."""
+    worlds: list[list[RunData]] = []
+    for run in runs:
+        told = run.config.get("env") is not None or run.summary.get("ignores_seed", False)
+        known = [world for world in worlds if told or all(same_world(run, other) for other in world)]
+        if known:
+            known[0].append(run)
+        else:
+            worlds.append([run])
+    return worlds
+
+
+def _frozen_returns(run: RunData) -> dict[tuple[str, int, int], float]:
+    """By the frozen policy, the evaluation's seed and the episode: what it returned."""
+    decoder = run.config.get("decoder", {})
+    name = str(decoder.get("fingerprint") or decoder.get("name"))
+    rows = [row for row in run.evaluations if row.get("scale") == 0.0 and row.get("return") is not None]
+    return {(name, int(row["seed"]), int(row["episode"])): float(row["return"]) for row in rows}
