@@ -17,7 +17,7 @@ import numpy as np
 
 import lpds
 from lpds.files import write_atomically, write_json
-from lpds.stats import crossed_difference, crossed_mean
+from lpds.stats import crossed_difference, crossed_mean, share_over_seeds
 
 EVALUATION_SEED = 2000
 FACTORS = (1.0, 0.7, 0.3, 0.0)
@@ -28,6 +28,8 @@ def cell(row: dict[str, Any]) -> str:
     text = "{:.0f} [{:.0f}, {:.0f}]".format(*row["return"])
     if len(row["by_seed"]) > 1:
         text += f" ({', '.join(f'{mean:.0f}' for mean in row['by_seed'])})"
+    if row["success"] is not None:
+        text = "{:.0%} [{:.0%}, {:.0%}], return ".format(*row["success"]) + text
     if row["over_whole_noise"] is not None:
         text += "; {:+.0f} [{:+.0f}, {:+.0f}]".format(*row["over_whole_noise"])
     return text
@@ -38,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument("--factors", type=float, nargs="+", default=FACTORS, help="the first is 1")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -47,7 +50,7 @@ def main() -> None:
         task = json.loads((runs[0] / "config.json").read_text())["task"]
         for scale in (0.0, 1.0):
             whole = np.zeros((1, arguments.episodes))
-            for factor in FACTORS:
+            for factor in arguments.factors:
                 reports = [
                     lpds.evaluate(
                         lpds.load_policy(run),
@@ -60,6 +63,7 @@ def main() -> None:
                     for run in (runs if scale else runs[:1])
                 ]
                 returns = np.stack([report.returns for report in reports])
+                successes = np.stack([report.successes for report in reports])
                 row = {
                     "runs": str(folder),
                     "scale": scale,
@@ -67,13 +71,15 @@ def main() -> None:
                     "return": crossed_mean(returns),
                     "over_whole_noise": None if factor == 1.0 else crossed_difference(whole, returns),
                     "by_seed": returns.mean(1).tolist(),
+                    "success": None if np.isnan(successes).any() else share_over_seeds(list(successes)),
                     "length": float(np.mean([report.lengths.mean() for report in reports])),
                 }
                 whole = returns if factor == 1.0 else whole
                 rows.append(row)
                 print(json.dumps(row), flush=True)
         write_json(arguments.out / "summary.json", {"format_version": 1, "episodes": arguments.episodes, "rows": rows})
-    command = f"python benchmarks/noise_scale.py {' '.join(map(str, arguments.folders))} --out {arguments.out}"
+    chosen = "" if arguments.factors == FACTORS else f" --factors {' '.join(format(k, 'g') for k in arguments.factors)}"
+    command = f"python benchmarks/noise_scale.py {' '.join(map(str, arguments.folders))}{chosen} --out {arguments.out}"
     lines = [
         "# What the noise costs",
         "",
@@ -81,8 +87,8 @@ def main() -> None:
         "95 % intervals over episodes and, where something was learned, seeds; in brackets the seeds, then the paired gain "
         "over k = 1.",
         "",
-        "| runs | acts with | " + " | ".join(f"k = {factor:g}" for factor in FACTORS) + " |",
-        "|---|---|" + "---|" * len(FACTORS),
+        "| runs | acts with | " + " | ".join(f"k = {factor:g}" for factor in arguments.factors) + " |",
+        "|---|---|" + "---|" * len(arguments.factors),
     ]
     for folder in arguments.folders:
         for scale, name in ((0.0, "frozen"), (1.0, "as learned")):
