@@ -53,7 +53,7 @@ def test_help_answers_in_under_a_second_and_imports_no_torch():
         (["demos", "toy", "--out", "/dev/null/x.npz"], "/dev/null/x.npz cannot be written: "),
         (["pretrain", "toy", "--data", "x.npz", "--out", "/dev/null/x"], "/dev/null/x cannot be written: "),
         (["report", "nowhere", "--out", "/dev/null/x.html"], "/dev/null/x.html cannot be written: "),
-        (["steer", "toy", "--out", "/dev/null/x"], "Not a directory: /dev/null/x"),
+        (["steer", "toy", "--out", "/dev/null/x"], "/dev/null/x cannot be written: "),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(words, says, capsys, tmp_path, monkeypatch):

@@ -313,7 +313,7 @@ def test_labels_are_unique(tmp_path):
 def test_unfinished_runs_are_left_out_and_told(runs, tmp_path, refused):
     late = write_run(tmp_path / "late", "lpds", 5, [1.0] * 30, finished=False)
     report = lpds.compare([*runs, late])
-    assert "toy: left out, not finished: late" in report.notes
+    assert f"toy: left out, not finished: {late}" in report.notes
     assert report.rows[1].seeds == 3
     with refused("nothing to compare"):
         lpds.compare([late])
@@ -357,7 +357,7 @@ def test_seeds_that_share_no_episode_are_refused(tmp_path, refused):
     runs = [write_run(tmp_path / name, "lpds", seed, [1.0, 2.0]) for name, seed in (("a", 0), ("b", 1))]
     rows = [json.loads(line) | {"seed": 77} for line in (runs[1] / "eval.jsonl").read_text().splitlines()]
     (runs[1] / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with refused("a, b share no episode", "eval_seed"):
+    with refused(f"{runs[0]}, {runs[1]} share no episode", "eval_seed"):
         lpds.compare(runs)
 
 

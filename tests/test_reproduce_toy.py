@@ -99,16 +99,21 @@ def test_the_grid_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(toy, "write_figure", lambda out, points, rows: None)
 
-    # one run was stopped before its end, the other was made with other settings
-    (tmp_path / "runs/delta0.1/seed0/summary.json").unlink()
+    # one run was made with other settings: it is nobody's to delete
     path = tmp_path / "runs/delta1/seed0/config.json"
-    config = json.loads(path.read_text())
+    made = path.read_text()
+    config = json.loads(made)
     config["settings"]["lr"] = 0.5
     path.write_text(json.dumps(config))
+    with pytest.raises(lpds.LpdsError, match="is a run with other settings or another decoder"):
+        reproduce()
+    path.write_text(made)
+    # another was stopped before its end
+    (tmp_path / "runs/delta0.1/seed0/summary.json").unlink()
     before = (tmp_path / "summary.json").read_bytes()
     assert reproduce() == text
     ways = [line.split(": ")[1] for line in said if line.endswith(("run", "finished", "before"))]
-    assert ways == ["resumed and finished", "run", "finished before"]
+    assert ways == ["resumed and finished", "finished before", "finished before"]
     assert (tmp_path / "summary.json").read_bytes() == before
 
     # a run from before a setting existed did as that setting's default does

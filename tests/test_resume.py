@@ -149,7 +149,7 @@ def test_a_fault_saves_says_where_and_resume_reaches_the_same_place(whole, tmp_p
     assert_same_but_for_names(whole, tmp_path / "run")
 
 
-def test_a_fault_at_the_first_reset_can_be_resumed_too(whole, tmp_path):
+def test_a_fault_at_the_first_reset_leaves_nothing_and_costs_no_run_that_was_to_be_overwritten(whole, tmp_path):
     def broken():
         env = make_four_mode()
         env.reset = lambda **kwargs: fail()
@@ -157,8 +157,13 @@ def test_a_fault_at_the_first_reset_can_be_resumed_too(whole, tmp_path):
 
     with pytest.raises(EnvironmentFault, match="the arm fell off"):
         steer(tmp_path / "run", env=broken)
-    assert resume(tmp_path / "run", env=make_four_mode).finished
+    assert not (tmp_path / "run").exists()
+    assert steer(tmp_path / "run", env=make_four_mode).finished
     assert_same_but_for_names(whole, tmp_path / "run")
+    for refusal in ({"env": broken}, {"env": make_four_mode, "replay_size": 10**12, "steps": 10**12}):
+        with pytest.raises(LpdsError):
+            steer(tmp_path / "run", overwrite=True, **refusal)
+        assert_same_but_for_names(whole, tmp_path / "run")
 
 
 def assert_same_but_for_names(a, b):

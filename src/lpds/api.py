@@ -17,13 +17,14 @@ from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
 from lpds.errors import LpdsError, unknown_name
 from lpds.evaluation import EvalReport, evaluate_policy
-from lpds.files import locked, write_json
+from lpds.files import check_writable, locked, write_json
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
 from lpds.passport import make_passport
 from lpds.policy import SteeredPolicy, find_decoder, load_policy
-from lpds.registry import METHOD_SETTINGS, TASKS, resolve
+from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
 from lpds.session import Run, at_home, build_learner, build_runner, drive, read_demonstrations
+from lpds.threads import kept_threads
 from lpds.types import Decoder
 from lpds.zoo import load_decoder
 
@@ -31,6 +32,7 @@ FORMAT_VERSION = 1
 CONFIG_KEYS = ("task", "method", "env", "env_name", "decoder", "run", "settings")
 
 
+@kept_threads()
 def steer(
     task: str | None = None,
     method: str = "lpds",
@@ -55,8 +57,8 @@ def steer(
         overwrite: replace a run folder that exists.
         quiet: print nothing.
         tensorboard: write TensorBoard scalars too.
-        preset: named settings of the method in place of its defaults: ``"paper"`` for lpds, ``"released"`` for dsrl-na and
-            dsrl-sac. A decoder that the preset names is used unless ``decoder`` is given.
+        preset: named settings of the method in place of its defaults: ``"paper"`` and ``"quiet"`` for lpds, ``"released"`` for
+            dsrl-na and dsrl-sac. A decoder that the preset names is used unless ``decoder`` is given.
         settings: any field of :class:`RunSettings` or of the method's settings, for instance ``steps=100_000``,
             ``seed=0``, ``delta=0.5``.
 
@@ -76,11 +78,16 @@ def steer(
     name = chosen.name.replace(":", "-")
     folder = Path(out) if out is not None else Path("runs") / f"{name}-{method}-seed{run_settings.seed}"
     _check_env(chosen_env, frozen)
+    _check_room(folder, overwrite)
     device = _device(run_settings.device)
     learner, generator = build_learner(run_settings, method, method_settings, frozen, device)
     rows = read_demonstrations(run_settings, method, learner, frozen)
     passport = make_passport(frozen, env=_env_name(chosen_env), seed=run_settings.seed, device=str(device))
-    _make_room(folder, overwrite)
+    display = Display(run_settings.steps, quiet=quiet)
+    runner = build_runner(
+        run_settings, method, learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
+    )
+    _make_room(folder, overwrite)  # only now that nothing else stands against the run
     with locked(folder):
         config = {
             "format_version": FORMAT_VERSION,
@@ -100,14 +107,11 @@ def steer(
         }
         write_json(folder / "config.json", config)
         write_json(folder / "passport.json", passport)
-        display = Display(run_settings.steps, quiet=quiet)
-        runner = build_runner(
-            run_settings, method, learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
-        )
         runner.open_logs()
         return drive(runner, display)
 
 
+@kept_threads()
 def resume(
     run: str | Path,
     *,
@@ -148,6 +152,11 @@ def resume(
         settings = before = from_json(RunSettings, config["run"])
         if steps is not None:
             settings = override(RunSettings, to_json(before), {"steps": steps})
+        if settings.steps > before.steps and getattr(resolve("method", METHODS, config["method"]), "divides_budget", False):
+            raise LpdsError(
+                f"{config['method']} divides its budget into phases, so {settings.steps} steps are another search than the "
+                f"{before.steps} of {run}: begin anew"
+            )
         if settings.steps < before.steps:
             raise LpdsError(f"the run in {run} has a budget of {before.steps} steps; it can grow, not shrink to {steps}")
         method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
@@ -157,7 +166,6 @@ def resume(
         learner, generator = build_learner(settings, config["method"], method_settings, frozen, device)
         rows = read_demonstrations(settings, config["method"], learner, frozen)
         if settings != before:  # written only now that nothing stands against going on
-            (folder / "summary.json").unlink(missing_ok=True)  # of the smaller budget
             write_json(folder / "config.json", {**config, "run": to_json(settings)})
         if not (folder / "passport.json").is_file():  # a kill came before it
             passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
@@ -165,6 +173,7 @@ def resume(
         runner = build_runner(
             settings, config["method"], learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
         )
+        (folder / "summary.json").unlink(missing_ok=True)  # the last evaluation that it tells is made again
         if begun:
             runner.restore()
         else:  # killed before the first checkpoint: the whole run is one deterministic function of its settings
@@ -287,16 +296,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _make_room(folder: Path, overwrite: bool) -> None:
-    """Make an empty folder; only what is a run folder is ever cleared for it."""
+def _check_room(folder: Path, overwrite: bool) -> bool:
+    """Whether a folder has a run that is to go; one that may not is refused."""
     if folder.is_file():
         raise LpdsError(f"run folder {folder} is a file: choose another")
     # a kill while config.json was written leaves its temporary file, and nothing that could be lost
-    if folder.exists() and any(not path.match(".config.json.*.tmp") for path in folder.iterdir()):
-        if not overwrite:
-            raise LpdsError(f"run folder {folder} exists: choose another, pass --overwrite, or go on: lpds resume {folder}")
-        if not (folder / "config.json").is_file():
-            raise LpdsError(f"{folder} is not empty and holds no run (config.json is missing): it is not overwritten")
+    if not folder.exists():
+        check_writable(folder)
+        return False
+    if all(path.match(".config.json.*.tmp") for path in folder.iterdir()):
+        return False
+    if not overwrite:
+        raise LpdsError(f"run folder {folder} exists: choose another, pass --overwrite, or go on: lpds resume {folder}")
+    if not (folder / "config.json").is_file():
+        raise LpdsError(f"{folder} is not empty and holds no run (config.json is missing): it is not overwritten")
+    return True
+
+
+def _make_room(folder: Path, overwrite: bool) -> None:
+    """Make an empty folder; only what is a run folder is ever cleared for it."""
+    if _check_room(folder, overwrite):
         with locked(folder):
             shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)

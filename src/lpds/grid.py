@@ -12,10 +12,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from lpds.config import RunSettings
 from lpds.errors import LpdsError, unknown_name
 from lpds.files import write_json
 from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
@@ -107,6 +108,12 @@ def _parse(word: str) -> tuple[str, str, dict[str, str]]:
         raise LpdsError(f"{word!r}: changed settings need a name and a name needs settings, as in lpds+free:dual=off")
     if "" in changes or "" in changes.values():
         raise LpdsError(f"{word!r}: settings are key=value with commas between them")
+    known = {field.name for kind in (RunSettings, resolve("method", METHOD_SETTINGS, method)) for field in fields(kind)}
+    for key in changes:
+        if key == "seed":
+            raise LpdsError(f"{word!r}: a grid's seeds are 0, 1 ... of every cell (--seeds)")
+        if key not in known and key not in NO_SETTINGS:
+            raise unknown_name(f"setting of {method}", key, known | set(NO_SETTINGS))
     for switch in SWITCHES:
         if changes.get(switch, "true") != "true":
             raise LpdsError(f"{word!r}: {switch} is either left out or true")
@@ -141,8 +148,11 @@ def run_grid(
         raise LpdsError(f"jobs must be at least 1, not {jobs}")
     if evidence is not None and evidence.resolve() == out.resolve():
         raise LpdsError(f"the evidence of {out} cannot be copied onto the runs themselves: choose another folder")
+    cells = [_with_budget(cell) for cell in cells]
     for cell in cells:
         _check_settings(cell, out)
+        if (had := _budget_of(out / cell.path)) > int(cell.settings["steps"]):
+            say(f"{cell.path}: has {had:,} steps, more than the {int(cell.settings['steps']):,} asked for")
     waiting = [cell for cell in cells if not _done(cell, out)]
     say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
     running: list[tuple[Cell, subprocess.Popen[bytes], float]] = []
@@ -245,8 +255,25 @@ def _done(cell: Cell, out: Path) -> bool:
     folder = out / cell.path
     if not (folder / "summary.json").is_file():
         return False
-    steps = json.loads((folder / "config.json").read_text())["run"]["steps"]
-    return int(steps) >= int(cell.settings.get("steps", 0))
+    return _budget_of(folder) >= int(cell.settings["steps"])
+
+
+def _budget_of(folder: Path) -> int:
+    """Primitive steps asked for of the run in a folder; 0 where there is none."""
+    if not (folder / "config.json").is_file():
+        return 0
+    return int(json.loads((folder / "config.json").read_text())["run"]["steps"])
+
+
+def _with_budget(cell: Cell) -> Cell:
+    """The cell with its budget said, which the preset may have left unsaid."""
+    from lpds.api import resolve_preset, resolve_settings
+
+    if "steps" in cell.settings:
+        return cell
+    named = resolve_preset(cell.settings.get("preset"), cell.method, cell.task)
+    run, _ = resolve_settings(resolve("task", TASKS, cell.task), cell.method, {}, named)
+    return replace(cell, settings={**cell.settings, "steps": str(run.steps)})
 
 
 def _last_words(folder: Path) -> str:
@@ -257,8 +284,7 @@ def _last_words(folder: Path) -> str:
 def _start(cell: Cell, out: Path) -> subprocess.Popen[bytes]:
     folder = out / cell.path
     if (folder / "config.json").is_file():
-        words = ["resume", str(folder)]
-        words += ["--steps", cell.settings["steps"]] if "steps" in cell.settings else []
+        words = ["resume", str(folder), "--steps", str(max(int(cell.settings["steps"]), _budget_of(folder)))]
     else:
         words = ["steer", cell.task, "--method", cell.method, "--seed", str(cell.seed), "--out", str(folder)]
         for key, value in cell.settings.items():

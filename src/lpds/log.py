@@ -147,14 +147,18 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise LpdsError("TensorBoard is not installed: pip install 'lpds[tensorboard]'") from None
-        self._writer = SummaryWriter(str(folder))
+        self._folder, self._make = folder, SummaryWriter
+        self._writer: SummaryWriter | None = None
 
     def write(self, row: dict[str, Any]) -> None:
-        """Add one row."""
+        """Add one row; of a run that goes on, the first takes the place of what was cut back."""
+        if self._writer is None:
+            self._writer = self._make(str(self._folder), purge_step=row["step"])
         for key, value in row.items():
             if key != "step" and isinstance(value, int | float) and math.isfinite(value):
                 self._writer.add_scalar(key, value, row["step"])
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

@@ -94,8 +94,10 @@ class SteeredPolicy:
         first = np.asarray(eps, np.float32)
         if first.shape != (count, *wanted):
             raise LpdsError(f"eps must be [B, {wanted[0]}, {wanted[1]}], not {list(first.shape)}")
-        further = np.random.default_rng(np.frombuffer(first.tobytes(), np.uint32)) if draws > 1 else self._rng
-        rest = further.standard_normal((count, draws - 1, *wanted), np.float32)
+        rest = np.empty((count, draws - 1, *wanted), np.float32)
+        for row in range(count if draws > 1 else 0):  # each from its own eps, so that a row acts alone as it does in a batch
+            further = np.random.default_rng(np.frombuffer(first[row].tobytes(), np.uint32))
+            rest[row] = further.standard_normal(rest.shape[1:], np.float32)
         return np.concatenate([first[:, None], rest], axis=1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from torch import Tensor
 from lpds.checkpoint import CheckpointStore
 from lpds.collect import Collector, EpisodeRecord
 from lpds.compact import as_learned
-from lpds.config import CURVE_SEED, RunSettings
+from lpds.config import CURVE_SEED, BaseSettings, RunSettings
 from lpds.diagnose import SHOWN, FrozenEntropy, action_entropy, frozen_entropy, probe_rows
 from lpds.envs.build import EnvLike, make_env, make_eval_env
 from lpds.errors import LpdsError, RunFault
 from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.log import METRIC_KEYS, Display, JsonLines, TensorBoard
+from lpds.methods.base import BaseMethod
 from lpds.policy import save_policy, save_states
 from lpds.replay import Replay
 from lpds.types import Batch, Decoder, Method
@@ -71,6 +73,12 @@ class Runner:
         # a decision takes at least one step, so a run never inserts more rows than it has steps
         self._given = 0 if demonstrations is None else len(demonstrations["obs"]) // c.num_envs * c.num_envs
         capacity = min(c.replay_size, c.steps + c.num_envs + self._given)
+        least = self._given + -(-c.warmup_steps // chunk)
+        if self._given and c.replay_size < least:
+            raise LpdsError(
+                f"replay_size {c.replay_size:,} does not hold the {self._given:,} decisions of the demonstrations beside the "
+                f"warm-up's: {least:,} would"
+            )
         self._learned = as_learned(decoder)
         kept = (method.kept_noises, c.num_envs, device, method.extras, method.kept_next)
         self.replay = Replay(self._learned.spec, capacity, *kept)
@@ -134,8 +142,8 @@ class Runner:
                     self.method.observe([record.lane for record in records], [record.total for record in records])
                 if self.step >= c.warmup_steps and self.method.learns:
                     self._learn()
-            if not self._warm and self.method.learns:
-                self._display.say(f"NOTHING WAS LEARNED: the warm-up of {c.warmup_steps:,} steps took the whole budget")
+            if not self.learned:
+                self._display.say(f"NOTHING WAS LEARNED: {self.why_not}")
             self._due(last=True)
         except RunFault as fault:
             self.save()
@@ -198,6 +206,18 @@ class Runner:
             "(--reward-scale sets a factor, a longer --warmup-steps may meet a reward)"
         )
         return 1.0
+
+    @property
+    def why_not(self) -> str:
+        """Why nothing was learned."""
+        if self._warm:
+            return "no episode ended after the warm-up"
+        return f"the warm-up of {self.c.warmup_steps:,} steps took the whole budget"
+
+    @property
+    def learned(self) -> bool:
+        """Whether the method has anything to show yet; what learns nothing always has."""
+        return not self.method.learns or (self._warm and getattr(self.method, "found", True))
 
     @property
     def _scale(self) -> float:
@@ -290,7 +310,7 @@ class Runner:
         self._display.show(row, last=self.step >= self.c.steps)
 
     def _evaluate_curve(self) -> None:
-        first = self.evaluate(self.c.eval_episodes, self.c.eval_seed + CURVE_SEED, self._scale, "curve").first_obs
+        first = self.evaluate(self.c.eval_episodes, self.c.eval_seed + CURVE_SEED, float(self.learned), "curve").first_obs
         if self._first_obs is None:
             self._first_obs = first
         elif not self.ignores_seed and not np.array_equal(self._first_obs, first):
@@ -301,7 +321,7 @@ class Runner:
             )
 
     def evaluate(self, episodes: int, seed: int, scale: float, kind: str) -> EvalReport:
-        """Evaluate what acts now and write one line an episode."""
+        """Evaluate what acts now and write one line an episode; before anything is learned the frozen policy acts."""
         chunk = self.decoder.spec.action_shape[0]
         report = evaluate_policy(
             self.method.policy,
@@ -309,9 +329,10 @@ class Runner:
             lambda lanes: make_eval_env(self._env, lanes, chunk, keep_dict=self.decoder.spec.takes_dict),
             episodes=episodes,
             seed=seed,
-            scale=scale,
+            scale=scale if self.learned else 0.0,
             device=self._device,
         )
+        report = replace(report, scale=scale)
         for row in report.rows():
             self._files["eval"].write({"step": self.step, "kind": kind, **row})
         return report
@@ -344,7 +365,11 @@ class Runner:
             "log_sizes": {name: stream.size() for name, stream in self._files.items()},
         }
         # the checkpoint last: with it in place there is nothing left to write at this step
-        save_policy(self.out / "policy", self.method_name, self.method, self.decoder)
+        if self.learned:
+            save_policy(self.out / "policy", self.method_name, self.method, self.decoder)
+        else:  # a fresh actor may act at random; until there is something to show, what is saved is the frozen policy
+            frozen = BaseMethod(BaseSettings(), self.decoder, generator=self._generator, device=self._device)
+            save_policy(self.out / "policy", "base", frozen, self.decoder)
         self.store.save(tensors, facts, self.replay)
 
     def _check_learned(self) -> None:

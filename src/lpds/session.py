@@ -36,11 +36,13 @@ class Run:
 
     folder: Path
     finished: bool
-    """False if it was stopped; ``lpds resume`` goes on."""
+    """False if it was stopped (Ctrl-C, SIGTERM), which a loop over runs should look at; ``lpds resume`` goes on."""
     frozen: EvalReport | None
     """The last evaluation at scale 0; ``None`` if the run was stopped."""
     steered: EvalReport | None
     """The last evaluation at scale 1, the same episodes and noise."""
+    unlearned: str = ""
+    """Why nothing was learned, so that both are the frozen policy's; empty where something was."""
 
     @property
     def difference(self) -> Interval | None:
@@ -53,6 +55,8 @@ class Run:
         """One line: what came out, and whether the steered policy is worse with confidence."""
         if self.frozen is None or self.steered is None or self.difference is None:
             return f"stopped; everything is saved: lpds resume {self.folder}"
+        if self.unlearned:
+            return f"NOTHING WAS LEARNED: {self.unlearned}; what was evaluated and saved is the frozen policy"
         returns = (float(self.frozen.returns.mean()), float(self.steered.returns.mean()))
         rates = (self.frozen.interval("success")[0], self.steered.interval("success")[0])
         success = None if np.isnan(self.frozen.successes).all() else rates
@@ -154,10 +158,11 @@ def drive(runner: Runner, display: Display) -> Run:
         except RunFault as fault:
             where = f"the run is saved at step {runner.step}, only its last evaluation is missing: lpds resume {folder}"
             raise type(fault)(f"{fault}; {where}") from fault
-        run = Run(folder, True, reports[0], reports[1])
+        run = Run(folder, True, reports[0], reports[1], "" if runner.learned else runner.why_not)
         mean, low, high = run.difference or (0.0, 0.0, 0.0)
         summary = {"format_version": FORMAT_VERSION, "difference": [mean, low, high], "verdict": run.verdict()}
         summary |= {"ignores_seed": True} if runner.ignores_seed else {}
+        summary |= {} if runner.learned else {"learned": False}
         write_json(folder / "summary.json", summary)
         _write_report(folder, display)
         return run

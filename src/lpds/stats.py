@@ -16,6 +16,8 @@ Interval = tuple[float, float, float]
 
 Z95 = 1.959963984540054
 
+RESAMPLED_AT_ONCE = 2**22
+"""Values; a sample of a hundred thousand, resampled in one piece, would take the memory of a machine."""
 FEWEST_PAIRS = 6
 """Below it no sign is sure at 95 %: five pairs all of one sign come by chance in 2 of 32 cases, 6 % (sign test)."""
 
@@ -40,8 +42,9 @@ def bootstrap_mean(x: npt.ArrayLike, *, level: float = 0.95, resamples: int = 10
     values = values[~np.isnan(values)]
     if values.size == 0:
         return math.nan, math.nan, math.nan
-    draws = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size))
-    means = values[draws].mean(1)
+    rng, rows = np.random.default_rng(seed), max(1, RESAMPLED_AT_ONCE // values.size)
+    sizes = [min(rows, resamples - at) for at in range(0, resamples, rows)]
+    means = np.concatenate([values[rng.integers(values.size, size=(size, values.size))].mean(1) for size in sizes])
     tail = _expanded_tail(values.size, level)
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(values.mean()), float(low), float(high)

@@ -9,11 +9,18 @@ import torch
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Run a block on one thread of the tensor library and restore the caller's number."""
+def kept_threads() -> Iterator[None]:
+    """Restore the caller's number of threads after a block that sets its own."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run a block on one thread of the tensor library and restore the caller's number."""
+    with kept_threads():
+        torch.set_num_threads(1)
+        yield

@@ -15,6 +15,8 @@ from typing import Any
 from lpds.decoders.base import BaseDecoder
 from lpds.errors import LpdsError, one_line
 
+WRITTEN = "__lpds_written__"
+"""Where a module keeps when its file was last written."""
 FORM = "python:FILE.py:NAME or python:MODULE:NAME"
 
 
@@ -57,19 +59,22 @@ def load_python(place: str, **options: Any) -> BaseDecoder:
 
 
 def _run_file(path: Path) -> ModuleType:
-    """Import a file under its own name, once."""
+    """Import a file under its own name; once, until it is written anew."""
     loaded = sys.modules.get(path.stem)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
-        return loaded
+        if getattr(loaded, WRITTEN, None) == path.stat().st_mtime_ns:
+            return loaded
+        loaded = None
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if loaded is not None or spec is None or spec.loader is None:
         raise LpdsError(f"a module {path.stem!r} is loaded already from elsewhere: rename {path.name}")
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     module = importlib.util.module_from_spec(spec)
+    setattr(module, WRITTEN, path.stat().st_mtime_ns)
     sys.modules[path.stem] = module
     try:
-        spec.loader.exec_module(module)
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)  # a cache of bytecode knows seconds, not edits
     except BaseException:
         del sys.modules[path.stem]
         raise

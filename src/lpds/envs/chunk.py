@@ -57,6 +57,24 @@ def chunk_return(
     return reward.astype(np.float32), np.where(terminated, 0.0, discount).astype(np.float32)
 
 
+def told_success(info: Mapping[str, Any]) -> tuple[str | None, bool | None]:
+    """The key under which an info says something of success, and what; NaN says nothing.
+
+    Raises:
+        ValueError: what it says is neither yes or no nor a number.
+    """
+    for key in SUCCESS_KEYS:
+        says = info.get(key)
+        if says is None:
+            continue
+        found = np.asarray(says)
+        if found.size != 1 or found.dtype.kind not in "biuf":
+            raise ValueError(f"says {key} = {says!r}, which is neither yes or no nor a number")
+        if not np.isnan(float(found.item())):
+            return key, bool(found.item())
+    return None, None
+
+
 def _observed_space(space: Any, name: str) -> gymnasium.spaces.Space[Any]:
     """What the observations are here: vectors and pictures, one or several."""
 
@@ -224,9 +242,8 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
                 reward, ended, cut, says = self._primitive_step(index, actions[index, position])
                 rewards[index, position] = reward
                 k[index] += 1
-                if says is not None:
-                    success[index] = float(np.fmax(success[index], float(says)))
-                    success_last[index] = float(says)
+                said = np.nan if says is None else float(says)
+                success[index], success_last[index] = np.fmax(success[index], said), said
                 if ended or cut:
                     terminated[index], truncated[index], lane.over = ended, cut and not ended, True
                     break
@@ -318,17 +335,12 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
 
     def _success(self, index: int, info: dict[str, Any]) -> bool | None:
         """What the environment says of success; None where it says nothing, which NaN is, too."""
-        for key in SUCCESS_KEYS:
-            says = info.get(key)
-            if says is None:
-                continue
-            found = np.asarray(says)
-            if found.size != 1 or found.dtype.kind not in "biuf":
-                raise self._fault(index, f"says {key} = {says!r}, which is neither yes or no nor a number")
-            if not np.isnan(float(found.item())):
-                self.success_key = key
-                return bool(found.item())
-        return None
+        try:
+            key, says = told_success(info)
+        except ValueError as error:
+            raise self._fault(index, str(error)) from None
+        self.success_key = key or self.success_key
+        return says
 
     def _guarded(self, index: int, call: Callable[[], Any]) -> Any:
         try:

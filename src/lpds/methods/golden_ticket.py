@@ -56,6 +56,9 @@ class SearchPolicy(LatentPolicy):
 class GoldenTicket(Learner[LatentPolicy]):
     """The search; its state is the tickets, what they earned, and who plays which."""
 
+    divides_budget = True
+    """A larger budget is another search: its phases are shares of the whole."""
+
     def __init__(
         self, settings: GoldenTicketSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device
     ) -> None:
@@ -88,6 +91,11 @@ class GoldenTicket(Learner[LatentPolicy]):
     def policy(self) -> LatentPolicy:  # type: ignore[override]
         """The best survivor."""
         return TicketPolicy(self.tickets[self.best])
+
+    @property
+    def found(self) -> bool:
+        """Whether any ticket was played to the end of an episode."""
+        return bool((self.plays > 0).any())
 
     @property
     def behaviour(self) -> LatentPolicy:

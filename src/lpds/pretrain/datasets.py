@@ -45,7 +45,7 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
     own = {"obs", "actions", "episode_lengths"} <= fields.keys()
     if own and normalization is not None:
         raise LpdsError(f"--normalization is for DPPO's npz; {path} is in environment units")
-    if {"obs", "actions", "episode_lengths"} <= fields.keys():
+    if own:
         obs, actions, lengths = fields["obs"], fields["actions"], fields["episode_lengths"]
     elif {"states", "actions", "traj_lengths"} <= fields.keys():
         obs, actions, lengths = fields["states"], fields["actions"], fields["traj_lengths"]

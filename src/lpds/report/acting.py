@@ -48,7 +48,7 @@ def shift_sizes(run: RunData) -> Array | str:
     except (LpdsError, SafetensorError, OSError, KeyError) as error:
         return str(error).replace(str(run.folder), run.folder.name)
     sizes = np.square(shift, dtype=np.float64).sum(axis=(1, 2))
-    return sizes if sizes.any() else f"the method {run.method!r} does not shift the noise"
+    return sizes if sizes.any() else f"Delta is zero everywhere: {run.method} does not shift the noise, or learned nothing yet"
 
 
 @dataclass(frozen=True)

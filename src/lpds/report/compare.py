@@ -154,7 +154,8 @@ def compare(runs: str | Path | Sequence[str | Path], reference: str | None = Non
                 f"{task}: apart, since the frozen policy did not return what it did in the other runs, on the same episodes; a "
                 "factory's name says nothing of its environment"
             )
-        left_out = [run.folder.name for run in members if not _finished(run)]
+        notes += [f"{task}: nothing was learned in {run.folder}" for run in members if run.summary.get("learned") is False]
+        left_out = [str(run.folder) for run in members if not _finished(run)]
         if left_out:
             notes.append(f"{task}: left out, not finished: {', '.join(left_out)}")
         groups = [_each_seed_once(task, group, notes) for group in group_runs([run for run in members if _finished(run)])]
@@ -237,8 +238,8 @@ def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
             more = episodes_to_decide(a, b)
             c, d = (s.columns["success"][:, [s.keys.index(key) for key in shared]] for s in (reference, side))
             success = NAN3 if np.isnan(c).any() or np.isnan(d).any() else crossed_difference(c, d)
-        if len(a) > 1 and len(b) > 1:  # a run against a single one is no probability
-            improvement = probability_of_improvement(reference.columns["return"].mean(1), returns.mean(1))
+        if shared and len(a) > 1 and len(b) > 1:  # a run against a single one is no probability
+            improvement = probability_of_improvement(a.mean(1), b.mean(1))
             if min(len(a), len(b)) < FEWEST_SEEDS:  # resampling three runs that are all better finds no other world
                 improvement = (improvement[0], *NAN3[1:])
     points = [evaluation_points(run, "return") for run in side.runs]
@@ -299,7 +300,7 @@ def _episodes(runs: list[RunData], *, frozen: bool) -> tuple[list[tuple[int, int
         tables.append({(int(row["seed"]), int(row["episode"])): row for row in rows})
     keys = sorted(set.intersection(*(set(table) for table in tables)))
     if not keys:
-        named = ", ".join(run.folder.name for run in runs)
+        named = ", ".join(str(run.folder) for run in runs)
         raise LpdsError(f"the last evaluations of {named} share no episode: they need the same eval_seed to be compared")
     columns = {
         what: np.array([[math.nan if t[k].get(what) is None else t[k][what] for k in keys] for t in tables], np.float64)

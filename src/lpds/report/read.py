@@ -26,7 +26,7 @@ from lpds.stats import Interval, bootstrap_mean, paired_difference, told_apart, 
 Array = npt.NDArray[np.float64]
 Row = dict[str, Any]
 
-NOT_COMPARED = ("seed", "device", "threads")
+NOT_COMPARED = ("seed", "device", "threads", "checkpoint_every", "log_every")
 """Run settings in which runs of one group may differ."""
 
 
@@ -310,25 +310,39 @@ def _read_run(folder: Path) -> RunData:
                 notes.append(f"{name} cannot be read")
     rows = {name: read_json_lines(folder / f"{name}.jsonl") for name in ("metrics", "episodes", "eval")}
     notes += [f"{name}.jsonl is missing or empty" for name, found in rows.items() if not found]
-    if any(row.get("success") is not None for name in ("episodes", "eval") for row in rows[name]):
-        _silence_is_failure(rows["eval"])
-    return RunData(
+    run = RunData(
         folder,
         config,
         extra["passport.json"],
-        list({row.get("step"): row for row in rows["metrics"]}.values()),  # likewise
+        _once(rows["metrics"]),
         rows["episodes"],
         rows["eval"],
         extra["summary.json"],
         tuple(notes),
     )
+    silence_is_failure([run])
+    return run
 
 
-def _silence_is_failure(rows: list[Row]) -> None:
-    """Episodes without a word of success, in an environment that has one, failed: some name it only where there is one."""
+def _once(rows: list[Row]) -> list[Row]:
+    """One row a step: a run whose budget was enlarged has written the old end's twice, the second without what it learned."""
+    merged: dict[Any, Row] = {}
     for row in rows:
-        for key in ("success", "success_at_end"):
-            row[key] = 0.0 if row.get(key) is None else row[key]
+        told = {key: value for key, value in row.items() if value is not None}
+        merged[row.get("step")] = {**row, **merged.get(row.get("step"), {}), **told}
+    return list(merged.values())
+
+
+def silence_is_failure(runs: Sequence[RunData]) -> None:
+    """In runs of one task: evaluation episodes without a word of success failed, if any episode of any run names one.
+
+    There are environments whose info names success only where there is one (:func:`lpds.evaluation.silence_is_failure`).
+    """
+    rows = [row for run in runs for row in run.evaluations]
+    if any(row.get("success") is not None for row in [*rows, *(row for run in runs for row in run.episodes)]):
+        for row in rows:
+            for key in ("success", "success_at_end"):
+                row[key] = 0.0 if row.get(key) is None else row[key]
 
 
 def _pair(frozen: list[Row], steered: list[Row], *, final: bool) -> Comparison | None:

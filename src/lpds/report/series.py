@@ -66,9 +66,9 @@ def _success(groups: Sequence[Group]) -> FigureData:
 def _curves(groups: Sequence[Group], what: str) -> list[Series]:
     series = []
     for index, group in enumerate(groups):
-        seeds = [found for run in group.runs if (found := evaluation_points(run, what))]
-        # the k-th evaluation of every seed that has come so far: they fall due at the same multiple of steps
-        due = [[seed[k] for seed in seeds if len(seed) > k] for k in range(max(map(len, seeds), default=0))]
+        seeds = [found for run in group.runs if (found := _due(run, evaluation_points(run, what)))]
+        keys = sorted({key for seed in seeds for key in seed})
+        due = [[seed[key] for seed in seeds if key in seed] for key in keys]
         if due:
             x = np.array([np.mean([step for step, _ in point]) for point in due], np.float64)
             bounds = np.array([_over_seeds(what, [values for _, values in point]) for point in due])
@@ -80,6 +80,28 @@ def _curves(groups: Sequence[Group], what: str) -> list[Series]:
             x, y, lows, highs = (np.array([value], np.float64) for value in (at, mean, low, high))
             series.append(Series(f"{group.label}: last evaluation", index, x, y, lows, highs, kind="final"))
     return series
+
+
+def _due(run: RunData, points: list[tuple[int, Array]]) -> dict[tuple[int, int], tuple[int, Array]]:
+    """Points of a curve by the multiple of ``eval_every`` that they fell due at, and the end of the run beside the last.
+
+    The end of a smaller budget, which a run went on from, is left out: other seeds have no such point.
+    """
+    every, found = _interval(run, points), {}
+    for step, values in points:
+        key = (int(step // every), 0)
+        if key not in found:
+            found[key] = (step, values)
+        elif step == points[-1][0]:
+            found[key[0], 1] = (step, values)
+    return found
+
+
+def _interval(run: RunData, points: list[tuple[int, Array]]) -> float:
+    """Steps between points: what the settings say, unless the points say otherwise."""
+    told = float(run.run_settings["eval_every"])
+    apart = float(np.median(np.diff([step for step, _ in points]))) if len(points) > 1 else told
+    return max(1.0, told if 0.9 * told < apart < 1.1 * told else apart)
 
 
 def _over_seeds(what: str, seeds: list[Array]) -> Interval:
@@ -134,17 +156,33 @@ def _metric(
             y = y if np.isnan(y).all() else change(y)
             if not np.isnan(y).all():
                 seeds.append((x, y))
-        rows = max((len(x) for x, _ in seeds), default=0)
-        if not rows:
+        if not seeds:
             continue
-        table = np.full((2, len(seeds), rows), np.nan)
-        for i, (x, y) in enumerate(seeds):  # the k-th row of every seed falls due at the same multiple of steps
-            table[0, i, : len(x)], table[1, i, : len(y)] = x, y
+        table = _by_step(seeds)
         table = table[:, :, ~np.isnan(table[1]).all(0)]
         x, y = np.nanmean(table[0], 0), np.nanmean(table[1], 0)
         low, high = (np.nanmin(table[1], 0), np.nanmax(table[1], 0)) if len(seeds) > 1 else (None, None)
         series.append(Series(group.label, index, x, y, low, high))
     return series
+
+
+def _by_step(seeds: Sequence[tuple[Array, Array]]) -> Array:
+    """Steps and values [2, S, N] of several seeds' rows, which fall due at multiples of the same number of steps.
+
+    Where one seed was logged more often, as at first in a run whose budget grew, its rows of one multiple are averaged.
+    """
+    if len(seeds) == 1:
+        return np.stack(seeds[0])[:, None]
+    interval = max(1.0, *(float(np.median(np.diff(x))) for x, _ in seeds if len(x) > 1))
+    bins = [np.floor(x / interval).astype(int) for x, _ in seeds]
+    keys = np.unique(np.concatenate(bins))
+    table = np.full((2, len(seeds), len(keys)), np.nan)
+    for i, (x, y) in enumerate(seeds):
+        for k, key in enumerate(keys):
+            here = (bins[i] == key) & ~np.isnan(y)
+            if here.any():
+                table[:, i, k] = x[here].mean(), y[here].mean()
+    return table
 
 
 def _trust(groups: Sequence[Group]) -> FigureData:

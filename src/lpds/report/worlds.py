@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lpds.report.read import RunData
+from lpds.report.read import RunData, silence_is_failure
 
 
 def by_task(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
@@ -26,6 +26,7 @@ def by_task(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
     apart: dict[str, list[RunData]] = {}
     for name, members in tasks.items():
         for number, world in enumerate(_worlds(members), 1):
+            silence_is_failure(world)
             apart[name if number == 1 else f"{name}, environment {number}"] = world
     return apart
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lpds.api import read_config, resolve_settings, resume, steer
 from lpds.config import from_json, to_json
@@ -27,7 +28,7 @@ from lpds.policy import load_policy
 from lpds.registry import TASKS, resolve
 from lpds.reproduce.paths import COVERED, Rollouts, mode_entropy, roll_out
 from lpds.reproduce.toy_figure import write_figure
-from lpds.stats import bootstrap_mean, paired_difference
+from lpds.stats import Interval, bootstrap_mean, mean_over_seeds
 from lpds.zoo import load_decoder
 
 FORMAT_VERSION = 1
@@ -144,7 +145,7 @@ def reproduce_toy(
             "rollout_seed": ROLLOUT_SEED,
             "covered_from_share": COVERED,
             "decoder": {"name": decoder.name, "fingerprint": decoder.fingerprint},
-            "intervals": "95 %, bootstrap over roll-outs; those of all seeds together say nothing of the spread between seeds",
+            "intervals": "95 %: of one seed a bootstrap over roll-outs; of several for other seeds and their shared roll-outs",
         },
         "points": rows,
         "paper": [{"delta": delta, "says": says} for delta, says in PAPER.items()],
@@ -171,9 +172,11 @@ def _ensure_run(folder: Path, settings: dict[str, Any], method: str = "lpds") ->
         same = (to_json(run_then), to_json(chosen_then), config["decoder"]["fingerprint"]) == wanted
     except LpdsError:
         same = False
+    if not same and (folder / "config.json").is_file():
+        raise LpdsError(f"{folder} is a run with other settings or another decoder: choose another --out, or remove it")
     if same and (folder / "summary.json").is_file() and (folder / "policy").is_dir():
         return "finished before"
-    done = resume(folder, quiet=True) if same else steer("toy", method, out=folder, overwrite=True, quiet=True, **settings)
+    done = resume(folder, quiet=True) if same else steer("toy", method, out=folder, quiet=True, **settings)
     if not done.finished:
         raise KeyboardInterrupt  # Ctrl-C ends the run in a checkpoint; the grid ends with it
     return "resumed and finished" if same else "run"
@@ -184,26 +187,31 @@ def _ensure_run(folder: Path, settings: dict[str, Any], method: str = "lpds") ->
 
 def _figures(rollouts: Sequence[Rollouts], frozen: Rollouts) -> dict[str, Any]:
     """Numbers of one seed, or of several together; coverage is the mean over seeds, for each may keep another goal."""
-    ratios = np.concatenate([one.ratios for one in rollouts])
+    ratios = [one.ratios for one in rollouts]
     shares = [one.shares for one in rollouts]
-    returns = np.concatenate([one.report.returns for one in rollouts])
-    gains = np.concatenate([one.report.returns - frozen.report.returns for one in rollouts])
-    lengths = np.concatenate([one.report.lengths for one in rollouts])
-    chunk_ends = np.concatenate([-(-one.report.lengths // one.chunk) for one in rollouts])
+    returns = [one.report.returns for one in rollouts]
+    gains = [one.report.returns - frozen.report.returns for one in rollouts]
+    lengths = [one.report.lengths for one in rollouts]
+    chunk_ends = [-(-one.report.lengths // one.chunk) for one in rollouts]
     return {
         "modes_covered": float(np.mean([mode_coverage(share, COVERED) for share in shares])),
         "mode_shares": np.mean(shares, axis=0).tolist(),
         "reached": float(np.mean([share.sum() for share in shares])),
         "mode_entropy": float(np.mean([mode_entropy(share) for share in shares])),
-        "path_ratio": list(bootstrap_mean(ratios)),
-        "path_ratio_median": float(np.median(ratios)),
-        "steps": list(bootstrap_mean(lengths)),
-        "decisions": list(bootstrap_mean(chunk_ends)),
-        "return": list(bootstrap_mean(returns)),
-        "return_gain": list(paired_difference(np.zeros_like(gains), gains)),
+        "path_ratio": list(_interval(ratios)),
+        "path_ratio_median": float(np.median(np.concatenate(ratios))),
+        "steps": list(_interval(lengths)),
+        "decisions": list(_interval(chunk_ends)),
+        "return": list(_interval(returns)),
+        "return_gain": list(_interval(gains)),
         "action_entropy": float(np.mean([one.entropy for one in rollouts])),
         "action_entropy_change": float(np.mean([one.entropy - frozen.entropy for one in rollouts])),
     }
+
+
+def _interval(seeds: Sequence[npt.ArrayLike]) -> Interval:
+    """Of one seed over its roll-outs; of several over the seeds and the roll-outs, which they share."""
+    return bootstrap_mean(seeds[0]) if len(seeds) == 1 else mean_over_seeds(seeds)
 
 
 def _sentence(one: Rollouts) -> str:

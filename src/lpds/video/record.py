@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from lpds.envs.chunk import EnvFactory
+from lpds.envs.chunk import EnvFactory, told_success
 from lpds.errors import LpdsError
 
 Array = npt.NDArray[Any]
@@ -58,11 +58,11 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Write down one step."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         current = self._current
-        says = info.get("success", info.get("is_success"))
+        _, says = told_success(info)
         before = current.successes[-1] if current.successes else None
         current.actions.append(np.array(action))
         current.rewards.append(float(reward))
-        current.successes.append(before if says is None else bool(before) or bool(says))
+        current.successes.append(before if says is None else bool(before) or says)
         return obs, reward, terminated, truncated, info
 
 
