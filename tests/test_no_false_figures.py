@@ -212,3 +212,18 @@ def test_a_run_leaves_the_callers_threads_as_they_were(tmp_path):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_policy_of_less_noise_is_set_against_a_frozen_policy_of_as_little(tmp_path, capsys):
+    from lpds.cli import main
+
+    quiet = {key: value for key, value in TINY.items() if key != "quiet"} | {"eval_noise_scale": 0.25, "quiet": True}
+    run = lpds.steer("toy", out=tmp_path / "run", **quiet)
+    capsys.readouterr()
+    assert main(["eval", str(run.folder), "--episodes", "3", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["scale"], row["noise_scale"]) for row in rows[::3]] == [(0.0, 1.0), (0.0, 0.25), (1.0, 1.0)]
+    wanted = lpds.evaluate("toy", "toy", episodes=3, noise_scale=0.25)
+    assert [row["return"] for row in rows[3:6]] == wanted.returns.tolist()
+    (note,) = [note for note in lpds.compare(run.folder).notes if "less than all of the noise" in note]
+    assert note.startswith("toy: evaluated with less than all of the noise, which the frozen policy has: lpds")

@@ -124,6 +124,9 @@ def do_eval(arguments: argparse.Namespace) -> int:
     asked = {"frozen": (0.0, 1.0)}
     if quiet != 1.0:
         asked[f"noise x{quiet:g}"] = (0.0, quiet)
+    own = float(getattr(getattr(policy, "policy", None), "noise_scale", 1.0))
+    if own != 1.0:  # less noise alone is worth something: what the shift adds is against the frozen policy with as little
+        asked[f"frozen, noise x{own * quiet:g}"] = (0.0, own * quiet)
     if is_run:
         asked[f"scale {arguments.scale:g}" + (f", noise x{quiet:g}" if quiet != 1.0 else "")] = (arguments.scale, quiet)
     reports = silence_is_failure(

@@ -25,6 +25,8 @@ from lpds.types import Decoder, Method
 from lpds.zoo import load_decoder
 
 FORMAT_VERSION = 1
+FROZEN = "base"
+"""The method that is the frozen policy."""
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -101,13 +103,14 @@ class SteeredPolicy:
         return np.concatenate([first[:, None], rest], axis=1)
 
 
-def save_policy(folder: Path, method_name: str, method: Method, decoder: Decoder) -> None:
-    """Write the small part that acts: ``policy.safetensors`` and ``policy.json``."""
-    content = save({key: value.cpu().contiguous() for key, value in method.policy_tensors().items()})
-    settings = {key: "inf" if value == float("inf") else value for key, value in method.policy_settings().items()}
+def save_policy(folder: Path, method_name: str, method: Method | None, decoder: Decoder) -> None:
+    """Write the small part that acts, ``policy.safetensors`` and ``policy.json``; without a method the frozen policy."""
+    tensors, chosen = ({}, {}) if method is None else (method.policy_tensors(), method.policy_settings())
+    content = save({key: value.cpu().contiguous() for key, value in tensors.items()})
+    settings = {key: "inf" if value == float("inf") else value for key, value in chosen.items()}
     facts = {
         "format_version": FORMAT_VERSION,
-        "method": method_name,
+        "method": FROZEN if method is None else method_name,
         "settings": settings,
         "decoder": {
             "name": decoder.name,

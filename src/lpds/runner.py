@@ -17,13 +17,12 @@ from torch import Tensor
 from lpds.checkpoint import CheckpointStore
 from lpds.collect import Collector, EpisodeRecord
 from lpds.compact import as_learned
-from lpds.config import CURVE_SEED, BaseSettings, RunSettings
+from lpds.config import CURVE_SEED, RunSettings
 from lpds.diagnose import SHOWN, FrozenEntropy, action_entropy, frozen_entropy, probe_rows
 from lpds.envs.build import EnvLike, make_env, make_eval_env
 from lpds.errors import LpdsError, RunFault
 from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.log import METRIC_KEYS, Display, JsonLines, TensorBoard
-from lpds.methods.base import BaseMethod
 from lpds.policy import save_policy, save_states
 from lpds.replay import Replay
 from lpds.types import Batch, Decoder, Method
@@ -365,11 +364,8 @@ class Runner:
             "log_sizes": {name: stream.size() for name, stream in self._files.items()},
         }
         # the checkpoint last: with it in place there is nothing left to write at this step
-        if self.learned:
-            save_policy(self.out / "policy", self.method_name, self.method, self.decoder)
-        else:  # a fresh actor may act at random; until there is something to show, what is saved is the frozen policy
-            frozen = BaseMethod(BaseSettings(), self.decoder, generator=self._generator, device=self._device)
-            save_policy(self.out / "policy", "base", frozen, self.decoder)
+        # a fresh actor may act at random: until there is something to show, what is saved is the frozen policy
+        save_policy(self.out / "policy", self.method_name, self.method if self.learned else None, self.decoder)
         self.store.save(tensors, facts, self.replay)
 
     def _check_learned(self) -> None:

@@ -201,6 +201,12 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
     if budgets and max(budgets) > 1.05 * min(budgets):
         notes.append(f"{task}: budgets differ, {min(budgets):,} to {max(budgets):,} steps; areas stop at {end:,}")
     rows = [_row(task, side, chosen or own[side.decoder], steps[side.label], end) for side in sides]
+    quiet = [side.label for side in sides if any(run.evaluated_noise < 1.0 for run in side.runs)]
+    if quiet:
+        notes.append(
+            f"{task}: evaluated with less than all of the noise, which the frozen policy has: {', '.join(quiet)} (lpds eval "
+            "RUN plays the frozen policy with as little)"
+        )
     alone = [side.label for side in sides if side.method != "frozen" and len(side.runs) == 1]
     if alone:
         notes.append(

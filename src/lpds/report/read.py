@@ -148,6 +148,11 @@ class RunData:
         return float(self.config.get("settings", {}).get("noise_scale", 1.0))
 
     @property
+    def evaluated_noise(self) -> float:
+        """That in what is evaluated and saved."""
+        return self.noise_scale * float(self.config.get("settings", {}).get("eval_noise_scale", 1.0))
+
+    @property
     def quiet_nats(self) -> float:
         """What k alone costs, D (k^2 / 2 - 1 / 2 - ln k); infinite without any noise."""
         return 0.0 if self.free_size is None else quiet_nats(self.noise_scale, self.free_size)
