@@ -227,3 +227,12 @@ def test_a_policy_of_less_noise_is_set_against_a_frozen_policy_of_as_little(tmp_
     assert [row["return"] for row in rows[3:6]] == wanted.returns.tolist()
     (note,) = [note for note in lpds.compare(run.folder).notes if "less than all of the noise" in note]
     assert note.startswith("toy: evaluated with less than all of the noise, which the frozen policy has: lpds")
+
+
+def test_a_setting_that_a_method_makes_no_use_of_is_told_where_it_is_given(tmp_path, capsys):
+    given = {"steps": 64, "eval_every": 0, "final_episodes": 1, "tickets": 2, "warmup_steps": 1}
+    for name, more in (("plain", {}), ("given", {"updates_per_decision": 3.0, "n_step": 2})):
+        lpds.steer("toy", "golden-ticket", decoder=toy_decoder(), out=tmp_path / name, **given, **more)
+        said = "".join(capsys.readouterr())
+        assert ("golden-ticket makes no use of n_step" in said) == (name == "given")
+        assert ("golden-ticket makes no use of updates_per_decision" in said) == (name == "given")

@@ -87,6 +87,8 @@ def steer(
     runner = build_runner(
         run_settings, method, learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
     )
+    for name in sorted(settings.keys() & set(getattr(learner, "ignores", ()))):
+        display.say(f"{method} makes no use of {name}")
     _make_room(folder, overwrite)  # only now that nothing else stands against the run
     with locked(folder):
         config = {

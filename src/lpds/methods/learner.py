@@ -58,6 +58,8 @@ class Learner(ABC, Generic[P]):
     decodes = True
     sees_pictures = False
     extras: Mapping[str, Shape] = {}
+    ignores: tuple[str, ...] = ()
+    """Settings that it makes no use of, which is said where they are given."""
     policy: P
     settings: Any
 

@@ -43,6 +43,7 @@ class LPDSA(LPDS):
     """The learner: Delta, Q^A, alpha and their slow copies."""
 
     policy_kind = ActionShiftPolicy
+    ignores = ("kept_noises", "distill_noises")
 
     def __init__(self, settings: LPDSASettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
         """Build the networks; see :class:`lpds.methods.lpds.LPDS`."""
