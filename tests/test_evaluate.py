@@ -13,6 +13,7 @@ from scripted import CPU, Scripted, identity_decoder, toy_decoder
 
 import lpds
 from lpds import evaluation
+from lpds.cli import main
 from lpds.config import LPDSSettings
 from lpds.envs.build import make_eval_env
 from lpds.errors import LpdsError
@@ -21,6 +22,7 @@ from lpds.methods.base import BasePolicy
 from lpds.methods.lpds import LPDS
 from lpds.policy import SteeredPolicy
 from lpds.random import normal
+from lpds.stats import noise_share
 from lpds.types import Decision
 
 FIELDS = ("returns", "successes", "successes_at_end", "lengths", "final_obs")
@@ -256,3 +258,24 @@ def test_an_evaluation_without_noise_knows_no_noise():
     assert {row["noise_scale"] for row in report.rows()} == {0.0}
     with pytest.raises(LpdsError, match=r"noise_scale must be in \[0, 1\], not 2"):
         lpds.evaluate(decoder, env=make, episodes=2, noise_scale=2.0)
+
+
+def test_the_share_of_the_noise_is_that_of_a_one_way_layout():
+    """Outcomes m_e + z_ne with variances 1 and 3: the noise decides three quarters; all or nothing at the ends."""
+    rng = np.random.default_rng(0)
+    outcomes = rng.normal(size=20_000) + np.sqrt(3.0) * rng.normal(size=(4, 20_000))
+    assert noise_share(outcomes) == pytest.approx(0.75, abs=0.01)
+    assert noise_share(np.tile(rng.normal(size=50), (3, 1))) == pytest.approx(0.0, abs=1e-12)
+    assert noise_share(np.array([[0.0, 1.0], [1.0, 0.0]])) == 1.0
+    assert np.isnan(noise_share(np.ones((3, 5))))
+
+
+def test_the_same_episodes_under_other_noises(capsys):
+    first, again, other = (lpds.evaluate("toy", "toy", episodes=6, seed=3, noise_seed=n) for n in (None, 3, 4))
+    assert np.array_equal(first.final_obs, again.final_obs)
+    assert np.array_equal(first.first_obs, other.first_obs)
+    assert not np.array_equal(first.final_obs, other.final_obs)
+    assert main(["eval", "toy", "--episodes", "6", "--seed", "3", "--noises", "2"]) == 0
+    table = np.stack([first.successes, other.successes])
+    always, never = int(table.min(0).sum()), int((1 - table.max(0)).sum())
+    assert f"frozen: of 6 episodes {always} succeed under each of 2 noises and {never} under none" in capsys.readouterr().out

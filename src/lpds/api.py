@@ -192,6 +192,7 @@ def evaluate(
     seed: int = 0,
     scale: float = 1.0,
     noise_scale: float = 1.0,
+    noise_seed: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalReport:
     """Evaluate a policy or a frozen decoder; equal seeds give equal episodes and noise.
@@ -204,6 +205,8 @@ def evaluate(
         seed: of the evaluation.
         scale: s in ``w = eps + s Delta(s)``; 0 is the frozen policy.
         noise_scale: factor of eps, 0 to 1, beside the policy's own; 1 is the prior.
+        noise_seed: in place of ``seed`` for the noise alone: the same episodes under other noises, which tells what the noise
+            decides (:func:`lpds.stats.noise_share`).
         progress: called with (episodes done, E).
 
     Returns:
@@ -222,9 +225,8 @@ def evaluate(
     _check_env(env, decoder)
     chunk = decoder.spec.action_shape[0]
     lanes = lambda count: make_eval_env(env, count, chunk, keep_dict=decoder.spec.takes_dict)  # noqa: E731
-    return evaluate_policy(
-        acting, decoder, lanes, episodes=episodes, seed=seed, scale=scale, noise_scale=noise_scale, progress=progress
-    )
+    options: dict[str, Any] = {"scale": scale, "noise_scale": noise_scale, "noise_seed": noise_seed, "progress": progress}
+    return evaluate_policy(acting, decoder, lanes, episodes=episodes, seed=seed, **options)
 
 
 def resolve_task(task: str | None, decoder: Any, env: Any) -> Task:

@@ -84,6 +84,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         default=1.0,
         help="factor of eps, 0 to 1; below 1 w leaves the prior",
     )
+    evaluate.add_argument(
+        "--noises", type=int, default=1, help="play the same episodes under so many noises: what does the noise decide?"
+    )
     evaluate.add_argument("--json", action="store_true", help="one JSON line an episode")
     _decoder_options(evaluate)
 

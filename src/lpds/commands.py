@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,28 +70,15 @@ def do_resume(arguments: argparse.Namespace) -> int:
 
 
 def _finish(run: Any) -> int:
+    from lpds.tell import table
+
     if run.frozen is not None and run.steered is not None:
-        print(_table([("frozen", run.frozen), ("steered", run.steered)]))
+        print(table([("frozen", run.frozen), ("steered", run.steered)]))
         report = run.folder / "report.html"
         if report.is_file():
             print(f"report: {report}")
     print(run.verdict())
     return 0 if run.finished else 130
-
-
-def _table(rows: Sequence[tuple[str, Any]]) -> str:
-    import math
-
-    width = max(10, *(len(name) + 2 for name, _ in rows))
-    lines = [f"{'':<{width}}{'episodes':>9}{'return':>10}{'95 % interval':>22}{'success':>10}{'95 % interval':>18}"]
-    for name, report in rows:
-        mean, low, high = report.interval("return")
-        line = f"{name:<{width}}{len(report.returns):>9}{mean:>10.1f}{f'[{low:.1f}, {high:.1f}]':>22}"
-        share, share_low, share_high = report.interval("success")
-        if not math.isnan(share):
-            line += f"{share:>10.1%}{f'[{share_low:.1%}, {share_high:.1%}]':>18}"
-        lines.append(line)
-    return "\n".join(lines)
 
 
 def do_eval(arguments: argparse.Namespace) -> int:
@@ -104,6 +91,7 @@ def do_eval(arguments: argparse.Namespace) -> int:
     from lpds.log import finite
     from lpds.policy import load_policy
     from lpds.stats import FEWEST_PAIRS, paired_difference
+    from lpds.tell import table, what_noise_decides
     from lpds.zoo import environment_of
 
     folder = Path(arguments.run)
@@ -120,6 +108,7 @@ def do_eval(arguments: argparse.Namespace) -> int:
         env = read_config(folder)["env"] if is_run else environment_of(arguments.run)
         if env is None:
             raise LpdsError(f"nothing says where {arguments.run} acts: pass --task, or --env with a Gymnasium id")
+    where: dict[str, Any] = {"env": env, "episodes": arguments.episodes, "seed": arguments.seed}
     quiet = arguments.noise_scale
     asked = {"frozen": (0.0, 1.0)}
     if quiet != 1.0:
@@ -129,21 +118,29 @@ def do_eval(arguments: argparse.Namespace) -> int:
         asked[f"frozen, noise x{own * quiet:g}"] = (0.0, own * quiet)
     if is_run:
         asked[f"scale {arguments.scale:g}" + (f", noise x{quiet:g}" if quiet != 1.0 else "")] = (arguments.scale, quiet)
-    reports = silence_is_failure(
+    noises = arguments.noises
+    if noises < 1:
+        raise LpdsError(f"noises must be at least 1, not {noises}")
+    played = silence_is_failure(
         [
-            evaluate(policy, task, env=env, episodes=arguments.episodes, seed=arguments.seed, scale=scale, noise_scale=noise)
+            evaluate(policy, task, **where, scale=scale, noise_scale=noise, noise_seed=arguments.seed + index)
             for scale, noise in asked.values()
+            for index in range(noises)
         ]
     )
+    reports = played[::noises]
     if arguments.json:
-        for report in reports:
+        for index, report in enumerate(played):
             for row in report.rows():
-                print(json.dumps(finite(row), allow_nan=False))
+                told = {"noise_seed": arguments.seed + index % noises} if noises > 1 else {}
+                print(json.dumps(finite(row | told), allow_nan=False))
         return 0
-    print(_table(list(zip(asked, reports, strict=True))))
+    print(table(list(zip(asked, reports, strict=True))))
     for name, report in list(zip(asked, reports, strict=True))[1:]:
         mean, low, high = paired_difference(reports[0].returns, report.returns)
         print(f"{name} against frozen: paired difference {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+    for index, name in enumerate(asked if noises > 1 else ()):
+        print(what_noise_decides(name, played[index * noises : (index + 1) * noises]))
     if arguments.episodes < FEWEST_PAIRS:
         print(f"fewer than {FEWEST_PAIRS} episodes: the intervals are too narrow to decide anything")
     return 0

@@ -103,6 +103,7 @@ def evaluate_policy(
     seed: int,
     scale: float = 1.0,
     noise_scale: float = 1.0,
+    noise_seed: int | None = None,
     device: torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalReport:
@@ -116,6 +117,7 @@ def evaluate_policy(
         seed: of the evaluation.
         scale: s of ``w = eps + s Delta``; 0 is the frozen policy.
         noise_scale: factor of eps; below 1 the policy repeats itself more and leaves the prior (0 decodes Delta alone).
+        noise_seed: in place of ``seed`` for the noise alone: the same episodes under other noises.
         device: of policy and decoder.
         progress: called with (episodes done, E).
 
@@ -131,10 +133,13 @@ def evaluate_policy(
     check_seed("seed", seed)
     check_share("scale", scale)
     check_share("noise_scale", noise_scale)
+    if noise_seed is not None:
+        check_seed("noise_seed", noise_seed)
     device = device or torch.device("cpu")
     env = make_lanes(min(LANES, episodes))
     try:
-        return _run(env, policy, decoder, episodes, seed, scale, noise_scale, device, progress)
+        noises = seed if noise_seed is None else noise_seed
+        return _run(env, policy, decoder, episodes, seed, noises, scale, noise_scale, device, progress)
     finally:
         env.close()
 
@@ -145,6 +150,7 @@ def _run(
     decoder: Decoder,
     episodes: int,
     seed: int,
+    noise_seed: int,
     scale: float,
     noise_scale: float,
     device: torch.device,
@@ -166,7 +172,7 @@ def _run(
     while live.any():
         write(rows, slice(lanes), obs)
         for lane in np.flatnonzero(live):
-            eps[lane] = normal("evaluation", seed, int(number[lane]), int(decision[lane]), shape=eps.shape[1:])
+            eps[lane] = normal("evaluation", noise_seed, int(number[lane]), int(decision[lane]), shape=eps.shape[1:])
         with torch.no_grad():
             seen = look(decoder, rows, device)
             noise = decoder.spec.quietened(torch.from_numpy(eps).to(device), noise_scale)

@@ -74,6 +74,24 @@ def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0) -> I
     return bootstrap_mean(np.asarray(b, np.float64) - np.asarray(a, np.float64), seed=seed)
 
 
+def noise_share(outcomes: npt.ArrayLike) -> float:
+    """Share of an outcome's variance that the noise decides, the rest being the episode's own (where it begins, say).
+
+    One-way random effects by moments: the variance within episodes over N noises, and that between episodes' means less what
+    the noises leave in them. A policy whose failures the noise does not decide cannot be steered out of them.
+
+    Args:
+        outcomes: [N, E] of the same E episodes under N noises, two at least.
+
+    Returns:
+        The share, 0 to 1; NaN where the outcome does not vary.
+    """
+    x = np.asarray(outcomes, np.float64)
+    within = float(x.var(0, ddof=1).mean())
+    between = max(0.0, float(x.mean(0).var(ddof=1)) - within / len(x)) if x.shape[1] > 1 else 0.0
+    return within / (within + between) if within + between > 0.0 else math.nan
+
+
 def told_apart(difference: Interval, pairs: int) -> int:
     """Sign of a paired difference whose 95 % interval excludes zero, else 0; 0 for fewer than :data:`FEWEST_PAIRS` pairs."""
     _, low, high = difference

@@ -1,0 +1,38 @@
+"""What the command line prints of evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lpds.evaluation import EvalReport
+from lpds.stats import noise_share
+
+
+def table(rows: Sequence[tuple[str, EvalReport]]) -> str:
+    """Evaluations by name, with intervals."""
+    width = max(10, *(len(name) + 2 for name, _ in rows))
+    lines = [f"{'':<{width}}{'episodes':>9}{'return':>10}{'95 % interval':>22}{'success':>10}{'95 % interval':>18}"]
+    for name, report in rows:
+        mean, low, high = report.interval("return")
+        line = f"{name:<{width}}{len(report.returns):>9}{mean:>10.1f}{f'[{low:.1f}, {high:.1f}]':>22}"
+        share, share_low, share_high = report.interval("success")
+        if not math.isnan(share):
+            line += f"{share:>10.1%}{f'[{share_low:.1%}, {share_high:.1%}]':>18}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def what_noise_decides(name: str, reports: Sequence[EvalReport]) -> str:
+    """One line on the same episodes under several noises."""
+    count, outcome = len(reports), np.stack([report.successes for report in reports])
+    if np.isnan(outcome).any():
+        outcome = np.stack([report.returns for report in reports])
+        best, mean = float(outcome.max(0).mean()), float(outcome.mean())
+        words = f"the best of {count} noises in every episode returns {best:.1f} in the mean, one {mean:.1f}"
+        return f"{name}: {words}; the noise decides {noise_share(outcome):.0%} of the return's variance"
+    always, never = int(outcome.min(0).sum()), int((1.0 - outcome.max(0)).sum())
+    words = f"of {outcome.shape[1]} episodes {always} succeed under each of {count} noises and {never} under none"
+    return f"{name}: {words}; the noise decides {noise_share(outcome):.0%} of the variance of success"
