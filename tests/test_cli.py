@@ -42,8 +42,8 @@ def test_help_answers_in_under_a_second_and_imports_no_torch():
         (["pretrain", "mine", "--data", "nowhere.npz", "--out", "x"], "dataset nowhere.npz does not exist"),
         (["report", "nowhere"], "nowhere"),
         (["video", "nowhere"], "no policy in nowhere"),
-        (["eval", "runs/nowhere"], "folder runs/nowhere does not exist"),
-        (["eval", "."], "folder . holds no decoder (decoder.safetensors is missing)"),
+        (["eval", "runs/nowhere"], "unknown decoder 'runs/nowhere': that folder does not exist"),
+        (["eval", "."], "unknown decoder '.': that folder holds none (decoder.safetensors is missing)"),
         (["steer", "hopper", "--detla", "1"], "unknown option --detla; did you mean --delta"),
         (
             ["steer", "hopper", "--eval-seed", str(2**32 - 1)],

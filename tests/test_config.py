@@ -113,7 +113,7 @@ def test_a_run_folder_that_exists_is_refused_or_overwritten_and_nothing_else_eve
 
 
 def test_a_delta_is_refused_by_another_decoder(tmp_path):
-    steer(tmp_path, steps=40, final_episodes=1, eval_episodes=1)
+    steer(tmp_path, steps=240, final_episodes=1, eval_episodes=1)
     mine = load_policy(tmp_path / "run", toy_decoder())
     assert mine.method == "lpds"
     words = r"the policy in .* was learned on a decoder with fingerprint \w{12}, but 'other' has \w{12}: weights, sampler or"

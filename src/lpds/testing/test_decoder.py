@@ -33,6 +33,8 @@ FINDINGS = (
     "batch consistency",
     "action range",
     "observation range",
+    "episodes end",
+    "seeds",
     "spaces",
     "roll-out",
     "fingerprint",

@@ -56,9 +56,9 @@ def _open(reference: str, options: dict[str, Any]) -> BaseDecoder:
         return decoder
     if (Path(reference) / WEIGHTS).is_file():
         return open_folder(reference, **options)
-    if not colon and (Path(reference).is_dir() or len(Path(reference).parts) > 1):
-        what = f"holds no decoder ({WEIGHTS} is missing)" if Path(reference).is_dir() else "does not exist"
-        raise LpdsError(f"folder {reference} {what}")
+    if reference and not colon and (Path(reference).is_dir() or len(Path(reference).parts) > 1):
+        what = f"holds none ({WEIGHTS} is missing)" if Path(reference).is_dir() else "does not exist"
+        raise LpdsError(f"unknown decoder {reference!r}: that folder {what}")
     if reference in TASKS:
         raise LpdsError(f"the decoder of task {reference!r} is not shipped here (shipped: {', '.join(names())})")
     raise unknown_name("decoder", reference, [*names(), *DECODER_FORMS])
