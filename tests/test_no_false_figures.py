@@ -81,6 +81,18 @@ def test_curves_of_seeds_meet_at_the_same_steps_though_one_went_on_from_a_smalle
         assert value == pytest.approx(np.mean([found[step] for found in later]))
 
 
+def test_two_seeds_with_one_row_each_are_drawn(tmp_path):
+    """As they are in the first minute: there is no distance between rows yet."""
+    folders = [make_run(tmp_path / f"s{seed}", seed=seed) for seed in (0, 1)]
+    for folder in folders:
+        rows = (folder / "metrics.jsonl").read_text().splitlines()
+        (folder / "metrics.jsonl").write_text(rows[10] + "\n")
+    figures = {figure.name: figure for figure in figures_of(group_runs(read_runs(folders)))}
+    alpha = figures["dual"].panels[0].series[0]
+    assert alpha.x.tolist() == [10_000]
+    assert alpha.y[0] == pytest.approx(np.mean([run.column("alpha")[1][0] for run in read_runs(folders)]))
+
+
 def test_the_row_at_a_smaller_budgets_end_keeps_what_was_learned(tmp_path):
     run = make_run(tmp_path / "a")
     path = run / "metrics.jsonl"

@@ -12,7 +12,7 @@ import numpy as np
 
 from lpds.errors import LpdsError
 from lpds.report.read import Array, Comparison, Group, RunData, evaluation_points, group_runs, read_runs
-from lpds.report.worlds import by_task, same_world
+from lpds.report.worlds import APART, by_task, same_world
 from lpds.stats import (
     FEWEST_PAIRS,
     Interval,
@@ -149,7 +149,7 @@ def compare(runs: str | Path | Sequence[str | Path], reference: str | None = Non
     references: dict[str, str] = {}
     notes: list[str] = []
     for task, members in tasks.items():
-        if ", environment " in task:
+        if APART in task:
             notes.append(
                 f"{task}: apart, since the frozen policy did not return what it did in the other runs, on the same episodes; a "
                 "factory's name says nothing of its environment"

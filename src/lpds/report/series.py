@@ -173,7 +173,7 @@ def _by_step(seeds: Sequence[tuple[Array, Array]]) -> Array:
     """
     if len(seeds) == 1:
         return np.stack(seeds[0])[:, None]
-    interval = max(1.0, *(float(np.median(np.diff(x))) for x, _ in seeds if len(x) > 1))
+    interval = max([1.0, *(float(np.median(np.diff(x))) for x, _ in seeds if len(x) > 1)])
     bins = [np.floor(x / interval).astype(int) for x, _ in seeds]
     keys = np.unique(np.concatenate(bins))
     table = np.full((2, len(seeds), len(keys)), np.nan)

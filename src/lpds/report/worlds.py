@@ -9,6 +9,10 @@ import numpy as np
 from lpds.report.read import RunData, silence_is_failure
 
 
+APART = ", environment "
+"""Between a task's name and the number of an environment that it does not share with the first."""
+
+
 def by_task(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
     """Runs of one task, by its name; one task in two environments is two.
 
@@ -27,7 +31,7 @@ def by_task(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
     for name, members in tasks.items():
         for number, world in enumerate(_worlds(members), 1):
             silence_is_failure(world)
-            apart[name if number == 1 else f"{name}, environment {number}"] = world
+            apart[name if number == 1 else f"{name}{APART}{number}"] = world
     return apart
 
 
