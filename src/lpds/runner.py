@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,13 @@ from lpds.errors import LpdsError, RunFault
 from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.log import METRIC_KEYS, Display, JsonLines, TensorBoard
 from lpds.policy import save_policy, save_states
+from lpds.recent import Recent
 from lpds.replay import Replay
 from lpds.types import Batch, Decoder, Method
 
 RETURN_STD = 10.0
 """Deviation that the warm-up's returns to go are scaled to where ``reward_scale`` is left open: a value network started
 near zero gets there in some thousand steps of Adam at 3e-4, and its noise floor is far below."""
-RECENT = 20
-"""Training episodes behind ``return_mean``; also the memory of ``success_ema``."""
 NEVER = 2**62
 """Step of what will not be due again: written for the last time at the end of the budget."""
 
@@ -94,8 +91,7 @@ class Runner:
         self._board = TensorBoard(out / "tensorboard") if tensorboard else None
         self.step = self.updates = 0
         self._owed, self._warm, self._rounds = 0.0, False, 0
-        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
-        self._success_ema = math.nan
+        self._recent = Recent()
         self._behind = False  # a fault came between a round and what is learned from it
         self._sums: dict[str, Tensor] = {}
         self._probe = torch.empty(0, self._learned.spec.obs_size, device=device)  # states of the entropy, from the warm-up
@@ -256,15 +252,7 @@ class Runner:
 
     def _record(self, records: list[EpisodeRecord]) -> None:
         for record in records:
-            success = record.success
-            if math.isnan(success) and not math.isnan(self._success_ema):
-                success = 0.0  # an info that names success only where there is one: silence is failure
-            if not math.isnan(success):
-                if math.isnan(self._success_ema):  # episodes before the first that says so had none
-                    self._recent = deque(((total, 0.0) for total, _ in self._recent), RECENT)
-                    self._success_ema = 0.0 if self._recent else success
-                self._success_ema += (success - self._success_ema) / RECENT
-            self._recent.append((record.total, success))
+            success = self._recent.add(record.total, record.success)
             row = {"step": self.step, "seed": record.seed, "return": record.total, "success": success}
             self._files["episodes"].write({**row, "length": record.length})
 
@@ -287,8 +275,6 @@ class Runner:
                 row["action_entropy_frozen"] = self._frozen_entropy.entropy
         row |= {key: float(value[0] / value[1]) for key, value in self._sums.items()}
         self._sums = {}
-        recent = np.asarray(self._recent, np.float64).reshape(-1, 2)
-        said = recent[~np.isnan(recent[:, 1]), 1]
         wall = self._wall_s()
         past_wall, past_step, past_updates = self._last_row
         span = max(wall - past_wall, 1e-9)
@@ -296,9 +282,7 @@ class Runner:
             "step": self.step,
             "wall_s": round(wall, 3),
             "updates": self.updates,
-            "return_mean": float(recent[:, 0].mean()) if len(recent) else None,
-            "success": float(said.mean()) if said.size else None,
-            "success_ema": self._success_ema,
+            **self._recent.row(),
             "env_steps_per_s": (self.step - past_step) / span,
             "updates_per_s": (self.updates - past_updates) / span,
         }
@@ -356,8 +340,7 @@ class Runner:
             "warm": self._warm,
             "rounds": self._rounds,
             "behind": self._behind,
-            "recent": [[total, None if math.isnan(success) else success] for total, success in self._recent],
-            "success_ema": None if math.isnan(self._success_ema) else self._success_ema,
+            **self._recent.facts(),
             "next": self._next,
             "wall_s": self._wall_s(),
             "episodes": self.collector.facts(),
@@ -409,9 +392,7 @@ class Runner:
         self.store.load_replay(facts, self.replay)
         self.step, self.updates, self._owed, self._warm = (facts[key] for key in ("step", "updates", "owed", "warm"))
         self._rounds, self._behind = facts.get("rounds", 0), facts.get("behind", False)
-        nan = math.nan
-        self._recent.extend((total, nan if success is None else success) for total, success in facts["recent"])
-        self._success_ema = nan if facts["success_ema"] is None else facts["success_ema"]
+        self._recent.restore(facts)
         self._next = facts["next"]
         if self.step < self.c.steps:  # a finished run was given a larger budget: everything is due again
             self._next = {what: self.step if at == NEVER else at for what, at in self._next.items()}

@@ -8,7 +8,6 @@ import numpy as np
 
 from lpds.report.read import RunData, silence_is_failure
 
-
 APART = ", environment "
 """Between a task's name and the number of an environment that it does not share with the first."""
 
