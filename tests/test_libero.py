@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from gymnasium.utils.env_checker import check_env
 import lpds
 from lpds.cli import main
 from lpds.config import LPDSSettings
-from lpds.envs import robosuite
+from lpds.envs import libero, robosuite
 from lpds.envs.build import environment_factory
 from lpds.envs.libero import CAMERAS, OBJECTS, STATE, STILL, LiberoEnv, axis_angle
 from lpds.envs.robosuite import NO_RENDERING, rendering_backend
@@ -155,6 +156,12 @@ def test_a_seed_gives_the_same_episode_to_the_bit_whatever_came_before(env):
 
 
 @installed
+def test_one_pass_a_substep_is_robosuites_own_step_to_the_bit(env, monkeypatch):
+    ours = episode(env, 3, steps=60)
+    monkeypatch.setattr(libero, "one_pass_a_substep", nullcontext)
+    assert np.array_equal(episode(env, 3, steps=60), ours)
+
+
 def test_an_initial_state_by_index_is_the_benchmarks(env, refused):
     assert env.init_states.shape[0] == 50
     address = env.suite.sim.model.get_joint_qpos_addr(env.suite.get_object("cream_cheese_1").joints[-1])[0]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
+from contextlib import nullcontext
 
+import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
 import lpds
 from lpds.cli import main
+from lpds.envs import robosuite
 from lpds.envs.build import environment_factory
 from lpds.envs.robosuite import rendering_backend
 from lpds.pretrain.datasets import open_data
@@ -122,6 +126,32 @@ def test_observations_are_those_of_robosuite_with_nothing_turned_off(make):
     assert np.array_equal(episode(env, 4), lean)
     for name in unneeded:
         env.suite._observables[name].set_enabled(False)
+
+
+@installed
+@pytest.mark.parametrize("task", ["lift", "transport"])
+def test_one_pass_a_substep_is_robosuites_own_step_to_the_bit(make, task, monkeypatch):
+    """With grasps and contacts: the scripted expert reads every state, so the first bit that differs would change the rest."""
+    env = make(task)
+    expert, passes = importlib.import_module(SCRIPTED[f"robomimic-{task}"].expert), []
+    monkeypatch.setattr(env, "horizon", 150)
+
+    def attempt():
+        done = _attempt(env, expert, np.random.default_rng(5), tremor=0.15)
+        return np.stack(done.obs), np.stack(done.actions), np.stack(done.rewards), env.suite.sim.data.qpos.copy()
+
+    ours = attempt()
+    with monkeypatch.context() as plain:
+        plain.setattr(robosuite, "one_pass_a_substep", nullcontext)
+        theirs = attempt()
+    assert all(np.array_equal(mine, robosuites) for mine, robosuites in zip(ours, theirs, strict=True))
+    assert "forward" not in vars(env.suite.sim)  # put back after every step
+    # and it is one pass where robosuite has three
+    for name in ("mj_forward", "mj_step", "mj_step1", "mj_step2"):
+        counted = getattr(mujoco, name)
+        monkeypatch.setattr(mujoco, name, lambda *args, name=name, counted=counted: (passes.append(name), counted(*args)))
+    env.step(np.zeros(env.action_space.shape, np.float32))
+    assert passes == ["mj_step1", "mj_step2"] * 25
 
 
 @installed

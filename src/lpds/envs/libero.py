@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lpds.envs.robosuite import CONTROL_HZ, FRAME, MODEL_SEED, global_draws, import_robosuite, rendering_backend
+from lpds.envs.substeps import one_pass_a_substep
 from lpds.errors import LpdsError, unknown_name
 
 Observation = npt.NDArray[np.float32] | dict[str, npt.NDArray[Any]]
@@ -198,13 +199,13 @@ class LiberoEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]]):
         self._control.set_init_state(self.init_states[index])
         for left in reversed(range(SETTLE)):
             self._drawing = left == 0
-            self.parts = self.suite.step(STILL)[0]
+            self._advance(STILL)
         self._steps = 0
         return self._observation(), {"init_state": index, "success": self._success()}
 
     def step(self, action: npt.NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Act [7] for a twentieth of a second: translation and rotation (1 asks for 5 cm, for 0.5 rad), gripper (1 closes)."""
-        self.parts = self.suite.step(np.asarray(action, np.float64))[0]
+        self._advance(np.asarray(action, np.float64))
         self._steps += 1
         success = self._success()
         over, cut = self.end_at_success and success, self._steps >= self.horizon
@@ -247,6 +248,10 @@ class LiberoEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]]):
                     raise
             else:
                 return
+
+    def _advance(self, action: npt.NDArray[np.float64]) -> None:
+        with one_pass_a_substep(self.suite.sim):
+            self.parts = self.suite.step(action)[0]
 
     def _success(self) -> bool:
         return bool(self._control.check_success())

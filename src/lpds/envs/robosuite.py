@@ -32,6 +32,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from lpds.envs.substeps import one_pass_a_substep
 from lpds.errors import LpdsError, one_line
 
 FloatArray = npt.NDArray[np.float32]
@@ -157,7 +158,8 @@ class RobosuiteEnv(gymnasium.Env[FloatArray, FloatArray]):
 
     def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
         """Act for a twentieth of a second."""
-        self.parts, reward, _, _ = self.suite.step(np.asarray(action, np.float64))
+        with one_pass_a_substep(self.suite.sim):
+            self.parts, reward, _, _ = self.suite.step(np.asarray(action, np.float64))
         self._steps += 1
         success = self._success()
         over, cut = self.end_at_success and success, self._steps >= self.horizon
