@@ -58,6 +58,7 @@ def make_run(
         if i > 4 and not silent:
             row |= {key: float(abs(rng.normal(3.0, 0.1))) for key in METRIC_KEYS if row[key] is None}
             row |= {"delta_sq_mean": 0.5, "kl_nats": 0.25, "action_entropy": 2.0 - 0.01 * i, "success": None}
+            row["success_ema"] = 0.5 + 0.01 * i + 0.1 * seed if success else None
             row["action_entropy_frozen"] = 2.5
         lines.append(row)
     write_rows(folder / "metrics.jsonl", lines)
@@ -107,6 +108,17 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_the_running_mean_of_success_is_the_runs_own_and_spans_its_seeds(tmp_path):
+    runs = [make_run(tmp_path / f"seed{seed}", seed=seed, success=True) for seed in (0, 1)]
+    (figure,) = [one for one in figures_of(group_runs(read_runs(runs))) if one.name == "success"]
+    (line,) = figure.panels[1].series
+    assert line.x.tolist() == [1000.0 * i for i in range(5, 24)]
+    assert np.allclose(line.low, 0.5 + line.x / 1e5)
+    assert np.allclose(line.high - line.low, 0.1)
+    silent = group_runs(read_runs([make_run(tmp_path / "silent")]))
+    assert "success" not in [one.name for one in figures_of(silent)]
+
+
 def test_numbers_in_the_page_are_those_of_stats(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", success=True)
     page = write_report([run], tmp_path / "report.html").read_text()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.stats import chi
 
+from lpds.recent import MEMORY
 from lpds.report.acting import action_samples, shift_sizes
 from lpds.report.panels import FigureData, Level, Panel, Series
 from lpds.report.read import Array, Group, RunData, column_interval, evaluation_points
@@ -58,9 +59,11 @@ def _success(groups: Sequence[Group]) -> FigureData:
     )
     caption = (
         "Line: share of evaluation episodes that succeed at any step; band: 95 % (Wilson for one seed, over seeds and their "
-        "shared episodes for several). Horizontal band: the frozen policy."
+        "shared episodes for several). Horizontal band: the frozen policy. The running mean is of what collects, over training "
+        f"episodes, with a memory of {MEMORY}; its band is from the lowest seed to the highest."
     )
-    return FigureData("success", "Success", caption, [panel])
+    running = Panel("running mean of success, training", _metric(groups, "success_ema"), percent=True, mark=_warmup(groups))
+    return FigureData("success", "Success", caption, [panel, running])
 
 
 def _curves(groups: Sequence[Group], what: str) -> list[Series]:
