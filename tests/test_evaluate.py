@@ -22,7 +22,8 @@ from lpds.methods.base import BasePolicy
 from lpds.methods.lpds import LPDS
 from lpds.policy import SteeredPolicy
 from lpds.random import normal
-from lpds.stats import noise_share
+from lpds.stats import noise_share, paired_difference
+from lpds.tell import differences
 from lpds.types import Decision
 
 FIELDS = ("returns", "successes", "successes_at_end", "lengths", "final_obs")
@@ -279,3 +280,27 @@ def test_the_same_episodes_under_other_noises(capsys):
     table = np.stack([first.successes, other.successes])
     always, never = int(table.min(0).sum()), int((1 - table.max(0)).sum())
     assert f"frozen: of 6 episodes {always} succeed under each of 2 noises and {never} under none" in capsys.readouterr().out
+
+
+def test_what_less_noise_and_what_the_shift_bring_are_told_apart():
+    """Steered without noise beats the frozen policy by 40 points, and the frozen policy without noise by none."""
+
+    def report(won):
+        won = np.asarray(won, np.float64)
+        return EvalReport(10.0 * won, won, won, np.ones(10, np.int64), 0, 1.0, np.zeros((10, 1), np.float32))
+
+    frozen, quiet = [1, 0, 0, 0, 0] * 2, [1, 1, 1, 0, 0] * 2
+    lines = differences([("frozen", report(frozen)), ("noise x0", report(quiet)), ("scale 1, noise x0", report(quiet))])
+    assert [line.split(":")[0] for line in lines] == [
+        "noise x0 against frozen",
+        "scale 1, noise x0 against frozen",
+        "scale 1, noise x0 against noise x0",
+    ]
+    mean, low, high = paired_difference(frozen, quiet)
+    wanted = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(10.0 * bound for bound in (mean, low, high)))
+    points = "{:+.0f} points [{:+.0f}, {:+.0f}]".format(*(100.0 * bound for bound in (mean, low, high)))
+    assert lines[0].endswith(f"paired difference {wanted}, success {points}")
+    assert lines[2].endswith("paired difference +0.0 [+0.0, +0.0], success +0 points [+0, +0]")
+    unsaid = np.full(10, np.nan)
+    silent = EvalReport(np.ones(10), unsaid, unsaid, np.ones(10, np.int64), 0, 1.0, np.zeros((10, 1), np.float32))
+    assert "success" not in differences([("frozen", silent), ("scale 1", silent)])[0]

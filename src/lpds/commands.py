@@ -90,8 +90,8 @@ def do_eval(arguments: argparse.Namespace) -> int:
     from lpds.evaluation import silence_is_failure
     from lpds.log import finite
     from lpds.policy import load_policy
-    from lpds.stats import FEWEST_PAIRS, paired_difference
-    from lpds.tell import table, what_noise_decides
+    from lpds.stats import FEWEST_PAIRS
+    from lpds.tell import differences, table, what_noise_decides
     from lpds.zoo import environment_of
 
     folder = Path(arguments.run)
@@ -135,10 +135,8 @@ def do_eval(arguments: argparse.Namespace) -> int:
                 told = {"noise_seed": arguments.seed + index % noises} if noises > 1 else {}
                 print(json.dumps(finite(row | told), allow_nan=False))
         return 0
-    print(table(list(zip(asked, reports, strict=True))))
-    for name, report in list(zip(asked, reports, strict=True))[1:]:
-        mean, low, high = paired_difference(reports[0].returns, report.returns)
-        print(f"{name} against frozen: paired difference {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+    rows = list(zip(asked, reports, strict=True))
+    print("\n".join([table(rows), *differences(rows)]))
     for index, name in enumerate(asked if noises > 1 else ()):
         print(what_noise_decides(name, played[index * noises : (index + 1) * noises]))
     if arguments.episodes < FEWEST_PAIRS:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lpds.evaluation import EvalReport
-from lpds.stats import noise_share
+from lpds.stats import noise_share, paired_difference
 
 
 def table(rows: Sequence[tuple[str, EvalReport]]) -> str:
@@ -23,6 +23,19 @@ def table(rows: Sequence[tuple[str, EvalReport]]) -> str:
             line += f"{share:>10.1%}{f'[{share_low:.1%}, {share_high:.1%}]':>18}"
         lines.append(line)
     return "\n".join(lines)
+
+
+def differences(rows: Sequence[tuple[str, EvalReport]]) -> list[str]:
+    """One line for each evaluation against the first, and for the last against every one between."""
+    pairs = [(later, rows[0]) for later in rows[1:]] + [(rows[-1], middle) for middle in rows[1:-1]]
+    lines = []
+    for (name, report), (other, reference) in pairs:
+        line = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*paired_difference(reference.returns, report.returns))
+        if not np.isnan([reference.successes, report.successes]).any():
+            points = 100.0 * np.asarray(paired_difference(reference.successes, report.successes))
+            line += ", success {:+.0f} points [{:+.0f}, {:+.0f}]".format(*points)
+        lines.append(f"{name} against {other}: paired difference {line}")
+    return lines
 
 
 def what_noise_decides(name: str, reports: Sequence[EvalReport]) -> str:
