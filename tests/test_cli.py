@@ -101,7 +101,12 @@ def test_steer_eval_report_and_resume_with_a_larger_budget(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "frozen" in printed
     assert "paired difference" in printed
+    assert printed.splitlines()[-1].endswith(f"lpds eval {run} --noise-scale 0.3")
     assert (run / "report.html").is_file()
+    for other in (["--preset", "quiet"], ["--method", "base"]):  # less noise already, and no shift that could do without
+        options = [word for word in small if other[0] == "--preset" or word not in ("--width", "16")]
+        assert main(["steer", "toy", "--steps", "800", "--out", str(tmp_path / other[1]), "--quiet", *other, *options]) == 0
+        assert "--noise-scale" not in capsys.readouterr().out
     assert main(["steer", "toy", "--steps", "800", "--out", str(run), "--quiet"]) == 2
     assert "exists" in capsys.readouterr().err
 
