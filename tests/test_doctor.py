@@ -168,6 +168,23 @@ def test_planted_defect_gets_its_own_finding(defect):
     assert report.ok == ("fault" not in expected.values())
 
 
+@pytest.mark.parametrize(("steps", "first", "verdict"), [(5, 16, "ok"), (8, 14, "warning"), (10, 18, "ok"), (20, 19, "ok")])
+def test_a_sampler_that_starts_below_noise_is_told(steps, first, verdict):
+    """8 DDIM steps of 20 begin at time 14: a seventh of the variance that the network was trained on is missing."""
+    decoder = lpds.load_decoder("hopper", ddim_steps=steps)
+    assert decoder.times[0] == first
+    level = [np.cos((t / 20 + 0.008) / 1.008 * np.pi / 2) ** 2 for t in (0, first + 1)]
+    assert decoder.signal_at_start == pytest.approx(level[1] / level[0], abs=1e-3)
+    finding = find(lpds.check(decoder, samples=16), "starts at noise")
+    assert finding.verdict == verdict
+    assert finding.figure.startswith(f"{decoder.signal_at_start:.1%} ")
+
+
+def test_flows_and_functions_say_nothing_of_where_they_start():
+    for decoder in (lpds.load_decoder("hopper-flow"), wrap(good)):
+        assert "starts at noise" not in [finding.name for finding in lpds.check(decoder, samples=16).findings]
+
+
 def test_share_that_noise_explains():
     # within a state w gives the variance 1 and the sampler's own dice 1
     report = lpds.check(wrap(lambda obs, w: w + torch.randn(w.shape)))

@@ -21,7 +21,7 @@ from lpds.checks import check_decoder
 from lpds.envs.build import EnvLike
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError, one_line
-from lpds.findings import Finding, episodes_end, seeds, spaces
+from lpds.findings import Finding, episodes_end, seeds, spaces, starts_at_noise
 from lpds.probe import NOISES_PER_STATE, Probe, meet, open_environment, synthetic_observations, take
 from lpds.random import normal
 from lpds.types import Decoder
@@ -104,6 +104,7 @@ def check(
                 if trouble is None:
                     findings += _guarded("episodes end", partial(episodes_end, decoder, fitting))
                     findings += _guarded("seeds", partial(seeds, fitting))
+            findings += _guarded("starts at noise", partial(starts_at_noise, decoder))
             findings += _examine(Probe(decoder, obs, seed), fitting)
     finally:
         if chunked is not None and chunked is not env and not isinstance(env, gymnasium.Env):

@@ -16,6 +16,8 @@ from lpds.types import Decoder
 
 Verdict = Literal["ok", "warning", "fault"]
 
+SIGNAL = 0.1
+"""Share of signal at a sampler's start from which on it is a warning; 5 DDIM steps of 20 begin at 0.05, 8 of 20 at 0.14."""
 PATIENCE = 1_000
 """Primitive steps that an episode without a known time limit is given to end in."""
 
@@ -30,6 +32,18 @@ class Finding:
     verdict: Verdict
     remedy: str = ""
     """One sentence how to mend it; empty when ok."""
+
+
+def starts_at_noise(decoder: Decoder) -> Finding | None:
+    """Whether the sampler begins where the network was trained on noise alone, which is what it is given."""
+    share = getattr(decoder, "signal_at_start", None)
+    if share is None:
+        return None
+    figure = f"{share:.1%} of the variance that the first denoising step was trained on is signal"
+    if share <= SIGNAL:
+        return Finding("starts at noise", figure, "ok")
+    remedy = "w has none of it, so actions come out too wide: take more DDIM steps, a divisor of the trained ones"
+    return Finding("starts at noise", figure, "warning", remedy)
 
 
 def spaces(decoder: Decoder, misfit: str | None) -> Finding:

@@ -100,6 +100,15 @@ class BaseDecoder(ABC):
         return obs
 
     @property
+    def signal_at_start(self) -> float | None:
+        """Share of signal in the variance of what the network was trained to see at the sampler's first step, abar.
+
+        The latent, N(0, I), has none. ``None`` where there is nothing to say: a flow starts at noise, a wrapped function does
+        not tell.
+        """
+        return None
+
+    @property
     def feature_size(self) -> int | None:
         """F, where :meth:`features` stand in the place of observations too large to learn from; else ``None``."""
         return None

@@ -100,6 +100,11 @@ class DiffusionDecoder(BaseDecoder):
         self._add = [math.sqrt(b) - keep * math.sqrt(a) for a, b, keep in zip(abar, following, self._keep, strict=True)]
         self._device = torch.device("cpu")
 
+    @property
+    def signal_at_start(self) -> float:
+        """Share of signal at the first of the visited times, which "leading" spacing leaves below the last trained one."""
+        return float(self.alphas_cumprod[self.times[0]])
+
     def prepare(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Normalise and encode [B, O]; see :meth:`FoldedNetwork.prepare`."""
         self._move(obs.device)

@@ -23,6 +23,7 @@ from lpds.zoo import environment_of
 
 FINDINGS = (
     "decodes",
+    "starts at noise",
     "deterministic",
     "inputs untouched",
     "finite actions",

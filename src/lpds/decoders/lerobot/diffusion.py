@@ -54,6 +54,13 @@ class DiffusionPolicyDecoder(LeRobotDecoder):
         chunk: Tensor = self._policy.diffusion.conditional_sample(len(w), global_cond=context, noise=w)
         return chunk
 
+    @property
+    def signal_at_start(self) -> float:
+        """Share of signal at the first of the scheduler's times."""
+        diffusion = self._policy.diffusion
+        diffusion.noise_scheduler.set_timesteps(diffusion.num_inference_steps)
+        return float(diffusion.noise_scheduler.alphas_cumprod[diffusion.noise_scheduler.timesteps[0]])
+
     def _rows(self, context: Tensor) -> int:
         return len(context)
 
