@@ -25,13 +25,15 @@ FACTORS = (1.0, 0.7, 0.3, 0.0)
 
 def cell(row: dict[str, Any]) -> str:
     """One cell of the table."""
-    text = "{:.0f} [{:.0f}, {:.0f}]".format(*row["return"])
+    form = "{:.0f}" if abs(row["return"][0]) >= 10.0 else "{:.2f}"
+    text = f"{form} [{form}, {form}]".format(*row["return"])
     if len(row["by_seed"]) > 1:
-        text += f" ({', '.join(f'{mean:.0f}' for mean in row['by_seed'])})"
+        text += f" ({', '.join(form.format(mean) for mean in row['by_seed'])})"
     if row["success"] is not None:
         text = "{:.0%} [{:.0%}, {:.0%}], return ".format(*row["success"]) + text
     if row["over_whole_noise"] is not None:
-        text += "; {:+.0f} [{:+.0f}, {:+.0f}]".format(*row["over_whole_noise"])
+        form = form.replace(":", ":+")
+        text += f"; {form} [{form}, {form}]".format(*row["over_whole_noise"])
     return text
 
 
@@ -78,6 +80,12 @@ def main() -> None:
                 rows.append(row)
                 print(json.dumps(row), flush=True)
         write_json(arguments.out / "summary.json", {"format_version": 1, "episodes": arguments.episodes, "rows": rows})
+    written = page(rows, arguments)
+    write_atomically(arguments.out / "README.md", lambda stream: stream.write(written.encode()))
+
+
+def page(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+    """The table, with the command that made it."""
     chosen = "" if arguments.factors == FACTORS else f" --factors {' '.join(format(k, 'g') for k in arguments.factors)}"
     command = f"python benchmarks/noise_scale.py {' '.join(map(str, arguments.folders))}{chosen} --out {arguments.out}"
     lines = [
@@ -94,7 +102,7 @@ def main() -> None:
         for scale, name in ((0.0, "frozen"), (1.0, "as learned")):
             cells = [cell(row) for row in rows if row["runs"] == str(folder) and row["scale"] == scale]
             lines.append(f"| {folder} | {name} | " + " | ".join(cells) + " |")
-    write_atomically(arguments.out / "README.md", lambda stream: stream.write(("\n".join(lines) + "\n").encode()))
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
