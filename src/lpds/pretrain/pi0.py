@@ -230,7 +230,9 @@ def _fit(
         optimiser.param_groups[0]["lr"] = settings.lr_final + (settings.lr - settings.lr_final) * share
         first = starts[torch.randint(len(starts), (size,), generator=generator)]
         chunks = torch.nn.functional.pad(scaled[ACTION][first[:, None] + window], padded)
-        loss = policy.model.forward(*pictures, *told, scaled[STATE][first], chunks).mean()
+        # 0.4 would draw both itself, in this order; 0.6 asks for them
+        noise, time = policy.model.sample_noise(chunks.shape, chunks.device), policy.model.sample_time(size, chunks.device)
+        loss = policy.model.forward(*pictures, *told, scaled[STATE][first], chunks, noise, time).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
