@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shutil
 import sys
 
@@ -235,6 +236,16 @@ def test_ddim_is_the_textbook_s(state_policy):
     chunk = ((w - (1 - bar).sqrt() * predicted) / bar.sqrt()).clamp(-1, 1)
     low, high = decoder.action_range()
     torch.testing.assert_close(decoder(obs, w), ((chunk + 1) / 2 * (high - low) + low)[:, 1:8], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "first"), [(1, 0), (8, 84), (10, 90)])
+def test_the_share_of_signal_is_that_of_the_first_time(state_policy, steps, first):
+    """Of 100 trained steps ("leading" spacing); the squared cosine schedule in closed form."""
+    policy, folder = state_policy
+    decoder = load_decoder(f"lerobot:{folder}", ddim_steps=steps)
+    assert policy.config.beta_schedule == "squaredcos_cap_v2"
+    bar = [math.cos((t / 100 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in (0, first + 1)]
+    assert decoder.signal_at_start == pytest.approx(bar[1] / bar[0], abs=1e-4)
 
 
 def test_options_of_other_policies_are_refused(state_policy):
