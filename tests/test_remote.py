@@ -83,6 +83,15 @@ def test_observations_of_many_parts_and_a_mask_travel_too():
                 remote(wrong, w)
 
 
+def test_where_the_served_sampler_starts_is_told_on_this_side():
+    for decoder in (lpds.load_decoder("hopper", ddim_steps=8), lpds.load_decoder("hopper-flow")):
+        with served(decoder) as (_, remote):
+            assert remote.signal_at_start == decoder.signal_at_start
+            for lie in ("much", 2.0, True):
+                remote._served.facts["signal_at_start"] = lie
+                assert remote.signal_at_start is None
+
+
 def test_the_doctor_examines_a_remote_decoder_and_methods_that_train_weights_refuse_it(refused, tmp_path):
     with served(lpds.load_decoder("toy")) as (server, remote):
         assert lpds.check(remote, "four-mode", samples=32).ok

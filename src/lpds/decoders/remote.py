@@ -101,6 +101,12 @@ class RemoteDecoder(BaseDecoder):
         self.decodes_states, self.shares_context = self._served.decodes_states, self._served.shares_context
 
     @property
+    def signal_at_start(self) -> float | None:
+        """Of the served decoder; ``None`` where its server does not say."""
+        told = self._served.facts.get("signal_at_start")
+        return told if isinstance(told, float) and 0.0 <= told <= 1.0 else None
+
+    @property
     def feature_size(self) -> int | None:
         """F, of the served decoder."""
         return self._served.feature_size

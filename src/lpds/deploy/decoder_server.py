@@ -101,7 +101,8 @@ class DecoderServer:
 
         versions = {"lpds": lpds.__version__, "torch": str(torch.__version__), "device": self._device.type}
         served: dict[str, Any] = json.loads(json.dumps(self.decoder.describe(), default=str))
-        return {"served": served, "server": {**versions, "threads": self._threads}}
+        start = getattr(self.decoder, "signal_at_start", None)
+        return {"served": served, "server": {**versions, "threads": self._threads}, "signal_at_start": start}
 
     # -- one request -------------------------------------------------------------------------------------------------
 
