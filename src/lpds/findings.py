@@ -42,7 +42,7 @@ def starts_at_noise(decoder: Decoder) -> Finding | None:
     figure = f"{share:.1%} of the variance that the first denoising step was trained on is signal"
     if share <= SIGNAL:
         return Finding("starts at noise", figure, "ok")
-    remedy = "w has none of it, so the actions are not those it was trained on: take more DDIM steps, a divisor of the trained ones"
+    remedy = "w has none of it, so actions are not as trained: take more DDIM steps, a divisor of the trained ones"
     return Finding("starts at noise", figure, "warning", remedy)
 
 
