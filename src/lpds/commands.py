@@ -70,7 +70,8 @@ def do_resume(arguments: argparse.Namespace) -> int:
 
 
 def _finish(run: Any) -> int:
-    from lpds.tell import table
+    from lpds.api import read_config
+    from lpds.tell import keeps_all_noise, table
 
     if run.frozen is not None and run.steered is not None:
         print(table([("frozen", run.frozen), ("steered", run.steered)]))
@@ -78,17 +79,9 @@ def _finish(run: Any) -> int:
         if report.is_file():
             print(f"report: {report}")
     print(run.verdict())
-    if run.steered is not None and not run.unlearned and _acts_on_all_noise(run.folder):
+    if run.steered is not None and not run.unlearned and keeps_all_noise(read_config(run.folder)["settings"]):
         print(f"less noise often does better still, at the price of modes: lpds eval {run.folder} --noise-scale 0.3")
     return 0 if run.finished else 130
-
-
-def _acts_on_all_noise(folder: Path) -> bool:
-    """Whether what a run saved shifts the noise and keeps all of it."""
-    from lpds.api import read_config
-
-    settings = read_config(folder)["settings"]
-    return bool(settings.get("noise_scale") == settings.get("eval_noise_scale") == 1.0)
 
 
 def do_eval(arguments: argparse.Namespace) -> int:

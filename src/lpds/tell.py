@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,11 @@ def differences(rows: Sequence[tuple[str, EvalReport]]) -> list[str]:
             line += ", success {:+.0f} points [{:+.0f}, {:+.0f}]".format(*points)
         lines.append(f"{name} against {other}: paired difference {line}")
     return lines
+
+
+def keeps_all_noise(settings: Mapping[str, Any]) -> bool:
+    """Whether a method of these settings shifts the noise and acts on all of it."""
+    return bool(settings.get("noise_scale") == settings.get("eval_noise_scale") == 1.0)
 
 
 def what_noise_decides(name: str, reports: Sequence[EvalReport]) -> str:
