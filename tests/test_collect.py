@@ -96,7 +96,7 @@ def test_two_collectors_are_equal_to_the_bit_and_a_restored_one_goes_on():
         first, second = (work.step(BasePolicy(), 0.0) for work in (a, b))
         assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
         assert first[1:] == second[1:]
-    assert late.restore(a.tensors(), a.facts()) == []
+    assert late.restore(a.tensors(), a.facts()) == {}
     assert late.episodes[0].number > 0
     for _ in range(30):
         first, second = (work.step(BasePolicy(), 0.0) for work in (a, late))
@@ -112,7 +112,8 @@ def test_a_replay_that_misses_gets_one_line_and_that_episode_starts_anew():
     tensors = work.tensors()
     tensors["obs"][1, 1] += 2.0  # as if this environment had gone elsewhere
     other = scripted_collector(script, lanes=2)
-    (line,) = other.restore(tensors, work.facts())
+    ((lane, line),) = other.restore(tensors, work.facts()).items()
+    assert lane == 1
     assert line.startswith("sub-environment 1: replaying 3 decisions of episode 0 missed the saved observation by 2;")
     assert other.obs[:, 1].tolist() == [9.0, 0.0]
     assert [(e.decision, e.length, len(e.chunks)) for e in other.episodes] == [(3, 9, 3), (0, 0, 0)]

@@ -225,7 +225,7 @@ def test_the_memory_line_of_the_page():
     from lpds.replay import Replay
     from lpds.types import LatentSpec
 
-    replay = Replay(LatentSpec((544,), (50, 32), (20, 7)), 50_004, 4, 4, torch.device("cpu"), kept_next=2)
+    replay = Replay(LatentSpec((544,), (50, 32), (20, 7)), 50_004, 4, 4, torch.device("cpu"), kept_next=2, expected=2_504)
     assert snippets("Memory", LARGE)[0][1].strip() == replay.describe_memory()
 
 

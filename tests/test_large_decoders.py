@@ -184,9 +184,14 @@ def test_what_is_refused(tmp_path, refused):
     matrix = lpds.wrap_decoder(lambda obs, w: w, obs_shape=(2, 3), latent_shape=(1, 2), action_shape=(1, 2), name="two")
     with refused("'two' takes (2, 3): steering learns from vectors, from pictures, or from features"):
         as_learned(matrix)
-    for changes in ({"target_actions": "decode"}, {"kept_noises": 0, "distill_noises": 1}, {"method": "lpds-a"}):
+    for changes in (
+        {"target_actions": "decode"},
+        {"kept_noises": 0, "distill_noises": 1},
+        {"method": "lpds-a", "kept_noises": 0},
+        {"method": "lpds-a", "kept_noises": 2},  # what is kept serves its actor nothing
+    ):
         with refused("'spot'", "lpds", "decodes at replayed states", "target_actions kept"):
-            steer(tmp_path / "a", **{"kept_noises": 0 if "method" in changes else 3, **changes})
+            steer(tmp_path / "a", **{"kept_noises": 3, **changes})
     with refused("features= and feature_size= go together"):
         spot_decoder(feature_size=None)
     with refused("the features of decoder 'spot' are [2, 4], expected [B, 5]"):
@@ -395,15 +400,16 @@ def test_memory_is_told_before_the_run_starts(tmp_path, capsys):
     steer(tmp_path / "run", quiet=False)
     first = capsys.readouterr().err.splitlines()[0]
     # 482 rows: state 2 x 4, action 6, reward, discount, over 3, base pairs 3 x 12, next chunks 2 x 12
-    assert first.startswith(f"replay: 482 decisions of {4 * (8 + 6 + 3 + 36 + 24)} bytes, 0.000148 GB at most (")
+    assert first.startswith(f"replay: 482 decisions of {4 * (8 + 6 + 3 + 36 + 24)} bytes, 0.000148 GB at most, ")
+    assert "4.99e-05 GB where no chunk is cut short (" in first  # 160 decisions of 3 steps and one for each of two environments
     assert "base_noise 23%" in first
 
 
 def test_a_replay_that_does_not_fit_is_refused(tmp_path, monkeypatch, refused):
-    monkeypatch.setattr("lpds.replay.memory_of", lambda device: 100_000)
-    with refused("replay: 482 decisions", "do not fit into the 0.0001 GB of this machine", "set replay_size to 259 or less"):
+    monkeypatch.setattr("lpds.replay.memory_of", lambda device: 40_000)
+    with refused("replay: 482 decisions", "do not fit into the 4e-05 GB of this machine", "set replay_size to 103 or less"):
         steer(tmp_path / "run")
-    steer(tmp_path / "small", replay_size=200)
+    steer(tmp_path / "small", replay_size=100)
 
 
 def test_a_fault_in_features_saves_the_run_and_stops_it(tmp_path):

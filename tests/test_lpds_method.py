@@ -94,6 +94,13 @@ def test_a_linear_value_pins_delta_to_the_boundary(delta):
     assert float(out["kl_nats"]) == pytest.approx(float(out["delta_sq_mean"]) / 2)
 
 
+def test_a_slope_where_delta_cannot_go_is_no_scale():
+    method = learner(identity_decoder((1, 3), free=(True, False, True)))
+    method._latent_value = linear([3.0, 100.0, -4.0])
+    out = method._ascend(batch(method.decoder.spec, 8, torch.Generator()), torch.zeros(8, 2), torch.zeros(8, 3))
+    assert float(out["q_scale"]) == pytest.approx(5.0)
+
+
 def test_the_budget_is_spent_where_it_pays():
     """Q^W = s_0 g.w with s_0 of both signs: the mean is bound, single states are not, and Delta points with the sign."""
     g = torch.tensor([1.0, 0.0])

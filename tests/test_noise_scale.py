@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
-from scripted import CPU, identity_decoder
+from scripted import CPU, TINY, identity_decoder
 from test_lpds_method import batch, noise
 from torch.distributions import MultivariateNormal, kl_divergence
 
+import lpds
+from lpds.cli import main
 from lpds.config import LPDSASettings, LPDSSettings
 from lpds.methods.lpds import LPDS
 from lpds.methods.lpds_a import LPDSA
@@ -202,3 +205,17 @@ def test_what_is_refused(refused):
             LPDSSettings(noise_scale=wrong)
         with refused("eval_noise_scale must be in [0, 1]"):
             LPDSSettings(eval_noise_scale=wrong)
+
+
+def test_eval_compares_with_the_frozen_policy_at_the_noise_that_acts(tmp_path, capsys):
+    """Between 0 and 1 a policy's own factor k is 1 - s (1 - k), so that is what the frozen policy is given, too."""
+    lpds.steer("toy", out=tmp_path / "run", **TINY, eval_noise_scale=0.2)
+    for arguments, told in (
+        (["--scale", "0.5"], "0.6"),
+        ([], "0.2"),
+        (["--noise-scale", "0.5"], "0.1"),
+        (["--scale", "0"], None),
+    ):
+        main(["eval", str(tmp_path / "run"), "--episodes", "6", *arguments])
+        found = set(re.findall(r"frozen, noise x([0-9.]+)", capsys.readouterr().out))
+        assert found == ({told} if told else set())

@@ -8,14 +8,18 @@ import re
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from scripted import TINY, toy_decoder
 
 import lpds
-from lpds import evaluation
+from lpds import cli, evaluation
+from lpds.checkpoint import CheckpointStore
 from lpds.errors import EnvironmentFault, LpdsError
 from lpds.evaluation import silence_is_failure
 from lpds.findings import PATIENCE
+from lpds.replay import Replay
 from lpds.report import write_report
+from lpds.runner import Runner
 
 
 class Odd(gymnasium.Env):
@@ -153,6 +157,102 @@ def test_a_run_tells_once_that_its_environment_ignores_seeds(tmp_path, capsys):
     fine = lpds.steer(decoder=decoder(), env=Odd, out=tmp_path / "fine", **tiny)
     assert "ignores the seed" not in "".join(capsys.readouterr())
     assert "ignores_seed" not in json.loads((fine.folder / "summary.json").read_text())
+
+
+def test_an_ignored_seed_is_told_without_a_curve_by_eval_and_after_a_resume(tmp_path, capsys):
+    tiny = {**TINY, "steps": 300, "quiet": False, "eval_every": 0}
+    run = lpds.steer(decoder=decoder(), env=lambda: Odd(ignores_seed=True), out=tmp_path / "run", **tiny)
+    assert "ignores the seed of a reset" in "".join(capsys.readouterr())
+    assert json.loads((run.folder / "summary.json").read_text())["ignores_seed"] is True
+
+    (tmp_path / "push.py").write_text(
+        "import lpds\nshapes = dict(obs_shape=(2,), latent_shape=(2, 1), action_shape=(2, 1))\n"
+        "decoder = lpds.wrap_decoder(lambda obs, w: w, name='push', **shapes)\n"
+    )
+    found = []
+    for kind in ({"ignores_seed": True}, {}):
+        gymnasium.register("Seedless-v0", entry_point=lambda kind=kind: Odd(**kind))
+        cli.main(
+            [
+                "eval",
+                f"python:{tmp_path / 'push.py'}:decoder",
+                "--noise-scale",
+                "0.5",
+                "--env",
+                "Seedless-v0",
+                "--episodes",
+                "6",
+            ]
+        )
+        found.append("Seedless-v0 ignores the seed of a reset" in "".join(capsys.readouterr()))
+        del gymnasium.registry["Seedless-v0"]
+    assert found == [True, False]
+
+    curve = lpds.steer(
+        decoder=decoder(), env=lambda: Odd(ignores_seed=True), out=tmp_path / "curve", **tiny | {"eval_every": 90}
+    )
+    facts = json.loads((curve.folder / "checkpoint" / "checkpoint.json").read_text())
+    assert facts["ignores_seed"] is True
+
+
+class Talking(Odd):
+    """Says more in its observation than its space declares."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = gymnasium.spaces.Dict({"x": self.observation_space})
+
+    def reset(self, **given):
+        obs, info = super().reset(**given)
+        return {"x": obs, "prompt": "pick it up"}, info
+
+    def step(self, action):
+        obs, *others = super().step(action)
+        return {"x": obs, "prompt": "pick it up"}, *others
+
+
+def test_what_an_observation_says_beyond_its_space_is_left_alone():
+    env, plain = lpds.make_env(Talking, 2, 2, 0, keep_dict=True), lpds.make_env(Odd, 2, 2, 0)
+    (said, _), (known, _) = env.reset(seed=3), plain.reset(seed=3)
+    assert set(said) == {"x"}
+    assert np.array_equal(said["x"], known)
+    action = np.zeros((2, 2, 1), np.float32)
+    assert np.array_equal(env.step(action)[0]["x"], plain.step(action)[0])
+
+
+class Drifting(Odd):
+    """Begins where its seed says and goes on by chance, so that no episode can be repeated; every step is worth 1."""
+
+    def step(self, action):
+        obs, _, *others = super().step(action + np.random.default_rng().normal(size=1))
+        return obs, 1.0, *others
+
+
+def test_an_episode_that_cannot_be_repeated_ends_where_the_run_was_stopped(tmp_path, monkeypatch):
+    """Rows from before and after a resume are of two episodes; a second resume knows it as well."""
+    save, count = Runner.save, []
+
+    def stopping(runner):
+        save(runner)
+        count.append(runner.step)
+        if len(count) in (1, 3):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "save", stopping)
+    own = {"decoder": decoder(), "env": Drifting}
+    tiny = {**TINY, "num_envs": 2, "warmup_fits": 0, "eval_every": 0, "checkpoint_every": 28}
+    with pytest.raises(KeyboardInterrupt):
+        lpds.steer(**own, out=tmp_path / "run", **tiny | {"steps": 200})
+    with pytest.raises(KeyboardInterrupt):
+        lpds.resume(tmp_path / "run", **own, quiet=True)
+    lpds.resume(tmp_path / "run", **own, quiet=True)
+
+    store, replay = CheckpointStore(tmp_path / "run" / "checkpoint"), Replay(decoder().spec, 300, 4, 2, torch.device("cpu"))
+    _, facts = store.load()
+    store.load_replay(facts, replay)
+    assert len(facts["cuts"]) == 4  # both of them, twice
+    returns, _, _ = replay.returns_to_go()
+    assert 3.0 < float(returns.max()) <= 5.0  # an episode has five steps; joined ones would have more
 
 
 def test_factories_of_one_name_are_compared_only_where_the_frozen_policy_played_the_same(tmp_path):

@@ -96,7 +96,7 @@ def test_frames_are_kept_once_and_found_again(n_step):
     env = lpds.make_env(Spot, 3, 3)
     given = {"seed": 0, "gamma": 0.9, "discount": "exact", "reward_offset": 0.0, "kept_noises": 0, "device": CPU}
     work = Collector(env, decoder, **given)
-    ring, other = (Replay(spec, 18, 0, 3, CPU) for _ in range(2))
+    ring, other = Replay(spec, 18, 0, 3, CPU, reserved=3), Replay(spec, 18, 0, 3, CPU)
     plain = Replay(LatentSpec(spec.obs_shape, spec.latent_shape, spec.action_shape), 18, 0, 3, CPU)
     saved, first = [], 0
     for count in range(17):
@@ -120,6 +120,37 @@ def test_frames_are_kept_once_and_found_again(n_step):
     assert ring.row_bytes["pictures"] == PIXELS
     assert isinstance(ring._frames, Frames)
     assert len(ring._frames._after) == int(ring.everything("over").sum())
+
+
+def test_what_follows_a_cut_row_is_the_picture_that_did():
+    spec = as_learned(blind_decoder()).spec
+    numbers = spec.vector_size
+    work = Collector(
+        lpds.make_env(Spot, 2, 3),
+        blind_decoder(),
+        seed=0,
+        gamma=0.9,
+        discount="exact",
+        reward_offset=0.0,
+        kept_noises=0,
+        device=CPU,
+    )
+    ring, again = (Replay(spec, 40, 0, 2, CPU) for _ in range(2))
+    before, _, _ = work.step(BasePolicy(), 0.0)
+    ring.insert(before)
+    saved = ring.segment(0)
+    ring.cut([1])
+    elsewhere, _, _ = work.step(BasePolicy(), 0.0)
+    elsewhere["obs"] = elsewhere["obs"].clone()
+    elsewhere["obs"][:, numbers:] = 255.0 - elsewhere["obs"][:, numbers:]
+    ring.insert(elsewhere)
+    follows = ring._frames.after(torch.tensor([0, 1]))
+    assert torch.equal(follows[0], elsewhere["obs"][0, numbers:])
+    assert torch.equal(follows[1], before["next_obs"][1, numbers:])
+    again.cuts = list(ring.cuts)
+    again.restore(0, saved)
+    again.restore(2, ring.segment(2))
+    assert torch.equal(again._frames.after(torch.tensor([0, 1])), follows)
 
 
 # -- the encoder -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from scripted import CPU
 
+from lpds.errors import LpdsError
 from lpds.replay import Replay
 from lpds.types import LatentSpec
 
@@ -221,3 +222,46 @@ def test_recent_rounds_come_in_order_with_their_extras_and_a_batch_has_them_too(
     assert torch.equal(recent["mark"][..., 0], recent["reward"])
     batch = replay.sample(16, torch.Generator().manual_seed(0))
     assert torch.equal(batch.extra["mark"], batch.reward[:, None].expand(-1, 3))
+
+
+@pytest.mark.parametrize(("capacity", "lanes", "reserved"), [(40, 4, 1), (37, 3, 5), (12, 2, 12)])
+def test_a_ring_that_grows_is_the_one_that_was_there_at_once(capacity, lanes, reserved):
+    whole, grown = (Replay(SPEC, capacity, 2, lanes, CPU, reserved=r) for r in (None, reserved))
+    for number in range(2 * capacity // lanes):
+        for ring in (whole, grown):
+            fill(ring, 1, first=number)
+        assert len(grown._rows["obs"]) <= max(lanes, reserved, 2 * len(grown))
+        for name in ("obs", "action", "next_obs", "base_noise", "over"):
+            assert torch.equal(whole.everything(name), grown.everything(name))
+    assert len(grown._rows["obs"]) == grown.capacity
+    again = Replay(SPEC, capacity, 2, lanes, CPU, reserved=reserved)
+    again.restore(whole.inserted - whole.capacity, whole.segment(0))
+    assert torch.equal(again.everything("obs"), whole.everything("obs"))
+
+
+def test_a_cut_ends_an_episode_for_returns_and_spans_and_survives_a_save():
+    ring, other = (Replay(SPEC, 40, 1, 2, CPU) for _ in range(2))
+    fill(ring, 3, discount=1.0)
+    ring.cut([1])
+    saved = ring.segment(0)
+    fill(ring, 2, first=3, discount=1.0)
+    returns, discount, last = ring.returns_to_go()
+    assert returns[[0, 1]].tolist() == [0 + 2 + 4 + 6 + 8, 1 + 3 + 5]  # sub-environment 0 goes on, 1 was cut
+    assert (float(discount[1]), int(last[1])) == (1.0, 5)
+    reward, _, last = ring._span(torch.tensor([4, 5]), 3)
+    assert (reward.tolist(), last.tolist()) == ([4 + 6 + 8, 5], [8, 5])
+    other.cuts = list(ring.cuts)
+    saved["over"] = torch.zeros(6)  # as a segment that was written before the cut has it
+    other.restore(0, saved)
+    assert torch.equal(other.everything("over"), ring.everything("over")[:6])
+
+
+def test_what_is_expected_is_told_and_only_that_is_refused(monkeypatch):
+    row = sum(Replay(SPEC, 10, 1, 1, CPU).row_bytes.values())
+    monkeypatch.setattr("lpds.replay.memory_of", lambda device: 100 * row)
+    with pytest.raises(LpdsError, match="do not fit"):
+        Replay(SPEC, 400, 1, 1, CPU)
+    told = Replay(SPEC, 400, 1, 1, CPU, expected=100).describe_memory()
+    assert f"{400 * row / 1e9:.3g} GB at most, {100 * row / 1e9:.3g} GB where no chunk is cut short" in told
+    with pytest.raises(LpdsError, match="do not fit"):
+        Replay(SPEC, 400, 1, 1, CPU, expected=101)

@@ -30,6 +30,13 @@ def transitions(obs, action, reward, discount=0.0, next_obs=None):
     return Batch(obs, action, reward, torch.full_like(reward, discount), obs if next_obs is None else next_obs, none, none)
 
 
+def test_a_column_of_actions_that_never_moves_has_a_normalised_value():
+    still = MinMaxNormaliser(torch.zeros(2), torch.ones(2), torch.tensor([-1.0, 0.25]), torch.tensor([3.0, 0.25]))
+    chunk = torch.tensor([[3.0, 0.25], [1.0, 0.7]])
+    assert torch.equal(still.normalise_action(chunk), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    assert torch.equal(still.action(still.normalise_action(chunk))[:, 1], torch.tensor([0.25, 0.25]))
+
+
 # -- golden ticket -------------------------------------------------------------------------------------------------------
 
 
@@ -54,6 +61,20 @@ def test_the_search_ends_with_the_best_ticket_and_halves_on_the_way():
     assert int(method.best) == int(best)
     assert torch.equal(method.policy.latent(OBS, torch.ones(5, 1, 2), 1.0), method.tickets[best].expand(5, 1, 2))
     assert [alive[79], alive[80 - 2], alive[159], alive[-1]] == [4, 8, 2, 1]  # three phases: 8, 4, 2, then one is left
+
+
+def test_the_search_counts_on_the_cpu_wherever_its_tickets_are():
+    """A device that takes part in no arithmetic with the CPU stands for a GPU."""
+    generator, settings = torch.Generator().manual_seed(0), GoldenTicketSettings(tickets=4)
+    method = GoldenTicket(settings, identity_decoder((1, 2)), generator=generator, device=torch.device("meta"))
+    for _ in range(3):
+        method.observe([0, 1], [1.0, 2.0])
+    assert int(method.plays.sum()) == 4
+    assert (
+        method.tickets.device.type
+        == method.behaviour.latent(OBS, torch.ones(5, 1, 2, device="meta"), 1.0).device.type
+        == "meta"
+    )
 
 
 def test_within_a_phase_every_survivor_is_played_as_often_up_to_one_episode():

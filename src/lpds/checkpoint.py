@@ -52,7 +52,8 @@ class CheckpointStore:
             following = [segment["first"] for segment in segments[1:]] + [replay.inserted]
             segments = [s for s, end in zip(segments, following, strict=False) if end > oldest]  # there may be none yet
             state = self._write(f"state-{facts['step']:09d}-{{sha256:.8}}.safetensors", tensors)
-            content = {"format_version": FORMAT_VERSION, "state": state, "replay": segments, **facts}
+            cuts = [number for number in replay.cuts if number >= oldest]
+            content = {"format_version": FORMAT_VERSION, "state": state, "replay": segments, "cuts": cuts, **facts}
             write_json(self.folder / "checkpoint.json", content)
         except OSError as error:
             raise LpdsError(f"checkpoint in {self.folder} not saved ({error}); the previous one is untouched") from None
@@ -83,6 +84,7 @@ class CheckpointStore:
 
     def load_replay(self, facts: dict[str, Any], replay: Replay) -> None:
         """Fill a replay from the segments that a checkpoint names."""
+        replay.cuts = list(facts.get("cuts", ()))
         for segment in facts["replay"]:
             replay.restore(segment["first"], self._read(segment))
         self._segments, self._saved_rows = list(facts["replay"]), replay.inserted

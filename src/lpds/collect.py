@@ -232,13 +232,13 @@ class Collector:
             for episode in self.episodes
         ]
 
-    def restore(self, tensors: dict[str, Tensor], facts: list[dict[str, Any]]) -> list[str]:
+    def restore(self, tensors: dict[str, Tensor], facts: list[dict[str, Any]]) -> dict[int, str]:
         """Reseed and replay the episodes under way.
 
         Returns:
-            One line for every sub-environment whose replay led elsewhere; its episode starts anew.
+            The sub-environments whose replay led elsewhere, each with a line that says so; its episode starts anew.
         """
-        complaints = []
+        complaints = {}
         saved = {key: tensors[_named(key)].numpy() for key in parts(self.obs)}
         self._ahead = None
         for lane, fact in enumerate(facts):
@@ -249,7 +249,7 @@ class Collector:
             pairs = [(value.astype(np.float32), saved[key][lane].astype(np.float32)) for key, value in parts(reached).items()]
             worst = max(float(np.abs(now - then).max()) for now, then in pairs)
             if worst > 0.0:
-                complaints.append(
+                complaints[lane] = (
                     f"sub-environment {lane}: replaying {len(chunks)} decisions of episode {fact['number']} missed the "
                     f"saved observation by {worst:.3g}; that episode starts anew"
                 )

@@ -88,9 +88,11 @@ def do_eval(arguments: argparse.Namespace) -> int:
     """Evaluate a run or a decoder."""
     import json
 
+    import numpy as np
+
     from lpds.api import evaluate, read_config
     from lpds.errors import LpdsError
-    from lpds.evaluation import silence_is_failure
+    from lpds.evaluation import seed_ignored, silence_is_failure
     from lpds.log import finite
     from lpds.policy import load_policy
     from lpds.stats import FEWEST_PAIRS
@@ -116,7 +118,8 @@ def do_eval(arguments: argparse.Namespace) -> int:
     asked = {"frozen": (0.0, 1.0)}
     if quiet != 1.0:
         asked[f"noise x{quiet:g}"] = (0.0, quiet)
-    own = float(getattr(getattr(policy, "policy", None), "noise_scale", 1.0))
+    shift: Any = getattr(policy, "policy", None)
+    own = float(shift.quiet(arguments.scale)) if hasattr(shift, "quiet") else 1.0
     if own != 1.0:  # less noise alone is worth something: what the shift adds is against the frozen policy with as little
         asked[f"frozen, noise x{own * quiet:g}"] = (0.0, own * quiet)
     if is_run:
@@ -132,6 +135,8 @@ def do_eval(arguments: argparse.Namespace) -> int:
         ]
     )
     reports = played[::noises]
+    if any(not np.array_equal(report.first_obs, played[0].first_obs) for report in played):
+        print(seed_ignored(env or task), file=sys.stderr)
     if arguments.json:
         for index, report in enumerate(played):
             for row in report.rows():

@@ -93,6 +93,14 @@ def silence_is_failure(reports: Sequence[EvalReport]) -> list[EvalReport]:
     ]
 
 
+def seed_ignored(name: str) -> str:
+    """What is said of an environment whose episodes of one seed begin in two ways."""
+    return (
+        f"WARNING: {name} ignores the seed of a reset (an episode of one seed began in two ways): frozen and steered do not "
+        "play the same episodes"
+    )
+
+
 @one_thread()
 def evaluate_policy(
     policy: Policy,

@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class Frames:
-    """P bytes for every row of a ring that is written in rounds of ``lanes``.
+    """P bytes for every row of a ring that is written in rounds of ``lanes``, or of the part of it that there is yet.
 
     What follows a row is kept apart only where an episode ended there, and for the newest round, whose next states have no
     row yet.
     """
 
     def __init__(self, size: int, capacity: int, lanes: int, device: torch.device) -> None:
-        self.size, self.capacity, self.lanes, self.device = size, capacity, lanes, device
+        self.size, self.lanes, self.device = size, lanes, device
         self._own = torch.empty((capacity, size), dtype=torch.uint8, device=device)
         self._after: dict[int, Tensor] = {}
         self._newest = torch.empty((lanes, size), dtype=torch.uint8, device=device)
@@ -30,13 +30,23 @@ class Frames:
             if ended:
                 self._after[start + lane] = self._newest[lane].clone()
 
+    def grow(self, capacity: int) -> None:
+        """Have room for so many rows."""
+        grown = torch.empty((capacity, self.size), dtype=torch.uint8, device=self.device)
+        grown[: len(self._own)] = self._own
+        self._own = grown
+
+    def cut(self, row: int) -> None:
+        """Keep what follows a row of the newest round: the following row's picture will be another episode's."""
+        self._after[row] = self._newest[row - self._start].clone()
+
     def at(self, rows: Tensor) -> Tensor:
         """float32 [B, P] of rows [B]."""
         return self._own[rows].float()
 
     def after(self, rows: Tensor) -> Tensor:
         """float32 [B, P] of the next states of rows [B]."""
-        out = self._own[(rows + self.lanes) % self.capacity]
+        out = self._own[(rows + self.lanes) % len(self._own)]
         for place, row in enumerate(rows.tolist()):
             if row in self._after:
                 out[place] = self._after[row]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from lpds.errors import LpdsError
 from lpds.frames import Frames
 from lpds.types import Batch, LatentSpec, Shape
+
+FIRST_ROWS = 4096
+"""What a device other than the CPU reserves at once; the ring then grows to its capacity by doubling."""
 
 
 class Replay:
@@ -26,6 +29,8 @@ class Replay:
         device: torch.device,
         extras: Mapping[str, Shape] | None = None,
         kept_next: int = 0,
+        expected: int | None = None,
+        reserved: int | None = None,
     ) -> None:
         """Reserve the ring.
 
@@ -37,13 +42,19 @@ class Replay:
             device: where the rows live.
             extras: further fields of a row, by name and shape.
             kept_next: K chunks of the next state stored with a row, with their latents.
+            expected: rows that will be written where no chunk is cut short; all of them by default.
+            reserved: rows to reserve at once; by default all of them on the CPU, where pages that are never written are
+                never taken from the system, and else :data:`FIRST_ROWS`.
 
         Raises:
-            LpdsError: it would not fit into the machine's memory.
+            LpdsError: what is expected would not fit into the machine's memory.
         """
         self.lanes, self.device = lanes, device
         self.capacity = -(-capacity // lanes) * lanes
+        self.expected = self.capacity if expected is None else min(self.capacity, expected)
         self.inserted = 0
+        self.cuts: list[int] = []
+        """Rows, counted from the first insertion, whose episode was broken off after them (:meth:`cut`)."""
         self._extras = dict(extras or {})
         sizes: dict[str, Shape] = {
             "obs": (spec.vector_size,),
@@ -63,9 +74,11 @@ class Replay:
         if spec.pictures:
             self.row_bytes["pictures"] = spec.picture_size
         self._check_memory()
-        self._frames = Frames(spec.picture_size, self.capacity, lanes, device) if spec.pictures else None
+        usual = self.capacity if device.type == "cpu" else FIRST_ROWS
+        self._held = min(self.capacity, max(lanes, usual if reserved is None else reserved))
+        self._frames = Frames(spec.picture_size, self._held, lanes, device) if spec.pictures else None
         # empty, not zeros: pages that are never written are never taken from the system
-        self._rows = {name: torch.empty((self.capacity, *size), device=device) for name, size in sizes.items()}
+        self._rows = {name: torch.empty((self._held, *size), device=device) for name, size in sizes.items()}
 
     @property
     def memory(self) -> int:
@@ -77,11 +90,13 @@ class Replay:
         row = sum(self.row_bytes.values())
         largest = sorted(self.row_bytes.items(), key=lambda entry: -entry[1])[:4]
         shares = ", ".join(f"{name} {size / row:.0%}" for name, size in largest if size)
-        return f"replay: {self.capacity:,} decisions of {row:,} bytes, {self.memory / 1e9:.3g} GB at most ({shares})"
+        usual = self.expected * row / 1e9
+        less = f", {usual:.3g} GB where no chunk is cut short" if self.expected < self.capacity else ""
+        return f"replay: {self.capacity:,} decisions of {row:,} bytes, {self.memory / 1e9:.3g} GB at most{less} ({shares})"
 
     def _check_memory(self) -> None:
         total = memory_of(self.device)
-        if self.memory > total:
+        if self.expected * sum(self.row_bytes.values()) > total:
             fits = int(0.8 * total / sum(self.row_bytes.values()))
             raise LpdsError(
                 f"{self.describe_memory()} do not fit into the {total / 1e9:.3g} GB of this "
@@ -94,6 +109,7 @@ class Replay:
     def insert(self, rows: dict[str, Tensor]) -> None:
         """Write one round: ``lanes`` rows of every field; ``over`` [lanes] is 1 where an episode ended."""
         start = self.inserted % self.capacity
+        self._hold(start + self.lanes)
         if self._frames is not None:
             numbers = self._rows["obs"].shape[1]
             pictures, following = (rows[name][:, numbers:] for name in ("obs", "next_obs"))
@@ -102,6 +118,29 @@ class Replay:
         for name, value in rows.items():
             self._rows[name][start : start + self.lanes] = value
         self.inserted += self.lanes
+
+    def _hold(self, rows: int) -> None:
+        """Have room for so many rows; what is written stays where it is, since nothing is overwritten before all are there."""
+        if rows <= self._held:
+            return
+        self._held = min(self.capacity, max(rows, 2 * self._held))
+        for name, value in self._rows.items():
+            grown = torch.empty((self._held, *value.shape[1:]), device=self.device)
+            grown[: len(value)] = value
+            self._rows[name] = grown
+        if self._frames is not None:
+            self._frames.grow(self._held)
+
+    def cut(self, lanes: Sequence[int]) -> None:
+        """End the episodes under way in some sub-environments at their newest rows: what comes next does not follow them."""
+        self.cuts += [self.inserted - self.lanes + lane for lane in lanes if self.inserted]
+        self._apply_cuts(self.inserted - self.lanes)
+
+    def _apply_cuts(self, first: int) -> None:
+        for row in (number % self.capacity for number in self.cuts if first <= number < self.inserted):
+            self._rows["over"][row] = 1.0
+            if self._frames is not None:
+                self._frames.cut(row)
 
     def sample(
         self,
@@ -226,14 +265,16 @@ class Replay:
         return rows if self._frames is None else rows | self._frames.segment(index.to(self.device))
 
     def restore(self, first: int, rows: dict[str, Tensor]) -> None:
-        """Put a segment back; segments come in the order they were taken."""
+        """Put a segment back; segments come in the order they were taken, and ``cuts`` before them."""
         count = len(rows["obs"])
+        self._hold(min(first + count, self.capacity))
         index = (torch.arange(first, first + count) % self.capacity).to(self.device)
         for name in self._rows.keys() & rows.keys():
             self._rows[name][index] = rows[name].to(self.device)
         if self._frames is not None:
             self._frames.restore(index, rows)
         self.inserted = first + count
+        self._apply_cuts(first)
 
 
 def memory_of(device: torch.device) -> int:

@@ -19,7 +19,7 @@ from lpds.config import CURVE_SEED, RunSettings
 from lpds.diagnose import SHOWN, FrozenEntropy, action_entropy, frozen_entropy, probe_rows
 from lpds.envs.build import EnvLike, make_env, make_eval_env
 from lpds.errors import LpdsError, RunFault
-from lpds.evaluation import EvalReport, evaluate_policy
+from lpds.evaluation import EvalReport, evaluate_policy, seed_ignored
 from lpds.log import METRIC_KEYS, Display, JsonLines, TensorBoard
 from lpds.policy import save_policy, save_states
 from lpds.recent import Recent
@@ -77,7 +77,8 @@ class Runner:
             )
         self._learned = as_learned(decoder)
         kept = (method.kept_noises, c.num_envs, device, method.extras, method.kept_next)
-        self.replay = Replay(self._learned.spec, capacity, *kept)
+        expected = self._given + c.steps // chunk + c.num_envs
+        self.replay = Replay(self._learned.spec, capacity, *kept, expected=expected)
         display.say(self.replay.describe_memory())
         if method.kept_next:
             display.say(
@@ -96,7 +97,7 @@ class Runner:
         self._sums: dict[str, Tensor] = {}
         self._probe = torch.empty(0, self._learned.spec.obs_size, device=device)  # states of the entropy, from the warm-up
         self._frozen_entropy: FrozenEntropy | None = None
-        self._first_obs: npt.NDArray[np.float32] | None = None  # of the curve's episodes
+        self._begun: dict[int, npt.NDArray[np.float32]] = {}  # first observations of an evaluation, by its seed
         self.ignores_seed = False
         """Whether an episode of one seed was seen to begin in two ways."""
         self._next = {"log": 0, "eval": 0, "checkpoint": c.checkpoint_every}
@@ -293,15 +294,7 @@ class Runner:
         self._display.show(row, last=self.step >= self.c.steps)
 
     def _evaluate_curve(self) -> None:
-        first = self.evaluate(self.c.eval_episodes, self.c.eval_seed + CURVE_SEED, float(self.learned), "curve").first_obs
-        if self._first_obs is None:
-            self._first_obs = first
-        elif not self.ignores_seed and not np.array_equal(self._first_obs, first):
-            self.ignores_seed = True
-            self._display.say(
-                f"WARNING: {self.collector.env.name} ignores the seed of a reset (an episode of one seed began in two ways): "
-                "frozen and steered do not play the same episodes, and a resumed run is another one"
-            )
+        self.evaluate(self.c.eval_episodes, self.c.eval_seed + CURVE_SEED, float(self.learned), "curve")
 
     def evaluate(self, episodes: int, seed: int, scale: float, kind: str) -> EvalReport:
         """Evaluate what acts now and write one line an episode; before anything is learned the frozen policy acts."""
@@ -316,6 +309,9 @@ class Runner:
             device=self._device,
         )
         report = replace(report, scale=scale)
+        if not self.ignores_seed and not np.array_equal(self._begun.setdefault(seed, report.first_obs), report.first_obs):
+            self.ignores_seed = True
+            self._display.say(f"{seed_ignored(self.collector.env.name)}, and a resumed run is another one")
         for row in report.rows():
             self._files["eval"].write({"step": self.step, "kind": kind, **row})
         return report
@@ -340,6 +336,7 @@ class Runner:
             "warm": self._warm,
             "rounds": self._rounds,
             "behind": self._behind,
+            "ignores_seed": self.ignores_seed,
             **self._recent.facts(),
             "next": self._next,
             "wall_s": self._wall_s(),
@@ -392,6 +389,7 @@ class Runner:
         self.store.load_replay(facts, self.replay)
         self.step, self.updates, self._owed, self._warm = (facts[key] for key in ("step", "updates", "owed", "warm"))
         self._rounds, self._behind = facts.get("rounds", 0), facts.get("behind", False)
+        self.ignores_seed = facts.get("ignores_seed", False)
         self._recent.restore(facts)
         self._next = facts["next"]
         if self.step < self.c.steps:  # a finished run was given a larger budget: everything is due again
@@ -399,7 +397,9 @@ class Runner:
         self._wall, self._started = facts["wall_s"], time.perf_counter()
         self._last_row = (self._wall, self.step, self.updates)
         self.open_logs(facts["log_sizes"])
-        for complaint in self.collector.restore(part("collector."), facts["episodes"]):
+        broken = self.collector.restore(part("collector."), facts["episodes"])
+        self.replay.cut([lane for lane in broken if facts["episodes"][lane]["length"]])
+        for complaint in broken.values():
             self._display.say(complaint)
 
     def close(self) -> None:

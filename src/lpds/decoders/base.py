@@ -218,8 +218,9 @@ class MinMaxNormaliser:
         return (action + 1.0) / 2.0 * (self.action_max - self.action_min) + self.action_min
 
     def normalise_action(self, action: Tensor) -> Tensor:
-        """Environment units [..., A] to normalised; the inverse of :meth:`action`."""
-        return 2.0 * (action - self.action_min) / (self.action_max - self.action_min) - 1.0
+        """Environment units [..., A] to normalised; the inverse of :meth:`action`, and 0 where the range has no width."""
+        width = self.action_max - self.action_min
+        return torch.where(width == 0, 0.0, 2.0 * (action - self.action_min) / width - 1.0)
 
     def tensors(self) -> dict[str, Tensor]:
         """The four ranges by name."""

@@ -330,6 +330,8 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
                 named = f" {key!r}" if key else ""
                 declares = f"not {list(box.shape or ())} as its space declares"
                 raise self._fault(index, f"gives an observation{named} of shape {list(shape)}, {declares}")
+        if isinstance(obs, Mapping):  # what is not declared may be anything
+            obs = {key: obs[key] for key in declared}
         self._check_finite(index, obs, "the observation")
         return obs
 

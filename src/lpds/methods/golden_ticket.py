@@ -49,7 +49,7 @@ class SearchPolicy(LatentPolicy):
 
     def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
         """The tickets' rows; ``scale`` 0 gives eps."""
-        playing = self.playing[: len(eps), None, None]
+        playing = self.playing[: len(eps), None, None].to(eps.device)
         return eps if scale == 0.0 else torch.where(playing < 0, eps, self.tickets[playing[:, 0, 0]])
 
 
@@ -80,8 +80,9 @@ class GoldenTicket(Learner[LatentPolicy]):
         self.alive = torch.ones(count, dtype=torch.bool)
         self.round, self.halvings = torch.zeros((), dtype=torch.long), torch.zeros((), dtype=torch.long)
         self.best = torch.zeros((), dtype=torch.long)
-        # the ticket under way in every sub-environment; -1 until the episode that began before the search is over
-        self.playing = torch.full((MAX_LANES,), -1, device=device)
+        # the ticket under way in every sub-environment; -1 until the episode that began before the search is over. Counts
+        # and choices stay on the CPU, whatever the device.
+        self.playing = torch.full((MAX_LANES,), -1)
         self._total_rounds = 1
         self.state.scalars = {
             name: getattr(self, name)

@@ -200,6 +200,8 @@ class LPDS(Learner[ShiftPolicy]):
         at = shift.detach().requires_grad_()
         q = self._reduce(self._shifted_value(batch, obs, eps, at))
         (slope,) = torch.autograd.grad(q.sum(), at)
+        if self.policy.mask is not None:  # where Delta cannot go, a slope is no scale
+            slope = slope * self.policy.mask
         norm = slope.norm(dim=1).mean()
         # the first batch sets the scale, the later ones move it
         self.q_scale.copy_(torch.where(self.q_scale == 0, norm, torch.lerp(self.q_scale, norm, c.tau)))
