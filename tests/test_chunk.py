@@ -406,3 +406,18 @@ def test_replaying_an_episode_leads_to_the_same_place():
     assert all(np.array_equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))
     env.close()
     other.close()
+
+
+def test_gymnasiums_own_statistics_fit_around_it():
+    from gymnasium.wrappers.vector import RecordEpisodeStatistics
+
+    env = RecordEpisodeStatistics(lpds.make_env("four-mode", 2, 4, 0))
+    env.reset(seed=0)
+    told = None
+    for _ in range(200):
+        _, _, over, cut, info = env.step(np.zeros((2, 4, 2), np.float32))
+        if (over | cut).any():
+            told = info["episode"]
+            break
+    assert told is not None
+    assert set(info) >= {"episode_number", "episode"}

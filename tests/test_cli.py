@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,11 @@ import numpy as np
 import pytest
 
 from lpds.cli import main
+from lpds.commands import _finish
+from lpds.evaluation import EvalReport
 from lpds.registry import METHODS, TASKS
+from lpds.session import Run
+from lpds.zoo import FOLDER
 
 
 def test_help_answers_in_under_a_second_and_imports_no_torch():
@@ -54,6 +59,14 @@ def test_help_answers_in_under_a_second_and_imports_no_torch():
         (["pretrain", "toy", "--data", "x.npz", "--out", "/dev/null/x"], "/dev/null/x cannot be written: "),
         (["report", "nowhere", "--out", "/dev/null/x.html"], "/dev/null/x.html cannot be written: "),
         (["steer", "toy", "--out", "/dev/null/x"], "/dev/null/x cannot be written: "),
+        (["sterr", "toy"], "unknown command 'sterr'; did you mean 'steer'"),
+        (["steer", "toy", "--steps"], "argument --steps: expected one argument (lpds steer --help)"),
+        (["steer", "toy", "--method"], "argument --method: expected one argument (lpds steer --help)"),
+        (["steer", "toy", "--kept", "2"], "unknown option --kept; did you mean --kept-noises or --kept-next"),
+        (["serve-decoder", "toy", "--port", "abc"], "argument --port: invalid int value: 'abc'"),
+        (["eval", "toy", "--decoder", "hopper"], "toy is a decoder: --decoder says where a run's is"),
+        (["bench", "toy", "--methods", "lpds+bad:delta=-1"], "delta must be a positive number"),
+        (["bench", "toy", "--methods", "lpds", "--steps", "0"], "steps must be"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(words, says, capsys, tmp_path, monkeypatch):
@@ -101,7 +114,9 @@ def test_steer_eval_report_and_resume_with_a_larger_budget(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "frozen" in printed
     assert "paired difference" in printed
-    assert printed.splitlines()[-1].endswith(f"lpds eval {run} --noise-scale 0.3")
+    hint, verdict = printed.splitlines()[-2:]
+    assert hint.endswith(f"lpds eval {run} --noise-scale 0.3")
+    assert verdict.startswith("frozen") or "paired difference" in verdict
     assert (run / "report.html").is_file()
     for other in (["--preset", "quiet"], ["--method", "base"]):  # less noise already, and no shift that could do without
         options = [word for word in small if other[0] == "--preset" or word not in ("--width", "16")]
@@ -191,3 +206,48 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback():
 def test_a_frozen_policy_has_no_delta_to_scale(capsys):
     assert main(["eval", "toy", "--scale", "0.5", "--episodes", "2"]) == 2
     assert "no Delta" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("gain", "hints"), [(5.0, True), (-5.0, False)])
+def test_a_worse_policy_ends_with_its_verdict_and_gets_no_advice(gain, hints, capsys, tmp_path):
+    zeros, numbers = np.zeros(12), np.arange(12) / 100
+    nothing = {"successes": zeros * np.nan, "successes_at_end": zeros * np.nan, "lengths": zeros.astype(np.int64)}
+    frozen, steered = (
+        EvalReport(returns, **nothing, seed=0, scale=scale, final_obs=np.zeros((12, 1), np.float32))
+        for returns, scale in ((zeros, 0.0), (zeros + gain + numbers, 1.0))
+    )
+    run = Run(tmp_path, True, frozen, steered)
+    known = {"task": "toy", "method": "lpds", "env": None, "env_name": "toy", "decoder": {}, "run": {}}
+    noise = {"noise_scale": 1.0, "eval_noise_scale": 1.0}
+    (tmp_path / "config.json").write_text(json.dumps({**known, "settings": noise}))
+    assert _finish(run) == 0
+    printed = capsys.readouterr().out
+    assert ("--noise-scale" in printed) == hints
+    assert printed.splitlines()[-1] == run.verdict()
+    assert ("WORSE" in run.verdict()) != hints
+
+
+def test_a_decoder_that_has_moved_is_named(capsys, tmp_path, monkeypatch):
+    """A relative place holds from the run's folder, wherever one stands; --decoder says where it went."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kept").mkdir()
+    shutil.copytree(FOLDER / "toy", tmp_path / "kept" / "mine")
+    small = ["--warmup-steps", "400", "--warmup-fits", "5", "--eval-every", "0", "--final-episodes", "6", "--width", "16"]
+    run = tmp_path / "kept" / "run"
+    where = ["--decoder", "folder:kept/mine", "--env", "four-mode"]
+    assert main(["steer", "toy", *where, "--steps", "800", "--out", str(run), "--quiet", *small]) == 0
+    for path in (run / "config.json", run / "policy" / "policy.json"):  # as committed evidence has it
+        facts = json.loads(path.read_text())
+        facts["decoder"]["reference"] = "folder:kept/mine"
+        path.write_text(json.dumps(facts))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["eval", str(run), "--episodes", "2", "--json"]) == 0
+    (tmp_path / "kept" / "mine").rename(tmp_path / "elsewhere" / "moved")
+    capsys.readouterr()
+    assert main(["eval", str(run), "--episodes", "2"]) == 2
+    assert "kept/mine" in capsys.readouterr().err
+    assert main(["eval", str(run), "--episodes", "2", "--decoder", "folder:moved", "--json"]) == 0
+    assert main(["resume", str(run), "--steps", "1200", "--decoder", "folder:moved", "--quiet"]) == 0
+    assert main(["eval", str(run), "--episodes", "2", "--decoder", "hopper"]) == 2
+    assert "was learned on a decoder with fingerprint" in capsys.readouterr().err

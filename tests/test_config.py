@@ -108,6 +108,10 @@ def test_a_run_folder_that_exists_is_refused_or_overwritten_and_nothing_else_eve
     with pytest.raises(LpdsError, match=r"is not empty and holds no run .*: it is not overwritten"):
         steer(tmp_path, **short, overwrite=True, out=precious)
     assert (precious / "thesis.tex").read_text() == "years of work"
+    (precious / "config.json").write_text('{"type": "pi0"}')  # as a policy's folder has one
+    with pytest.raises(LpdsError, match=r"holds no run .*config.json is not that of a run: task, .*: it is not overwritten"):
+        steer(tmp_path, **short, overwrite=True, out=precious)
+    assert (precious / "thesis.tex").read_text() == "years of work"
     with pytest.raises(LpdsError, match="is a file: choose another"):
         steer(tmp_path, **short, overwrite=True, out=precious / "thesis.tex")
 
@@ -348,6 +352,15 @@ def test_a_policy_file_that_is_none(tmp_path, refused):
     path.write_text("{}")
     with refused("policy.json is not that of a policy: method, settings, decoder missing"):
         load_policy(tmp_path / "run", toy_decoder())
+    assert facts["spec"] == {"obs_shape": [2], "latent_shape": [4, 2], "action_shape": [4, 2], "free": None}
+    for broken, words in (
+        ({"format_version": 99}, "is of format 99; this version of lpds reads format 1"),
+        ({"settings": []}, "policy.json is not that of a policy: settings is no dict"),
+        ({"decoder": {"name": "x"}}, "does not say the reference, options, fingerprint of its decoder"),
+    ):
+        path.write_text(json.dumps({**facts, **broken}))
+        with refused(words):
+            load_policy(tmp_path / "run", toy_decoder())
     path.write_text(json.dumps({**facts, "settings": {**facts["settings"], "width": 7}}))
     with refused("settings and weights do not belong together"):
         load_policy(tmp_path / "run", toy_decoder())
@@ -375,3 +388,28 @@ def test_actions_that_are_not_finite_are_the_callers(refused):
     with refused("the chunk for Pendulum-v1 holds NaN"):
         env.step(np.full((1, 2, 1), np.nan, np.float32))
     env.close()
+
+
+def test_what_is_no_number_is_not_acted_on(tmp_path, refused):
+    steer(tmp_path)
+    policy = load_policy(tmp_path / "run", toy_decoder())
+    with refused("obs holds NaN or infinity"):
+        policy.act(np.full((1, 2), math.nan))
+    with refused("eps holds NaN or infinity"):
+        policy.act(np.zeros((1, 2)), eps=np.full((1, 4, 2), math.inf))
+    with refused("wrap_decoder takes a function of (obs, w), not a int"):
+        lpds.wrap_decoder(3, obs_shape=(2,), latent_shape=(1, 2), action_shape=(1, 2), name="three")
+
+
+def test_a_config_of_another_format_or_form(tmp_path, refused):
+    steer(tmp_path)
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    for broken, words in (
+        ({"format_version": 99}, "is of format 99; this version of lpds reads format 1"),
+        ({"run": []}, "config.json is not that of a run: run is no dict"),
+    ):
+        path.write_text(json.dumps({**config, **broken}))
+        for act in (lambda: lpds.resume(tmp_path / "run", decoder=toy_decoder()), lambda: lpds.compare([tmp_path / "run"])):
+            with refused(words):
+                act()

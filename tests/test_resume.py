@@ -305,7 +305,11 @@ def test_a_small_ring_that_wraps_resumes_to_the_bit(tmp_path):
         ("checkpoint.json", lambda b: b[: len(b) // 2], r"checkpoint\.json cannot be read"),
         ("checkpoint.json", lambda b: b"", r"checkpoint\.json cannot be read"),
         ("checkpoint.json", lambda b: b"[]", r"checkpoint\.json cannot be read"),
-        ("checkpoint.json", lambda b: b.replace(b'"format_version": 1', b'"format_version": 99'), "has format 99, expected 1"),
+        (
+            "checkpoint.json",
+            lambda b: b.replace(b'"format_version": 1', b'"format_version": 99'),
+            "is of format 99; this version of lpds reads format 1",
+        ),
         ("state-*", lambda b: b[:-100], r"state-.* is broken: its content is not what was saved"),
         ("state-*", lambda b: b[:500] + bytes([b[500] ^ 1]) + b[501:], r"state-.* is broken"),
         ("replay-*", lambda b: b[:-1], r"replay-.* is broken"),
@@ -377,3 +381,34 @@ def test_a_resume_that_is_refused_changes_nothing(tmp_path, refused):
     (run / "config.json").write_text('["x"]')
     with refused("config.json is not that of a run"):
         resume(run)
+
+
+def test_a_log_that_lost_its_end_keeps_its_whole_rows_and_says_so(tmp_path, capsys):
+    steer(tmp_path / "run")
+    rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    content = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(content[:-20])
+    (tmp_path / "run" / "eval.jsonl").unlink()
+    capsys.readouterr()
+    resume(tmp_path / "run", steps=TINY["steps"] + 200, quiet=False)
+    said = capsys.readouterr().err
+    assert "WARNING: metrics.jsonl lacks" in said
+    assert "WARNING: eval.jsonl lacks" in said
+    now = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in now[: len(rows) - 1]] == [row["step"] for row in rows[:-1]]
+    assert now[-1]["step"] >= TINY["steps"] + 200
+    assert b"\0" not in (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert read_json_lines(tmp_path / "run" / "eval.jsonl")
+
+
+def test_a_checkpoint_that_lacks_something_is_one_line(tmp_path, refused):
+    steer(tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint" / "checkpoint.json"
+    facts = json.loads(path.read_text())
+    for lacking, words in (
+        ("state", "checkpoint.json is not that of a checkpoint: state missing"),
+        ("owed", "KeyError: 'owed'"),
+    ):
+        path.write_text(json.dumps({key: value for key, value in facts.items() if key != lacking}))
+        with refused(words):
+            resume(tmp_path / "run", steps=TINY["steps"] + 100)

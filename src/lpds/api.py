@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
@@ -15,9 +14,9 @@ from lpds.checks import check_decoder, check_device
 from lpds.config import Preset, RunSettings, Task, from_json, override, to_json
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
-from lpds.errors import LpdsError, unknown_name
+from lpds.errors import LpdsError, one_line, unknown_name
 from lpds.evaluation import EvalReport, evaluate_policy
-from lpds.files import check_writable, locked, write_json
+from lpds.files import check_writable, locked, read_object, write_json
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
 from lpds.passport import make_passport
@@ -29,7 +28,7 @@ from lpds.types import Decoder
 from lpds.zoo import load_decoder
 
 FORMAT_VERSION = 1
-CONFIG_KEYS = ("task", "method", "env", "env_name", "decoder", "run", "settings")
+CONFIG_KEYS = {"task": str, "method": str, "env": object, "env_name": str, "decoder": dict, "run": dict, "settings": dict}
 
 
 @kept_threads()
@@ -118,7 +117,7 @@ def resume(
     run: str | Path,
     *,
     steps: int | None = None,
-    decoder: Decoder | None = None,
+    decoder: Decoder | str | None = None,
     env: EnvLike | None = None,
     quiet: bool = False,
     tensorboard: bool = False,
@@ -128,7 +127,7 @@ def resume(
     Args:
         run: the run folder.
         steps: a larger budget, to go on with a run that had reached its own.
-        decoder: needed again for a wrapped one.
+        decoder: needed again for a wrapped one, and for one that has moved; a decoder or a reference.
         env: needed again for a factory.
         quiet: print nothing.
         tensorboard: write TensorBoard scalars too.
@@ -138,11 +137,8 @@ def resume(
     """
     folder = Path(run)
     config = read_config(folder)
-    missing = [key for key in CONFIG_KEYS if key not in config]
-    if missing:
-        raise LpdsError(f"{folder / 'config.json'} is not that of a run: {', '.join(missing)} missing")
     with locked(folder):
-        frozen = find_decoder(config["decoder"], decoder, f"the run in {run}")
+        frozen = find_decoder(config["decoder"], decoder, f"the run in {run}", folder)
         chosen_env = env if env is not None else config["env"]
         if chosen_env is None:
             raise LpdsError(f"the run in {run} used the environment factory {config['env_name']!r}: pass it as env=")
@@ -177,7 +173,11 @@ def resume(
         )
         (folder / "summary.json").unlink(missing_ok=True)  # the last evaluation that it tells is made again
         if begun:
-            runner.restore()
+            try:
+                runner.restore()
+            except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+                what = f"{type(error).__name__}: {one_line(error)}"
+                raise LpdsError(f"the checkpoint in {folder} and the run's config.json do not fit together ({what})") from error
         else:  # killed before the first checkpoint: the whole run is one deterministic function of its settings
             runner.open_logs({"metrics": 0, "episodes": 0, "eval": 0})
         return drive(runner, display)
@@ -290,14 +290,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         LpdsError: there is none, or it is broken.
     """
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        return read_object(folder / "config.json", "a run", CONFIG_KEYS)
     except FileNotFoundError:
         raise LpdsError(f"no run in {folder} (config.json is missing)") from None
-    except (OSError, ValueError) as error:
-        raise LpdsError(f"{folder / 'config.json'} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise LpdsError(f"{folder / 'config.json'} is not that of a run")
-    return config
 
 
 def _check_room(folder: Path, overwrite: bool) -> bool:
@@ -312,8 +307,10 @@ def _check_room(folder: Path, overwrite: bool) -> bool:
         return False
     if not overwrite:
         raise LpdsError(f"run folder {folder} exists: choose another, pass --overwrite, or go on: lpds resume {folder}")
-    if not (folder / "config.json").is_file():
-        raise LpdsError(f"{folder} is not empty and holds no run (config.json is missing): it is not overwritten")
+    try:
+        read_config(folder)
+    except LpdsError as error:  # a policy's folder has a config.json, too
+        raise LpdsError(f"{folder} is not empty and holds no run ({error}): it is not overwritten") from None
     return True
 
 

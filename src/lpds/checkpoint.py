@@ -7,7 +7,6 @@ sizes and hashes, and is renamed into place last. Whatever stops a save before t
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lpds.errors import LpdsError
-from lpds.files import write_atomically, write_json
+from lpds.files import read_object, write_atomically, write_json
 from lpds.replay import Replay
 
 FORMAT_VERSION = 1
@@ -71,15 +70,9 @@ class CheckpointStore:
         """
         path = self.folder / "checkpoint.json"
         try:
-            facts: Any = json.loads(path.read_text())
+            facts = read_object(path, "a checkpoint", {"state": dict, "replay": list})
         except FileNotFoundError:
             raise LpdsError(f"no checkpoint in {self.folder}") from None
-        except (OSError, ValueError) as error:
-            raise LpdsError(f"checkpoint file {path} cannot be read: {error}") from None
-        if not isinstance(facts, dict):
-            raise LpdsError(f"checkpoint file {path} cannot be read: it holds no JSON object")
-        if facts.get("format_version") != FORMAT_VERSION:
-            raise LpdsError(f"checkpoint file {path} has format {facts.get('format_version')}, expected {FORMAT_VERSION}")
         return self._read(facts["state"]), facts
 
     def load_replay(self, facts: dict[str, Any], replay: Replay) -> None:

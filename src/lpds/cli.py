@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lpds import commands as run
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, unknown_name
 from lpds.registry import DECODER_FORMS
 
 Handler = Callable[[argparse.Namespace], int]
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     from lpds import __version__
 
-    parser = argparse.ArgumentParser(prog="lpds", description="Steer a frozen diffusion or flow policy by its noise.")
+    parser = _Parser(prog="lpds", description="Steer a frozen diffusion or flow policy by its noise.")
     parser.add_argument("--version", action="version", version=f"lpds {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -68,11 +68,13 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     resume = _command(commands, "resume", "go on with a run, to the bit", run.do_resume)
     resume.add_argument("run", type=Path)
     resume.add_argument("--steps", type=int, help="a larger budget, to go on with a finished run")
+    resume.add_argument("--decoder", help="where the run's decoder is now, if it has moved (the fingerprint must be the same)")
     resume.add_argument("--tensorboard", action="store_true")
     resume.add_argument("--quiet", action="store_true")
 
     evaluate = _command(commands, "eval", "evaluate a run, frozen and steered on the same episodes and noise", run.do_eval)
     evaluate.add_argument("run", help="a run folder, or a decoder reference")
+    evaluate.add_argument("--decoder", help="of a run: where its decoder is now, if it has moved")
     evaluate.add_argument("--task", help="whose environment (default: the run's own)")
     evaluate.add_argument("--env", help="a Gymnasium id in place of the task's")
     evaluate.add_argument("--episodes", type=int, default=100)
@@ -170,7 +172,20 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     reproduce.add_argument("--steps", type=int, help="primitive steps of a run (default: the figure's)")
     reproduce.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     reproduce.add_argument("--runs", type=Path, help="root of the run folders (default: OUT/runs); finished ones are used")
+    if words and not words[0].startswith("-") and words[0] not in commands.choices:
+        raise unknown_name("command", words[0], list(commands.choices))
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and guesses at no shortened option."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{**given, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what ``main`` prints."""
+        raise LpdsError(f"{message} ({self.prog} --help)")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -193,7 +208,9 @@ def _unknown(words: Sequence[str], options: Iterable[str]) -> LpdsError:
     first = next((word for word in words if word.startswith("--")), None)
     if first is None:
         return LpdsError(f"too many arguments: {' '.join(words)}")
-    near = difflib.get_close_matches(first.partition("=")[0], list(options), n=3, cutoff=0.6)
+    word = first.partition("=")[0]
+    near = [option for option in options if option.startswith(word)][:3]
+    near = near or difflib.get_close_matches(word, list(options), n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return LpdsError(f"unknown option {first}{hint} (--help lists them)")
 
@@ -207,7 +224,7 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
     from lpds.tasks import PRESETS
 
-    peek = argparse.ArgumentParser(add_help=False)
+    peek = _Parser(prog="lpds steer", add_help=False)
     peek.add_argument("command", nargs="?")
     peek.add_argument("task", nargs="?")
     peek.add_argument("--method", default="lpds")

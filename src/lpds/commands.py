@@ -66,7 +66,8 @@ def do_resume(arguments: argparse.Namespace) -> int:
     """Go on with a run."""
     from lpds.api import resume
 
-    return _finish(resume(arguments.run, steps=arguments.steps, quiet=arguments.quiet, tensorboard=arguments.tensorboard))
+    told = {"quiet": arguments.quiet, "tensorboard": arguments.tensorboard}
+    return _finish(resume(arguments.run, steps=arguments.steps, decoder=arguments.decoder, **told))
 
 
 def _finish(run: Any) -> int:
@@ -78,9 +79,10 @@ def _finish(run: Any) -> int:
         report = run.folder / "report.html"
         if report.is_file():
             print(f"report: {report}")
-    print(run.verdict())
-    if run.steered is not None and not run.unlearned and keeps_all_noise(read_config(run.folder)["settings"]):
+    learned = run.steered is not None and not run.unlearned
+    if learned and not run.worse and keeps_all_noise(read_config(run.folder)["settings"]):
         print(f"less noise often does better still, at the price of modes: lpds eval {run.folder} --noise-scale 0.3")
+    print(run.verdict())
     return 0 if run.finished else 130
 
 
@@ -107,7 +109,9 @@ def do_eval(arguments: argparse.Namespace) -> int:
         raise LpdsError(f"{folder} is a run, which knows its decoder: {', '.join(given)} cannot be chosen again")
     if not is_run and arguments.scale != 1.0:
         raise LpdsError(f"{arguments.run} is a frozen policy, which has no Delta that --scale could turn down")
-    policy: Any = load_policy(folder) if is_run else _load(arguments.run, arguments)
+    if not is_run and arguments.decoder is not None:
+        raise LpdsError(f"{arguments.run} is a decoder: --decoder says where a run's is")
+    policy: Any = load_policy(folder, arguments.decoder) if is_run else _load(arguments.run, arguments)
     env, task = arguments.env, arguments.task
     if env is None and task is None:
         env = read_config(folder)["env"] if is_run else environment_of(arguments.run)

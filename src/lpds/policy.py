@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ from torch import Tensor
 from lpds.checks import check_decoder, check_share
 from lpds.compact import as_learned, is_compact, look
 from lpds.errors import LpdsError, one_line
-from lpds.files import write_atomically, write_json
+from lpds.files import read_object, write_atomically, write_json
 from lpds.observations import Arrays, as_arrays, parts, shapes_fit
 from lpds.passport import check_fingerprint
 from lpds.registry import METHODS, resolve
 from lpds.types import Decoder, Method
+from lpds.wire import spec_to_wire
 from lpds.zoo import load_decoder
 
 FORMAT_VERSION = 1
@@ -86,6 +86,9 @@ class SteeredPolicy:
             wanted = spec.obs_shape if several else f"[B, {spec.obs_size}]"
             given = {key: list(value.shape) for key, value in parts(arrays).items()}
             raise LpdsError(f"obs must be {wanted}, not {given if isinstance(arrays, dict) else given['']}")
+        for key, value in parts(arrays).items():
+            if not np.isfinite(value).all():
+                raise LpdsError(f"obs{f' {key!r}' if key else ''} holds NaN or infinity")
         return arrays
 
     def _noise(self, count: int, eps: npt.ArrayLike | None) -> FloatArray:
@@ -96,6 +99,8 @@ class SteeredPolicy:
         first = np.asarray(eps, np.float32)
         if first.shape != (count, *wanted):
             raise LpdsError(f"eps must be [B, {wanted[0]}, {wanted[1]}], not {list(first.shape)}")
+        if not np.isfinite(first).all():
+            raise LpdsError("eps holds NaN or infinity")
         rest = np.empty((count, draws - 1, *wanted), np.float32)
         for row in range(count if draws > 1 else 0):  # each from its own eps, so that a row acts alone as it does in a batch
             further = np.random.default_rng(np.frombuffer(first[row].tobytes(), np.uint32))
@@ -112,6 +117,7 @@ def save_policy(folder: Path, method_name: str, method: Method | None, decoder: 
         "format_version": FORMAT_VERSION,
         "method": FROZEN if method is None else method_name,
         "settings": settings,
+        "spec": spec_to_wire(decoder.spec),
         "decoder": {
             "name": decoder.name,
             "reference": decoder.reference,
@@ -151,18 +157,13 @@ def load_policy(run: str | Path, decoder: Decoder | str | None = None) -> Steere
     """
     folder = Path(run) / "policy"
     try:
-        facts = json.loads((folder / "policy.json").read_text())
+        facts = read_object(folder / "policy.json", "a policy", {"method": str, "settings": dict, "decoder": dict})
         tensors = load_file(folder / "policy.safetensors")
-    except FileNotFoundError:
-        raise LpdsError(f"no policy in {run} (policy/policy.json is missing)") from None
+    except FileNotFoundError as error:
+        raise LpdsError(f"no policy in {run} (policy/{Path(error.filename or 'policy.json').name} is missing)") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise LpdsError(f"policy in {folder} cannot be read: {error}") from None
-    missing = [key for key in ("method", "settings", "decoder") if not isinstance(facts, dict) or key not in facts]
-    if missing:
-        raise LpdsError(f"{folder / 'policy.json'} is not that of a policy: {', '.join(missing)} missing")
-    if isinstance(decoder, str):
-        decoder = load_decoder(decoder)
-    decoder = find_decoder(facts["decoder"], decoder, f"the policy in {run}")
+    decoder = find_decoder(facts["decoder"], decoder, f"the policy in {run}", Path(run))
     settings = {key: float("inf") if value == "inf" else value for key, value in facts["settings"].items()}
     method = resolve("method", METHODS, facts["method"])
     try:
@@ -172,12 +173,34 @@ def load_policy(run: str | Path, decoder: Decoder | str | None = None) -> Steere
     return SteeredPolicy(decoder, policy, facts["method"])
 
 
-def find_decoder(facts: dict[str, Any], given: Decoder | None, what: str) -> Decoder:
-    """Use the decoder given, or open the one that was recorded; either must have the recorded fingerprint."""
+def find_decoder(facts: dict[str, Any], given: Decoder | str | None, what: str, folder: Path) -> Decoder:
+    """Use the decoder given, or open the one that was recorded; either must have the recorded fingerprint.
+
+    Args:
+        facts: what was recorded: name, reference, options, fingerprint.
+        given: a decoder, or a reference in place of the recorded one, which has its options if it is of the same kind.
+        what: who asks, for a message.
+        folder: of who asks; a recorded reference to a relative place holds from there, or from a folder above it.
+    """
+    lacking = [key for key in ("name", "reference", "options", "fingerprint") if key not in facts]
+    if lacking:
+        raise LpdsError(f"{what} does not say the {', '.join(lacking)} of its decoder")
     if given is None:
         if facts["reference"] is None:
             raise LpdsError(f"{what} belongs to the wrapped decoder {facts['name']!r}: pass it as decoder=")
-        given = load_decoder(facts["reference"], **facts["options"])
+        given = _place_from(facts["reference"], folder)
+    if isinstance(given, str):
+        same_kind = given.partition(":")[0] == str(facts["reference"]).partition(":")[0] or given == facts["reference"]
+        given = load_decoder(given, **(facts["options"] if same_kind else {}))
     check_decoder(given)
     check_fingerprint(given, facts["fingerprint"], what)
     return given
+
+
+def _place_from(reference: str, folder: Path) -> str:
+    """A reference whose relative place is none from the working folder, as seen from a folder or those above it."""
+    scheme, colon, place = reference.partition(":")
+    if not colon or Path(place).is_absolute() or Path(place).exists():
+        return reference
+    above = [folder.resolve(), *folder.resolve().parents]
+    return next((f"{scheme}:{start / place}" for start in above if (start / place).exists()), reference)

@@ -108,6 +108,11 @@ class Runner:
         """Start the run's files, or cut them back to a checkpoint."""
         names = ("metrics", "episodes", "eval")
         self._files = {name: JsonLines(self.out / f"{name}.jsonl", sizes[name] if sizes else None) for name in names}
+        for name, stream in self._files.items():
+            if stream.lost:
+                self._display.say(
+                    f"WARNING: {name}.jsonl lacks {stream.lost:,} bytes that the checkpoint counts on: rows are missing"
+                )
 
     def train(self) -> bool:
         """Run to the end of the budget.

@@ -24,7 +24,7 @@ from lpds.files import write_json
 from lpds.log import Display
 from lpds.registry import METHODS, resolve
 from lpds.runner import Runner
-from lpds.stats import Interval, paired_difference, verdict_line
+from lpds.stats import Interval, paired_difference, told_apart, verdict_line
 from lpds.types import Decoder, Method
 
 FORMAT_VERSION = 1
@@ -50,6 +50,11 @@ class Run:
         if self.frozen is None or self.steered is None:
             return None
         return paired_difference(self.frozen.returns, self.steered.returns)
+
+    @property
+    def worse(self) -> bool:
+        """Whether the steered policy is worse with confidence."""
+        return self.difference is not None and told_apart(self.difference, len(self.frozen.returns if self.frozen else ())) < 0
 
     def verdict(self) -> str:
         """One line: what came out, and whether the steered policy is worse with confidence."""

@@ -221,6 +221,8 @@ def wrap_decoder(
             ``feature_size`` are not given together.
     """
     frozen: Shape | Mapping[str, Shape]
+    if not callable(fn):
+        raise LpdsError(f"wrap_decoder takes a function of (obs, w), not a {type(fn).__name__}")
     if isinstance(obs_shape, Mapping):
         frozen = {key: _sizes("obs_shape", value) for key, value in obs_shape.items()}
     else:

@@ -30,6 +30,8 @@ class DiffusionSampler:
     """Bound of the clean estimate x0 at every step (normalised units)."""
 
     def __post_init__(self) -> None:
+        if self.training_steps < 1:
+            raise LpdsError(f"a denoising schedule has at least 1 step, not {self.training_steps}")
         if not 1 <= self.ddim_steps <= self.training_steps:
             raise LpdsError(f"ddim_steps must be in 1 .. {self.training_steps} (the trained steps), not {self.ddim_steps}")
 

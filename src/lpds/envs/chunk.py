@@ -127,7 +127,7 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
     - ``rewards`` [N, T], zero where nothing was executed, and ``k`` [N], the steps executed;
     - ``final_obs`` [N, O], the observation after the k-th step (for an episode that went on, the current one), and
       ``_final_obs`` [N], where an episode ended;
-    - ``seed`` [N] and ``episode`` [N], of the episode the chunk was executed in;
+    - ``seed`` [N] and ``episode_number`` [N], of the episode the chunk was executed in;
     - ``success`` [N], 1 if the environment reported success at any executed step, NaN if it never says; and
       ``success_last`` [N], the same at the last of them.
 
@@ -198,7 +198,7 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
             options: ``reset_mask`` [N] of bool.
 
         Returns:
-            Observations [N, O] and an info with ``seed`` and ``episode`` [N].
+            Observations [N, O] and an info with ``seed`` and ``episode_number`` [N].
         """
         given = (options or {}).get("reset_mask")
         mask = np.ones(self.num_envs, bool) if given is None else np.asarray(given, bool)
@@ -231,7 +231,7 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
                 # next-step: this call resets, the chunk is ignored and k stays 0; disabled: it idles until it is reset
                 if self._autoreset is AutoresetMode.NEXT_STEP:
                     self._start(index, lane.episode + 1)
-                    info["seed"][index], info["episode"][index] = lane.seed, lane.episode
+                    info["seed"][index], info["episode_number"][index] = lane.seed, lane.episode
                 continue
             if not np.isfinite(actions[index]).all():
                 raise DecoderFault(
@@ -364,5 +364,5 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
     def _episode_info(self) -> dict[str, Any]:
         return {
             "seed": np.asarray([lane.seed for lane in self._lanes], np.int64),
-            "episode": np.asarray([lane.episode for lane in self._lanes], np.int64),
+            "episode_number": np.asarray([lane.episode for lane in self._lanes], np.int64),
         }

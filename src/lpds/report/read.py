@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from lpds.config import RunSettings, delta_to_sum, to_json
 from lpds.errors import LpdsError
+from lpds.files import read_object
 from lpds.log import read_json_lines
 from lpds.metrics import quiet_nats
 from lpds.registry import METHOD_SETTINGS, resolve
@@ -297,23 +298,23 @@ def evaluation_points(run: RunData, what: str) -> list[tuple[int, Array]]:
 
 def _read_run(folder: Path) -> RunData:
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_object(folder / "config.json", "a run", {"method": str})
     except FileNotFoundError:
         raise LpdsError(f"no run in {folder} (config.json is missing)") from None
-    except (OSError, ValueError) as error:
-        raise LpdsError(f"{folder / 'config.json'} cannot be read: {error}") from None
-    if not isinstance(config, dict) or "method" not in config:
-        raise LpdsError(f"{folder / 'config.json'} is not that of a run")
+    for key in ("run", "settings", "decoder"):
+        if not isinstance(config.get(key, {}), dict):
+            raise LpdsError(f"{folder / 'config.json'} is not that of a run: {key} is no dict")
     notes = []
     extra: dict[str, dict[str, Any]] = {}
     for name in ("passport.json", "summary.json"):
         extra[name] = {}
         if (folder / name).is_file():
             try:
-                extra[name] = json.loads((folder / name).read_text())
-            except (OSError, ValueError):
+                extra[name] = read_object(folder / name, "a run")
+            except LpdsError:
                 notes.append(f"{name} cannot be read")
-    rows = {name: read_json_lines(folder / f"{name}.jsonl") for name in ("metrics", "episodes", "eval")}
+    logs = {name: read_json_lines(folder / f"{name}.jsonl") for name in ("metrics", "episodes", "eval")}
+    rows = {name: [row for row in found if isinstance(row.get("step"), int)] for name, found in logs.items()}
     notes += [f"{name}.jsonl is missing or empty" for name, found in rows.items() if not found]
     run = RunData(
         folder,
