@@ -304,7 +304,7 @@ def test_a_small_ring_that_wraps_resumes_to_the_bit(tmp_path):
     [
         ("checkpoint.json", lambda b: b[: len(b) // 2], r"checkpoint\.json cannot be read"),
         ("checkpoint.json", lambda b: b"", r"checkpoint\.json cannot be read"),
-        ("checkpoint.json", lambda b: b"[]", r"checkpoint\.json cannot be read"),
+        ("checkpoint.json", lambda b: b"[]", r"checkpoint\.json is not that of a checkpoint"),
         (
             "checkpoint.json",
             lambda b: b.replace(b'"format_version": 1', b'"format_version": 99'),

@@ -50,7 +50,10 @@ class JsonLines:
 
     def size(self) -> int:
         """Bytes written so far, and on the disk: a checkpoint that counts on them must not outlive them."""
-        os.fsync(self._stream.fileno())
+        try:
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            raise LpdsError(f"{self.path}, and so the checkpoint, not saved ({error}); the previous one is untouched") from None
         return self._stream.tell()
 
     def close(self) -> None:
