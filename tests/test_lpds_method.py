@@ -67,6 +67,7 @@ def steer_towards(goal, latent_value, rounds, *, size=64, **changes):
         b = Batch(*(torch.empty(0),) * 7)
         object.__setattr__(b, "obs", obs)
         out = method._ascend(b, obs, torch.randn(size, len(goal), generator=generator))
+        method.ascents += 1
         norms.append(float(out["delta_sq_mean"]))
         alphas.append(float(method.alpha))
     return method, np.asarray(norms), np.asarray(alphas)
@@ -92,6 +93,22 @@ def test_a_linear_value_pins_delta_to_the_boundary(delta):
     assert float(out["alpha"]) == pytest.approx(5.0 / (2 * math.sqrt(delta)), rel=0.1)  # told in reward units
     assert float(out["q_scale"]) == pytest.approx(5.0, rel=1e-4)
     assert float(out["kl_nats"]) == pytest.approx(float(out["delta_sq_mean"]) / 2)
+
+
+def test_the_budget_may_grow_and_delta_goes_with_it():
+    """delta (n + 1) / N at the n-th update of Delta, the boundary of a linear value all the way, and constant from N on."""
+    grown = learner(delta=2.0, delta_updates=10)
+    budgets = []
+    for count in (0, 4, 9, 500):
+        grown.ascents.fill_(count)
+        budgets.append(grown.budget)
+    assert budgets == pytest.approx([0.2, 1.0, 2.0, 2.0])
+    assert learner(delta=2.0).budget == 2.0
+    common = {"actor_lr": 3e-3, "noise_bound": math.inf, "dual_step": 0.03}
+    _, norms, alphas = steer_towards([3.0, -4.0], linear([3.0, -4.0]), 1600, delta=1.2, delta_updates=1000, **common)
+    for at in (400, 700, 1300):
+        assert norms[at - 60 : at + 60].mean() == pytest.approx(1.2 * min(1.0, at / 1000), rel=0.1)
+    assert alphas[-100:].mean() == pytest.approx(1.0, rel=0.05)
 
 
 def test_a_slope_where_delta_cannot_go_is_no_scale():

@@ -200,6 +200,8 @@ def test_a_checkpoint_from_before_updates_were_counted_opens():
 def test_what_is_refused(refused):
     with refused("eval_noise_updates must not be negative, not -1"):
         LPDSSettings(eval_noise_updates=-1)
+    with refused("delta_updates must not be negative, not -1"):
+        LPDSSettings(delta_updates=-1)
     for wrong in (-0.1, 1.5, math.nan):
         with refused("noise_scale must be in [0, 1]"):
             LPDSSettings(noise_scale=wrong)

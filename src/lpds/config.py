@@ -111,6 +111,8 @@ class LPDSSettings(CriticSettings):
     """Budget of the trust region (eq. 5), in ``delta_unit``."""
     delta_unit: str = "sum"
     """sum = D * mean = D * rms^2 = 2 * nats, D the free latent coordinates."""
+    delta_updates: int = 0
+    """Updates over which the budget grows to ``delta``, linearly: early critics see little; 0 gives all of it at once."""
     noise_bound: float = 1.5
     """b of Delta = b tanh(u / b), per coordinate; inf for none."""
     state_cap: float = math.inf
@@ -158,8 +160,9 @@ class LPDSSettings(CriticSettings):
         positive(self, "noise_bound", "state_cap", "dual_step", "actor_lr", "distill_noises", "shift_rank", "kept_next")
         check_share("noise_scale", self.noise_scale)
         check_share("eval_noise_scale", self.eval_noise_scale)
-        if self.eval_noise_updates < 0:
-            raise LpdsError(f"eval_noise_updates must not be negative, not {self.eval_noise_updates}")
+        for name in ("eval_noise_updates", "delta_updates"):
+            if getattr(self, name) < 0:
+                raise LpdsError(f"{name} must not be negative, not {getattr(self, name)}")
         if not self.kept_noises >= 0 or (self.kept_noises and self.distill_noises > self.kept_noises):
             raise LpdsError(
                 f"distill_noises {self.distill_noises} cannot be drawn from kept_noises {self.kept_noises} "

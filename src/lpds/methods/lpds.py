@@ -12,6 +12,7 @@ Where the paper is silent, or this differs from it:
   kept as a multiple a of its natural size s / (2 sqrt(delta)) - the value at which the constraint's gradient balances Q's
   at ||Delta||^2 = delta. Then a -> max(0, a + eta (E||Delta||^2 / delta - 1)) is equation 7 with
   eta_alpha = eta s / (2 delta^1.5), and theta, a do not change when every reward is multiplied by a constant.
+- *Growing budget.* delta may grow to its size over the first updates of Delta (``delta_updates``); the paper's is constant.
 - *Warm start.* With ``critics_only`` an update stops after (3): the runner fits both critics to the warm-up's returns,
   which are on-policy for the frozen policy, before Delta moves (``warmup_fits``; 0 is the paper's loop).
 - *Kept noises.* The distillation pairs (eps, Phi(s, eps)) of a state may be decoded once and kept (``kept_noises``).
@@ -208,19 +209,19 @@ class LPDS(Learner[ShiftPolicy]):
         # dL/dDelta = slope / s - a Delta / sqrt(delta); the chain rule ends at Delta, so Q^W's weights get no gradient
         ascent = slope / self.q_scale.clamp(min=1e-12)
         if c.dual != "off":
-            ascent = ascent - (self.alpha / math.sqrt(self._finite_delta)) * shift.detach()
+            ascent = ascent - (self.alpha / math.sqrt(self._finite_budget)) * shift.detach()
         self.adam_shift.zero_grad(set_to_none=True)
         shift.backward(-ascent / len(shift))
         self.adam_shift.step()
         norm_sq = shift.detach().square().sum(1)
         mean_sq = norm_sq.mean()
         if c.dual == "adaptive":
-            self.alpha.add_(c.dual_step * (mean_sq / self.delta - 1.0)).clamp_(min=0.0)
+            self.alpha.add_(c.dual_step * (mean_sq / self.budget - 1.0)).clamp_(min=0.0)
         return {
             "q_latent": q.detach().mean() / self.reward_scale,
             "delta_sq_mean": mean_sq,
             "kl_nats": 0.5 * mean_sq + self._quiet_nats,  # eq. 4; KL(N(Delta, k^2 I) || N(0, I))
-            "alpha": self.alpha * self.q_scale / (2.0 * math.sqrt(self._finite_delta) * self.reward_scale),
+            "alpha": self.alpha * self.q_scale / (2.0 * math.sqrt(self._finite_budget) * self.reward_scale),
             "q_scale": self.q_scale / self.reward_scale,
         }
 
@@ -238,7 +239,7 @@ class LPDS(Learner[ShiftPolicy]):
         return typicality_of(w, self.decoder.spec) | {
             "distill_gap_steered": gap.mean() / self.reward_scale,
             "delta_sq_p95": torch.quantile(norm_sq, 0.95),
-            "delta_sq_beyond": (norm_sq > self.delta).float().mean(),
+            "delta_sq_beyond": (norm_sq > self.budget).float().mean(),
         }
 
     @property
@@ -267,8 +268,14 @@ class LPDS(Learner[ShiftPolicy]):
         return self.slow_policy if self.settings.target_shift == "slow" else self.policy
 
     @property
-    def _finite_delta(self) -> float:
-        return self.delta if math.isfinite(self.delta) else 1.0
+    def budget(self) -> float:
+        """The trust region's delta as it is now."""
+        grown = self.settings.delta_updates
+        return self.delta * min(1.0, (int(self.ascents) + 1) / grown) if grown else self.delta
+
+    @property
+    def _finite_budget(self) -> float:
+        return self.budget if math.isfinite(self.budget) else 1.0
 
     def _base_pairs(self, batch: Batch, obs: Tensor, noise: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         eps, action = batch.base_noise, batch.base_action
