@@ -111,6 +111,17 @@ def test_the_budget_may_grow_and_delta_goes_with_it():
     assert alphas[-100:].mean() == pytest.approx(1.0, rel=0.05)
 
 
+def test_a_small_budget_is_told_for_a_coordinate():
+    """In whatever unit it is given: 0.35 over four free coordinates is plenty, over four hundred it is not."""
+    small = "if that is too little, --delta 0.08 --delta-unit mean"
+    assert learner(identity_decoder((2, 2)), delta=0.35).remark.endswith("0.09 for each of 4 free coordinates")
+    assert small in learner(identity_decoder((20, 20)), delta=0.35).remark
+    assert small not in learner(identity_decoder((20, 20)), delta=0.08, delta_unit="mean").remark
+    assert small not in learner(identity_decoder((20, 20)), delta=0.35, dual="off").remark
+    masked = learner(identity_decoder((2, 3), free=(True, False, True)), delta=1.0).remark
+    assert "0.2 for each of 4 free" in masked
+
+
 def test_a_slope_where_delta_cannot_go_is_no_scale():
     method = learner(identity_decoder((1, 3), free=(True, False, True)))
     method._latent_value = linear([3.0, 100.0, -4.0])

@@ -80,6 +80,8 @@ class Runner:
         expected = self._given + c.steps // chunk + c.num_envs
         self.replay = Replay(self._learned.spec, capacity, *kept, expected=expected)
         display.say(self.replay.describe_memory())
+        if method.remark:
+            display.say(method.remark)
         if method.kept_next:
             display.say(
                 f"targets: {method.kept_next} chunks of the next state, decoded when a decision is made and kept with it"

@@ -60,6 +60,8 @@ class Learner(ABC, Generic[P]):
     extras: Mapping[str, Shape] = {}
     ignores: tuple[str, ...] = ()
     """Settings that it makes no use of, which is said where they are given."""
+    remark = ""
+    """What a run should say of it before it starts."""
     policy: P
     settings: Any
 

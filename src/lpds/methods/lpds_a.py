@@ -49,6 +49,7 @@ class LPDSA(LPDS):
         """Build the networks; see :class:`lpds.methods.lpds.LPDS`."""
         super().__init__(settings, decoder, generator=generator, device=device)
         del self.q_latent, self.adam_latent, self.state.modules["q_latent"], self.state.optimisers["q_latent"]
+        self.remark = ""  # its budget is in units of actions
         self.kept_noises, self.decodes = 0, True  # its actor decodes, whatever is kept
 
     def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
