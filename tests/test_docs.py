@@ -126,6 +126,54 @@ def test_a_policy_that_lerobot_saved(page, monkeypatch, text, heading, out):
     assert lpds.load_policy(f"runs/{out}").decoder.fingerprint == names["decoder"].fingerprint
 
 
+class Several(Pusher):
+    """The same numbers by the policy's names."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {
+            "observation.state": gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32),
+            "observation.environment_state": gymnasium.spaces.Box(-np.inf, np.inf, (5,), np.float32),
+        }
+    )
+
+    def reset(self, **given):
+        obs, info = super().reset(**given)
+        return self._split(obs), info
+
+    def step(self, action):
+        obs, *others = super().step(action)
+        return self._split(obs), *others
+
+    def _split(self, obs):
+        return {"observation.state": obs[:4], "observation.environment_state": obs[4:]}
+
+
+@pytest.mark.parametrize("text", [PAGE, LEROBOT])
+def test_the_wrapping_that_the_pages_give_shows_a_policy_what_a_dict_shows_it(page, monkeypatch, text):
+    """Frames of several vectors: flat as documented, in Gymnasium's order of the keys, and as a dict, the same actions."""
+    pytest.importorskip("lerobot", reason="lerobot is not installed")
+    import lerobot_policies
+
+    lerobot_policies.diffusion(page / "outputs" / "last")
+    monkeypatch.setattr(lpds, "steer", lambda **settings: None)
+    heading = "A policy that LeRobot saved" if text is PAGE else "Steering"
+    ((_, python),) = snippets(heading, text)
+    names = {"lpds": lpds, "make_my_env": Several}
+    exec(python.replace("lerobot:PATH", "lerobot:outputs/last"), names)
+    stacked = gymnasium.wrappers.FrameStackObservation(Several(), 2)
+    order = sorted(Several.observation_space)  # as Gymnasium flattens them
+    steps = {"ddim_steps": names["decoder"].options["ddim_steps"]}
+    flat = lpds.load_decoder("lerobot:outputs/last", **steps, flat=True, flat_order=order)
+    whole = lpds.load_decoder("lerobot:outputs/last", **steps)
+    made, w = names["env"](), torch.randn(1, *whole.spec.latent_shape, generator=torch.Generator().manual_seed(0))
+    seen = []
+    for env in (made, stacked):
+        env.reset(seed=0)
+        seen.append(env.step(np.zeros(3, np.float32))[0])
+    wanted = whole({key: torch.from_numpy(value)[None] for key, value in seen[1].items()}, w)
+    assert torch.equal(flat(torch.from_numpy(seen[0])[None], w), wanted)
+
+
 def test_the_first_lines_of_the_lerobot_page(page):
     pytest.importorskip("lerobot", reason="lerobot is not installed")
     import lerobot_policies

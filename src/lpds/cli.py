@@ -95,6 +95,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     check = _command(commands, "check", "the decoder doctor: can this policy be steered?", run.do_check)
     check.add_argument("decoder", help=f"zoo name, {', '.join(DECODER_FORMS)}")
     check.add_argument("--env", help="a Gymnasium id (default: that of the task of the same name)")
+    check.add_argument(
+        "--samples", type=int, help="observations to probe with, 16 or more (default: 256, or 16 for a slow decoder)"
+    )
     _decoder_options(check)
 
     demos = _command(commands, "demos", "roll out the data of a zoo recipe", run.do_demos)
@@ -133,6 +136,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     video = _command(commands, "video", "film the frozen policy and the steered one side by side", run.do_video)
     video.add_argument("run", type=Path, help="a run folder")
     video.add_argument("task", nargs="?", help="whose environment (default: the run's own)")
+    video.add_argument("--env", help="a Gymnasium id in place of it")
+    video.add_argument("--decoder", help="where the run's decoder is now, if it has moved")
     video.add_argument("--out", type=Path, help="FILE.mp4 or FILE.gif (default: video.mp4 in the run folder)")
     video.add_argument("--episodes", type=int, default=1, help="one after another")
     video.add_argument("--seed", type=int, default=0, help="of the episodes and the noise, as in lpds eval")

@@ -163,7 +163,9 @@ def do_check(arguments: argparse.Namespace) -> int:
 
     decoder = _load(arguments.decoder, arguments)
     env = arguments.env or environment_of(arguments.decoder)
-    report = check(decoder, env)
+    tell = (lambda name: print(f"\r  {name} ...".ljust(40), end="", file=sys.stderr)) if sys.stderr.isatty() else None
+    report = check(decoder, env, samples=arguments.samples, progress=tell)
+    print("\r".ljust(41) + "\r" if tell else "", end="", file=sys.stderr)
     print(report)
     return 0 if report.ok else 1
 
@@ -232,7 +234,7 @@ def do_video(arguments: argparse.Namespace) -> int:
 
     if arguments.out is not None:
         check_writable(arguments.out)
-    options = {name: getattr(arguments, name) for name in ("out", "episodes", "seed", "scale", "fps", "size")}
+    options = {name: getattr(arguments, name) for name in ("env", "decoder", "out", "episodes", "seed", "scale", "fps", "size")}
     with _bar("episodes played and filmed") as advance:
         film = write_video(arguments.run, arguments.task, **options, progress=advance)
     for name, report in (("frozen", film.frozen), ("steered", film.steered)):

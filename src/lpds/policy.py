@@ -83,7 +83,7 @@ class SteeredPolicy:
         single = min(value.ndim for value in parts(arrays).values()) < 2
         if single or not shapes_fit(found if isinstance(arrays, dict) else found[""], pictures, spec):
             several = isinstance(spec.obs_shape, Mapping) or len(spec.obs_shape) != 1
-            wanted = spec.obs_shape if several else f"[B, {spec.obs_size}]"
+            wanted = f"[B, ...] of {spec.obs_shape}" if several else f"[B, {spec.obs_size}]"
             given = {key: list(value.shape) for key, value in parts(arrays).items()}
             raise LpdsError(f"obs must be {wanted}, not {given if isinstance(arrays, dict) else given['']}")
         for key, value in parts(arrays).items():

@@ -12,6 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from lpds.compact import is_compact, is_held_whole, look
 from lpds.envs.build import check_fit, environment_factory, make_env
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError, one_line
@@ -20,9 +21,14 @@ from lpds.random import normal
 from lpds.types import Decoder, LatentSpec, Shape
 
 ROWS_AT_ONCE = 256
+FEW_AT_ONCE = 20
+"""Rows of a batch where every state holds pictures or a dear context; as many as an evaluation has."""
+FULL_EFFORT = 256
+"""Samples from which on every finding has all of its decodes; fewer samples take as much less of the dear ones."""
 NOISES_PER_STATE = 32
 SINGLE_BUDGET = 4096
-"""Rows decoded to find single dead coordinates; a latent of pi0's size gets two states for each of its 1600."""
+"""Rows decoded to find single dead coordinates; a latent of pi0's size gets two states for each of its 1600, or none where
+samples are few."""
 
 
 @dataclass
@@ -35,9 +41,16 @@ class Probe:
     seed: int
     states: int = field(init=False)
     """S, distinct states of the nested design."""
+    effort: float = field(init=False)
+    """Share of the decodes that a finding makes with :data:`FULL_EFFORT` samples."""
+    at_once: int = field(init=False)
+    """Rows of a batch."""
 
     def __post_init__(self) -> None:
         self.states = max(8, len(self) // 8)
+        self.effort = min(1.0, len(self) / FULL_EFFORT)
+        self._shares = is_compact(self.decoder) or bool(getattr(self.decoder, "shares_context", False))
+        self.at_once = FEW_AT_ONCE if self._shares or is_held_whole(self.decoder) else ROWS_AT_ONCE
 
     def __len__(self) -> int:
         return len(next(iter(self.obs.values()))) if isinstance(self.obs, dict) else len(self.obs)
@@ -51,12 +64,28 @@ class Probe:
         return torch.from_numpy(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
 
     def decode(self, rows: Tensor, w: Tensor) -> Tensor:
-        """Actions [n, T * A] for observations ``rows`` [n] and noises [n, H, L], in batches."""
+        """Actions [n, T * A] for observations ``rows`` [n] and noises [n, H, L], in batches; a dear context once a state."""
+        if self._shares:
+            return self._decode_by_state(rows, w)
         parts = [
-            self.decoder(take(self.obs, rows[i : i + ROWS_AT_ONCE]), w[i : i + ROWS_AT_ONCE].clone()).flatten(1)
-            for i in range(0, len(rows), ROWS_AT_ONCE)
+            self.decoder(take(self.obs, rows[i : i + self.at_once]), w[i : i + self.at_once].clone()).flatten(1)
+            for i in range(0, len(rows), self.at_once)
         ]
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def _decode_by_state(self, rows: Tensor, w: Tensor) -> Tensor:
+        out = torch.empty(len(rows), self.decoder.spec.action_size)
+        for state in rows.unique().tolist():
+            seen, places = look(self.decoder, take(self.obs, torch.tensor([state]))), torch.nonzero(rows == state).flatten()
+            for some in places.split(self.at_once):
+                context = seen.decoder.prepare(seen.state.repeat_interleave(len(some), 0))
+                out[some] = seen.decoder.decode(context, w[some]).flatten(1)
+        return out
+
+    def share_of(self, count: int, least: int) -> int:
+        """As many of ``count`` as the effort allows."""
+        return max(least, round(count * self.effort))
 
     @cached_property
     def nested_rows(self) -> Tensor:
@@ -76,13 +105,20 @@ class Probe:
 
     @cached_property
     def effects(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Shares of the variance due to w: of columns [L], rows [H] and coordinates [H, L], each redrawn alone."""
+        """Shares of the variance due to w: of columns [L], rows [H] and coordinates [H, L], each redrawn alone.
+
+        Single coordinates are infinite, not looked at, where they are too many for so few samples.
+        """
         h, latent = self.decoder.spec.latent_shape
         single = torch.eye(h * latent, dtype=torch.bool).view(-1, h, latent)
         column = torch.eye(latent, dtype=torch.bool)[:, None, :].expand(-1, h, -1)
         row = torch.eye(h, dtype=torch.bool)[:, :, None].expand(-1, -1, latent)
-        few = min(64, max(2, SINGLE_BUDGET // (h * latent)))
-        return self._share(column, 64), self._share(row, 64), self._share(single, few).view(h, latent)
+        few = min(64, self.share_of(SINGLE_BUDGET, 1) // (h * latent))
+        if few < 2 and self.effort == 1.0:
+            few = 2
+        states = self.share_of(64, 4)
+        alone = self._share(single, few) if few >= 2 else torch.full((h * latent,), torch.inf)
+        return self._share(column, states), self._share(row, states), alone.view(h, latent)
 
     def _share(self, masks: Tensor, count: int) -> Tensor:
         rows, old, new = self.spread_rows(count), self.noise(1, count), self.noise(2, count)

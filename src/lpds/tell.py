@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lpds.evaluation import EvalReport
 from lpds.stats import noise_share, paired_difference
@@ -51,7 +52,12 @@ def what_noise_decides(name: str, reports: Sequence[EvalReport]) -> str:
         outcome = np.stack([report.returns for report in reports])
         best, mean = float(outcome.max(0).mean()), float(outcome.mean())
         words = f"the best of {count} noises in every episode returns {best:.1f} in the mean, one {mean:.1f}"
-        return f"{name}: {words}; the noise decides {noise_share(outcome):.0%} of the return's variance"
+        return f"{name}: {words}; {_decided(outcome, 'the return')}"
     always, never = int(outcome.min(0).sum()), int((1.0 - outcome.max(0)).sum())
     words = f"of {outcome.shape[1]} episodes {always} succeed under each of {count} noises and {never} under none"
-    return f"{name}: {words}; the noise decides {noise_share(outcome):.0%} of the variance of success"
+    return f"{name}: {words}; {_decided(outcome, 'success')}"
+
+
+def _decided(outcome: npt.NDArray[np.float64], what: str) -> str:
+    share = noise_share(outcome)
+    return f"{what} does not vary" if np.isnan(share) else f"the noise decides {share:.0%} of the variance of {what}"

@@ -15,6 +15,9 @@ from lpds.errors import DecoderFault, LpdsError, one_line
 from lpds.random import normal
 from lpds.types import LatentSpec, Shape
 
+PROBE_SCALES = (1.0, 0.1, 0.01, 0.0)
+"""Deviations of the observations that a fingerprint is taken at: a policy may saturate on those far from its own."""
+
 
 class CallableDecoder(BaseDecoder):
     """A user's own policy, called as it is. Its fingerprint is made of its name, its shapes and what it decodes."""
@@ -142,8 +145,10 @@ class CallableDecoder(BaseDecoder):
         return hash_tensors(tensors, facts)
 
     def _probe(self) -> tuple[Any, Tensor]:
-        def draw(index: int, shape: Shape) -> Tensor:
-            return torch.from_numpy(normal("probe", index, shape=(2, *shape)))
+        def draw(index: int, shape: Shape, scaled: bool = True) -> Tensor:
+            rows = torch.from_numpy(normal("probe", index, shape=(2 * len(PROBE_SCALES), *shape)))
+            scales = torch.tensor(PROBE_SCALES).repeat_interleave(2)
+            return rows * scales.view(-1, *(1 for _ in shape)) if scaled else rows
 
         shape = self.spec.obs_shape
         obs: Any
@@ -151,7 +156,9 @@ class CallableDecoder(BaseDecoder):
             obs = {key: draw(index + 1, shape[key]) for index, key in enumerate(sorted(shape))}
         else:
             obs = draw(1, shape)
-        return self.plausible(obs), draw(0, self.spec.latent_shape)  # pictures as pictures: its functions may insist on it
+        return self.plausible(obs), draw(
+            0, self.spec.latent_shape, scaled=False
+        )  # pictures as pictures: its functions may insist on it
 
 
 def _copy(value: Any) -> Any:

@@ -242,7 +242,9 @@ def read_runs(folders: Sequence[Path]) -> list[RunData]:
     Raises:
         LpdsError: no folder, or one that holds no run.
     """
-    distinct = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
+    # a grid writes seedN.log beside seedN, which `seed*` matches as well
+    named = [Path(folder) for folder in folders if not (Path(folder).suffix == ".log" and Path(folder).is_file())]
+    distinct = list({folder.resolve(): folder for folder in named}.values())
     if not distinct:
         raise LpdsError("a report needs at least one run folder")
     return [_read_run(folder) for folder in distinct]

@@ -11,4 +11,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--decoder", metavar="REF", help="what lpds.load_decoder takes: a zoo name, python:FILE.py:NAME ...")
     group.addoption("--decoder-env", metavar="ID", help="environment in which it acts (default: what its card says)")
     group.addoption("--decoder-option", metavar="KEY=VALUE", action="append", default=[], help="an option of load_decoder")
-    group.addoption("--decoder-samples", metavar="N", type=int, default=256, help="states to probe with (default 256)")
+    group.addoption("--decoder-samples", metavar="N", type=int, help="states to probe with (default: as lpds check)")

@@ -19,6 +19,7 @@ from lpds.evaluation import EvalReport
 from lpds.policy import SteeredPolicy, load_policy
 from lpds.random import episode_seed
 from lpds.registry import TASKS, resolve
+from lpds.types import Decoder
 from lpds.video.backend import choose_backend, no_backend
 from lpds.video.frames import FASTEST, file_kind, load_writers, open_film, pairs
 from lpds.video.record import Episode, Shot, picture, recording, shots
@@ -45,6 +46,7 @@ def write_video(
     task: str | None = None,
     *,
     env: EnvLike | None = None,
+    decoder: Decoder | str | None = None,
     out: str | Path | None = None,
     episodes: int = 1,
     seed: int = 0,
@@ -62,6 +64,7 @@ def write_video(
         run: a run folder, or a policy of :func:`lpds.load_policy`.
         task: whose environment; the run's own by default; or
         env: a Gymnasium id, or a zero-argument factory of an environment made with ``render_mode="rgb_array"``.
+        decoder: needed for a run of a wrapped one, and for one that has moved; a decoder or a reference.
         out: an ``.mp4`` or ``.gif``; ``video.mp4`` in the run folder by default.
         episodes: E, one after another.
         seed: of the evaluation.
@@ -77,7 +80,7 @@ def write_video(
     Raises:
         LpdsError: nothing can be drawn here, an option that does not fit, or a file that cannot be written.
     """
-    policy = run if isinstance(run, SteeredPolicy) else load_policy(run)
+    policy = run if isinstance(run, SteeredPolicy) else load_policy(run, decoder)
     if out is None:
         if isinstance(run, SteeredPolicy):
             raise LpdsError("a policy has no folder to write into: pass out=")

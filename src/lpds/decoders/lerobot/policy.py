@@ -56,6 +56,12 @@ class LeRobotDecoder(BaseDecoder):
         self._processors = Processors(
             folder, config, options.device, text=options.task is not None, tokenizer=options.tokenizer
         )
+        unknown = self._processors.unknown_words(options.task or "")
+        if unknown:
+            raise LpdsError(
+                f"the tokenizer of {folder} does not know {', '.join(map(repr, unknown))}: the instruction {options.task!r} is "
+                "none that the policy was trained on"
+            )
         self._policy = build_policy(folder, config)
         shapes = {self._processors.renamed.get(key, key): shape for key, shape in self._observed().items()}
         obs_shape: Shape | Mapping[str, Shape] = shapes
@@ -65,7 +71,9 @@ class LeRobotDecoder(BaseDecoder):
         if options.flat:
             wide = sorted(key for key, shape in shapes.items() if len(shape) > 1 + (self._history() > 1))
             if wide or any(".language." in key for key in shapes):
-                raise LpdsError(f"flat=True takes vectors only; {folder} also needs {wide or 'an instruction (pass task=)'}")
+                raise LpdsError(
+                    f"flat=True takes vectors only; {folder} also needs {wide or 'an instruction (--instruction, task=)'}"
+                )
             if len(shapes) > 1 and (options.flat_order is None or sorted(self._vectors) != sorted(shapes)):
                 raise LpdsError(
                     f"flat=True puts {', '.join(sorted(shapes))} end to end, in an order that a vector does not say: pass "

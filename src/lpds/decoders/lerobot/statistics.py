@@ -55,6 +55,16 @@ class Processors:
         self._check(before, config.input_features, FILES[0])
         self._check(after, config.output_features, FILES[1])
 
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of an instruction that the tokenizer has nothing but its "unknown" for."""
+        found = (getattr(step, "input_tokenizer", None) or getattr(step, "tokenizer", None) for step in self._before.steps)
+        tokenizer = next((one for one in found if getattr(one, "unk_token_id", None) is not None), None)
+        if tokenizer is None:
+            return []
+        return [
+            word for word in text.split() if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
+        ]
+
     def observation(self, obs: dict[str, Any]) -> dict[str, Any]:
         """Raw observations as LeRobot's batch for the policy: renamed, tokenised, normalised."""
         batch: dict[str, Any] = self._before(obs)
@@ -165,6 +175,11 @@ def _open(folder: Path, file: str, device: str, *, text: bool, tokenizer: str | 
             str(folder), config_filename=file, overrides=overrides, to_transition=sides[file][0], to_output=sides[file][1]
         )
     except Exception as error:  # missing state files, unknown steps, a tokenizer that cannot be fetched
+        if text and "tokenizer_processor" in names and "tokenizer_processor" not in overrides:
+            raise LpdsError(
+                f"{folder / file} cannot be opened; if its tokenizer cannot be fetched here, pass a folder that holds it "
+                f"(--tokenizer FOLDER, tokenizer=): {one_line(error)}"
+            ) from None
         raise LpdsError(f"{folder / file} cannot be opened: {one_line(error)}") from None
 
 
