@@ -36,6 +36,16 @@ def test_environment(task):
     env.close()
 
 
+def test_a_short_run_steers_a_hand(tmp_path):
+    """Frozen policy, warm-up, fits, updates of Delta, evaluations that tell of success, and the policy that comes back."""
+    short = {"steps": 900, "warmup_steps": 400, "warmup_fits": 10, "batch_size": 32, "width": 32, "eval_every": 0}
+    run = lpds.steer("adroit-pen", **short, final_episodes=2, out=tmp_path / "pen", device="cpu", quiet=True)
+    assert not np.isnan(run.steered.successes).any()
+    assert run.frozen.lengths.tolist() == [100, 100]
+    assert np.array_equal(run.frozen.first_obs, run.steered.first_obs)
+    assert lpds.load_policy(run.folder).shift(run.frozen.first_obs).any()
+
+
 @pytest.mark.parametrize("task", SIZES)
 def test_the_same_seed_gives_the_same_episode_and_another_another(task):
     rows = []

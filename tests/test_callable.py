@@ -278,3 +278,19 @@ def test_wrapped_functions_have_no_file_form(refused, tmp_path):
     with refused("'mine'", "callable"):
         save_decoder(wrap(), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_policies_that_saturate_far_from_their_own_observations_are_told_apart(refused):
+    """Metres and clipped actions: at N(0, 1) all of them push to the end, wherever they differ and whether they roll dice."""
+
+    def made(gain, dice=False):
+        def act(obs, w):
+            noise = torch.randn(w.shape) if dice else w
+            return (50.0 * (obs[:, None, :3] - obs[:, None, 3:]) + gain * noise).clamp(-1.0, 1.0)
+
+        return lpds.wrap_decoder(act, obs_shape=(6,), latent_shape=(4, 3), action_shape=(4, 3), name="mine")
+
+    assert made(0.3).fingerprint == made(0.3).fingerprint
+    assert made(0.3).fingerprint != made(-0.6).fingerprint
+    with refused("is stochastic"):
+        made(0.3, dice=True).fingerprint  # noqa: B018

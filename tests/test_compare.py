@@ -11,6 +11,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 import lpds
+from lpds.errors import LpdsError
 from lpds.stats import (
     area_under_curve,
     crossed_bootstrap,
@@ -385,3 +386,14 @@ def test_each_is_compared_with_the_frozen_policy_that_it_was_made_from(tmp_path)
     assert [round(row.difference[0]) for row in report.rows[2:]] == [10, 3]
     assert report.references == {"toy": "each one's own frozen policy"}
     assert round(lpds.compare(runs, "lpds").rows[3].difference[0]) == 93
+
+
+def test_logs_beside_run_folders_are_no_runs(tmp_path):
+    """A grid writes seedN.log beside seedN, and ``seed*`` matches both; a file of another name is still refused."""
+    for seed in range(2):
+        write_run(tmp_path / f"seed{seed}", "lpds", seed, [1.0 + e for e in range(8)])
+        (tmp_path / f"seed{seed}.log").write_text("said")
+    assert lpds.compare(sorted(tmp_path.glob("seed*"))).rows[-1].seeds == 2
+    (tmp_path / "seed0.txt").write_text("said")
+    with pytest.raises(LpdsError, match=r"seed0\.txt"):
+        lpds.compare([tmp_path / "seed0.txt"])

@@ -349,3 +349,49 @@ def test_table():
 def test_what_the_caller_gets_wrong(arguments, message):
     with pytest.raises(lpds.LpdsError, match=message):
         lpds.check(wrap(good), **arguments)
+
+
+def test_a_slow_decoder_is_probed_less_and_a_dear_context_is_made_once_a_state():
+    """Few samples take as much less of every finding's decodes; a context is made once for a state, not for every noise."""
+    counts = {"rows": 0, "prepared": 0}
+
+    def prepare(obs):
+        counts["prepared"] += len(obs)
+        return obs
+
+    def act(context, w):
+        counts["rows"] += len(w)
+        return good(context, w)
+
+    def run(samples):
+        counts.update(rows=0, prepared=0)
+        report = lpds.check(wrap(act, prepare=prepare), samples=samples)
+        return report, dict(counts)
+
+    few, less = run(16)
+    many, all_of_it = run(256)
+    plain = lpds.check(wrap(good), samples=256)
+    assert less["rows"] < 0.4 * all_of_it["rows"]
+    assert all_of_it["prepared"] < 0.2 * all_of_it["rows"]
+    for name in ("variance due to w", "live latents", "prior", "smooth in w"):  # the same figures, to the rounding of a batch
+        assert find(many, name).figure == find(plain, name).figure
+    assert few.ok
+    names = []
+    lpds.check(wrap(good), samples=16, progress=names.append)
+    assert names[:2] == ["decodes", "roll-out"]
+    assert "live latents" in names
+
+
+def test_a_decoder_that_takes_long_gets_sixteen_samples(monkeypatch):
+    seen = []
+
+    def act(obs, w):
+        seen.append(len(w))
+        return good(obs, w)
+
+    quick = lpds.check(wrap(act))
+    rows, seen[:] = sum(seen), []
+    monkeypatch.setattr("lpds.doctor.SLOW", -1.0)
+    slow = lpds.check(wrap(act))
+    assert quick.ok == slow.ok
+    assert sum(seen) < 0.4 * rows

@@ -23,7 +23,7 @@ from lpds.methods.lpds import LPDS
 from lpds.policy import SteeredPolicy
 from lpds.random import normal
 from lpds.stats import noise_share, paired_difference
-from lpds.tell import differences
+from lpds.tell import differences, what_noise_decides
 from lpds.types import Decision
 
 FIELDS = ("returns", "successes", "successes_at_end", "lengths", "final_obs")
@@ -304,3 +304,16 @@ def test_what_less_noise_and_what_the_shift_bring_are_told_apart():
     unsaid = np.full(10, np.nan)
     silent = EvalReport(np.ones(10), unsaid, unsaid, np.ones(10, np.int64), 0, 1.0, np.zeros((10, 1), np.float32))
     assert "success" not in differences([("frozen", silent), ("scale 1", silent)])[0]
+
+
+def test_what_the_noise_decides_of_what_does_not_vary():
+    def played(successes):
+        values = np.asarray(successes, float)
+        zeros = np.zeros(len(values))
+        return EvalReport(zeros, values, values, zeros.astype(np.int64), 0, 0.0, np.zeros((len(values), 1), np.float32))
+
+    always = what_noise_decides("frozen", [played([1, 1, 1])] * 2)
+    assert always.endswith("of 3 episodes 3 succeed under each of 2 noises and 0 under none; success does not vary")
+    mixed = what_noise_decides("frozen", [played([1, 0, 1]), played([0, 1, 1])])
+    assert "the noise decides" in mixed
+    assert "nan" not in mixed

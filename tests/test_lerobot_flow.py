@@ -175,3 +175,16 @@ def test_a_tokenizer_that_is_not_there_is_one_line(made, tmp_path, monkeypatch):
     with pytest.raises(LpdsError, match=r"policy_preprocessor\.json cannot be opened") as caught:
         load_decoder(f"lerobot:{made[2]}", task="lift", tokenizer=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_cannot_be_fetched_names_the_remedy(made, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(LpdsError, match=r"pass a folder that holds it \(--tokenizer FOLDER, tokenizer=\): ") as caught:
+        load_decoder(f"lerobot:{made[2]}", task="lift the cube")
+    assert "\n" not in str(caught.value)
+
+
+def test_words_that_the_tokenizer_does_not_know_are_refused(made, tokenizer):
+    """They would all be one token, and the policy would do something else without a word."""
+    with pytest.raises(LpdsError, match=r"does not know 'grab', 'things': the instruction 'grab the things' is none"):
+        load_decoder(f"lerobot:{made[2]}", task="grab the things", tokenizer=tokenizer)

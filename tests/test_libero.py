@@ -11,6 +11,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 
 import lpds
@@ -209,6 +210,30 @@ def test_a_fresh_environment_gives_the_same_episode_and_chunks_stop_at_the_horiz
     *_, terminated, truncated, info = chunks.step(still)
     assert (info["k"].tolist(), terminated.tolist(), truncated.tolist()) == ([2], [False], [True])
     chunks.close()
+
+
+@installed
+def test_a_short_run_steers_an_arm(tmp_path):
+    """A function that reaches about, since no pi0 is shipped: warm-up, fits, updates, evaluations that tell of success."""
+    size = LiberoEnv(57, horizon=2).observation_space.shape[0]
+    reach = lpds.wrap_decoder(
+        lambda obs, w: torch.tanh(w), obs_shape=(size,), latent_shape=(4, 7), action_shape=(4, 7), name="reach"
+    )
+    short = {"steps": 300, "warmup_steps": 150, "warmup_fits": 5, "batch_size": 16, "width": 32, "eval_every": 0}
+    run = lpds.steer(
+        "libero-90:57",
+        decoder=reach,
+        env=lambda: LiberoEnv(57, horizon=60),
+        **short,
+        final_episodes=1,
+        out=tmp_path / "run",
+        device="cpu",
+        quiet=True,
+    )
+    assert run.frozen.successes.tolist() == [0.0]
+    assert run.frozen.lengths.tolist() == [60]
+    assert np.array_equal(run.frozen.first_obs, run.steered.first_obs)
+    assert lpds.load_policy(run.folder, reach).shift(run.frozen.first_obs).any()
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

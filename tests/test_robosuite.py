@@ -82,9 +82,21 @@ def test_spaces_and_the_order_of_robomimics_keys(make, task):
 
 
 @installed
+@pytest.mark.parametrize("task", SIZES)
 @pytest.mark.filterwarnings("ignore")  # the checker's own advice on a simulator that is not ours
-def test_lift_keeps_gymnasiums_contract(make):
-    check_env(make("lift"), skip_render_check=True, skip_close_check=True)
+def test_gymnasiums_contract(make, task):
+    check_env(make(task), skip_render_check=True, skip_close_check=True)
+
+
+@installed
+def test_a_short_run_steers_an_arm(tmp_path):
+    """Frozen policy, warm-up, fits, updates of Delta, evaluations that tell of success, and the policy that comes back."""
+    short = {"steps": 440, "warmup_steps": 320, "warmup_fits": 5, "batch_size": 16, "width": 32, "eval_every": 0}
+    run = lpds.steer("robomimic-lift", **short, final_episodes=1, out=tmp_path / "lift", device="cpu", quiet=True)
+    assert not np.isnan(run.steered.successes).any()
+    assert run.frozen.lengths.tolist() == [300]
+    assert np.array_equal(run.frozen.first_obs, run.steered.first_obs)
+    assert lpds.load_policy(run.folder).shift(run.frozen.first_obs).any()
 
 
 @installed

@@ -89,15 +89,22 @@ def test_a_run_folder_and_the_words_of_the_command_line(tmp_path, capsys, no_pro
     decoder = load_decoder("toy")
     learner, _ = build_learner(RunSettings(), "lpds", LPDSSettings(width=16), decoder, torch.device("cpu"))
     save_policy(tmp_path / "run" / "policy", "lpds", learner, decoder)
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"env": None, "env_name": "short_toy"}))
+    config = {"task": "own", "method": "lpds", "env": None, "env_name": "short_toy", "decoder": {}, "run": {}, "settings": {}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     assert main(["video", str(tmp_path / "run")]) == 2
     assert "used the environment factory 'short_toy': pass it as env=" in capsys.readouterr().err
     film = write_video(tmp_path / "run", env=short_toy, fps=2, size=64)
     assert film.path == tmp_path / "run" / "video.mp4"
     assert film.path.is_file()
 
+    facts = tmp_path / "run" / "policy" / "policy.json"
+    facts.write_text(facts.read_text().replace('"reference": "toy"', '"reference": "folder:gone"'))  # its decoder has moved
+    assert main(["video", str(tmp_path / "run"), "toy"]) == 2
+    assert "gone" in capsys.readouterr().err
     out = tmp_path / "films" / "toy.gif"
-    assert main(["video", str(tmp_path / "run"), "toy", "--out", str(out), "--fps", "2", "--size", "64"]) == 0
+    assert (
+        main(["video", str(tmp_path / "run"), "toy", "--decoder", "toy", "--out", str(out), "--fps", "2", "--size", "64"]) == 0
+    )
     printed = capsys.readouterr().out
     assert "frozen   return" in printed
     assert str(out) in printed

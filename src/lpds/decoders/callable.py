@@ -156,9 +156,8 @@ class CallableDecoder(BaseDecoder):
             obs = {key: draw(index + 1, shape[key]) for index, key in enumerate(sorted(shape))}
         else:
             obs = draw(1, shape)
-        return self.plausible(obs), draw(
-            0, self.spec.latent_shape, scaled=False
-        )  # pictures as pictures: its functions may insist on it
+        # pictures as pictures: its functions may insist on it
+        return self.plausible(obs), draw(0, self.spec.latent_shape, scaled=False)
 
 
 def _copy(value: Any) -> Any:
