@@ -277,7 +277,8 @@ def _fields(group: Any, kind: type[Any], changes: Any) -> None:
 def _decoder_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("decoder options")
     group.add_argument("--normalization", help="npz of ranges (dppo:)")
-    group.add_argument("--ddim-steps", type=int, help="DDIM steps")
+    group.add_argument("--ddim-steps", type=int, help="DDIM steps (diffusion)")
+    group.add_argument("--ode-steps", type=int, help="steps of the ODE solver (flow; lerobot: pi0, pi05, SmolVLA)")
     group.add_argument("--denoising-steps", type=int, help="steps of the training schedule (dppo:)")
     group.add_argument("--decoder-activation", choices=["relu", "mish"], help="of a dppo: network")
     group.add_argument("--execute", type=int, help="steps of the decoded chunk to execute (dppo:, lerobot:)")

@@ -395,6 +395,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     options = {
         "normalization": arguments.normalization,
         "ddim_steps": arguments.ddim_steps,
+        "steps": arguments.ode_steps,
         "denoising_steps": arguments.denoising_steps,
         "activation": arguments.decoder_activation,
         "execute": arguments.execute,

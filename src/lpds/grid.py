@@ -25,6 +25,7 @@ SUITES: dict[str, tuple[str, ...]] = {"gym": ("hopper", "walker2d", "halfcheetah
 DECODER_OPTIONS = {
     "normalization": "normalization",
     "ddim_steps": "ddim_steps",
+    "ode_steps": "steps",
     "denoising_steps": "denoising_steps",
     "decoder_activation": "activation",
     "execute": "execute",
