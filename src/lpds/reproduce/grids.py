@@ -119,7 +119,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         ),
         (
             "DSRL does as many updates a decision as LP-DS, not its released number.",
-            "The paper's delta on Pen, 0.66, is 0.007 for each of 96 coordinates: lpds+delta8 is the same method with twelve times that.",
+            "The paper's delta on Pen, 0.66, is 0.007 for each of 96 coordinates; lpds+delta8 has twelve times that.",
         ),
         figures=("success", "learning", "entropy", "trust-region"),
         metrics=("success_ema", "delta_sq_mean", "action_entropy"),
