@@ -173,9 +173,11 @@ def test_it_learns_what_is_demonstrated_and_the_instruction_reaches_it(made):
     error = (decoder(obs, w) - wanted).abs().mean((0, 1))
     assert error[0] < 0.3  # of 1
     assert error[1] < 0.6  # of 2
-    other = opened(made, task="throw the cube away")
+    other = opened(made, task=" ".join(reversed(TOLD.split())))
     assert other.fingerprint != decoder.fingerprint
     assert not torch.equal(other(obs, w), decoder(obs, w))
+    with pytest.raises(LpdsError, match="does not know 'throw'"):
+        opened(made, task="throw the cube away")
 
 
 def test_training_is_a_function_of_its_seed(tmp_path):
