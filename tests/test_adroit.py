@@ -10,6 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import lpds
+from lpds.api import resolve_preset, resolve_settings
 from lpds.envs.build import environment_factory
 from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Source, roll_out
@@ -87,8 +88,12 @@ def test_an_adroit_release_that_says_no_success_is_an_error(refused):
         env.step(env.action_space.sample())
 
 
-def test_presets_have_the_papers_delta_where_it_is_known():
-    assert resolve("task", TASKS, "adroit-pen").method["lpds"]["delta"] == 0.66
+@pytest.mark.parametrize(("name", "delta"), [("pen", 0.66), ("hammer", 0.35), ("door", 0.35), ("relocate", 0.35)])
+def test_the_papers_delta_is_in_its_preset_and_the_default_is_a_budget_for_long_latents(name, delta):
+    task = resolve("task", TASKS, f"adroit-{name}")
+    _, own = resolve_settings(task, "lpds", {})
+    _, papers = resolve_settings(task, "lpds", {}, resolve_preset("paper", "lpds", task.name))
+    assert (own.delta, papers.delta, papers.delta_unit) == (8.0, delta, "sum")
 
 
 def human_file(path, lengths=(5, 3)):

@@ -291,7 +291,7 @@ def test_a_decoder_knows_where_it_acts(name, env):
 def test_the_page_of_hands_and_arms_says_what_the_cards_say():
     page = (Path(__file__).parents[1] / "docs" / "manipulation.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
-    told = {row[0].strip("`"): row[3] for row in rows if "%" in row[3] and len(row) == 5}
+    told = {row[0].strip("`"): row[3] for row in rows if len(row) == 5 and "%" in row[3]}
     names = {path.name for path in FOLDER.iterdir() if path.name.startswith(("adroit-", "robomimic-"))}
     assert set(told) == {name for name in names if not name.endswith(("-flow", "-c8"))}
     for name, cell in told.items():

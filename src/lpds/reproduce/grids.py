@@ -106,10 +106,10 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         "adroit-pen",
         (
             "lpds",
-            "lpds+delta8:delta=8",
-            "lpds+free:dual=off",
-            "lpds+unbounded:dual=off,noise_bound=inf",
-            "lpds+penalty:dual=fixed",
+            "lpds+delta0.66:delta=0.66",
+            "lpds+free:delta=0.66,dual=off",
+            "lpds+unbounded:delta=0.66,dual=off,noise_bound=inf",
+            "lpds+penalty:delta=0.66,dual=fixed",
             f"dsrl-na+equal:{EQUAL}",
             "lpds-a",
         ),
@@ -119,7 +119,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         ),
         (
             "DSRL does as many updates a decision as LP-DS, not its released number.",
-            "The paper's delta on Pen, 0.66, is 0.007 for each of 96 coordinates; lpds+delta8 has twelve times that.",
+            "The paper's delta on Pen, 0.66, is 0.007 for each of 96 coordinates; lpds has twelve times that.",
         ),
         figures=("success", "learning", "entropy", "trust-region"),
         metrics=("success_ema", "delta_sq_mean", "action_entropy"),
