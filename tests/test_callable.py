@@ -294,3 +294,11 @@ def test_policies_that_saturate_far_from_their_own_observations_are_told_apart(r
     assert made(0.3).fingerprint != made(-0.6).fingerprint
     with refused("is stochastic"):
         made(0.3, dice=True).fingerprint  # noqa: B018
+
+
+def test_a_policy_that_divides_by_its_observations_length_has_a_fingerprint():
+    def act(obs, w):
+        return w * (obs / obs.norm(dim=1, keepdim=True))[:, None, :3]
+
+    decoder = lpds.wrap_decoder(act, obs_shape=(3,), latent_shape=(4, 3), action_shape=(4, 3), name="turned")
+    assert len(decoder.fingerprint) == 64

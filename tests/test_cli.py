@@ -234,7 +234,7 @@ def test_a_decoder_that_has_moved_is_named(capsys, tmp_path, monkeypatch):
     shutil.copytree(FOLDER / "toy", tmp_path / "kept" / "mine")
     small = ["--warmup-steps", "400", "--warmup-fits", "5", "--eval-every", "0", "--final-episodes", "6", "--width", "16"]
     run = tmp_path / "kept" / "run"
-    where = ["--decoder", "folder:kept/mine", "--env", "four-mode"]
+    where = ["--decoder", "folder:kept/mine", "--env", "four-mode", "--ddim-steps", "4"]
     assert main(["steer", "toy", *where, "--steps", "800", "--out", str(run), "--quiet", *small]) == 0
     for path in (run / "config.json", run / "policy" / "policy.json"):  # as committed evidence has it
         facts = json.loads(path.read_text())
@@ -247,7 +247,9 @@ def test_a_decoder_that_has_moved_is_named(capsys, tmp_path, monkeypatch):
     capsys.readouterr()
     assert main(["eval", str(run), "--episodes", "2"]) == 2
     assert "kept/mine" in capsys.readouterr().err
-    assert main(["eval", str(run), "--episodes", "2", "--decoder", "folder:moved", "--json"]) == 0
+    for spelt in ("folder:moved", "moved"):  # with the run's own options, however its place is written
+        assert main(["eval", str(run), "--episodes", "2", "--decoder", spelt, "--json"]) == 0
     assert main(["resume", str(run), "--steps", "1200", "--decoder", "folder:moved", "--quiet"]) == 0
+    assert main(["resume", str(run), "--steps", "1300", "--quiet"]) == 0  # the run knows where it is now
     assert main(["eval", str(run), "--episodes", "2", "--decoder", "hopper"]) == 2
     assert "was learned on a decoder with fingerprint" in capsys.readouterr().err

@@ -194,7 +194,7 @@ def test_what_is_refused(tmp_path, refused):
             steer(tmp_path / "a", **{"kept_noises": 3, **changes})
     with refused("features= and feature_size= go together"):
         spot_decoder(feature_size=None)
-    with refused("the features of decoder 'spot' are [8, 4], expected [B, 5]"):
+    with refused("the features of decoder 'spot' are [6, 4], expected [B, 5]"):
         steer(tmp_path / "a", decoder=spot_decoder(feature_size=5))
     with refused("takes observations {'picture'", "gives (2,)"):
         steer(tmp_path / "a", env=make_four_mode)

@@ -117,7 +117,9 @@ def test_a_small_budget_is_told_for_a_coordinate():
     assert learner(identity_decoder((2, 2)), delta=0.35).remark.endswith("0.09 for each of 4 free coordinates")
     assert small in learner(identity_decoder((20, 20)), delta=0.35).remark
     assert small not in learner(identity_decoder((20, 20)), delta=0.08, delta_unit="mean").remark
-    assert small not in learner(identity_decoder((20, 20)), delta=0.35, dual="off").remark
+    assert learner(identity_decoder((20, 20)), dual="off").remark == "no trust region holds Delta: dual off"
+    assert "a penalty of fixed weight" in learner(identity_decoder((2, 2)), dual="fixed").remark
+    assert "growing to that over 500 updates" in learner(identity_decoder((2, 2)), delta_updates=500).remark
     masked = learner(identity_decoder((2, 3), free=(True, False, True)), delta=1.0).remark
     assert "0.2 for each of 4 free" in masked
 

@@ -265,3 +265,14 @@ def test_what_is_expected_is_told_and_only_that_is_refused(monkeypatch):
     assert f"{400 * row / 1e9:.3g} GB at most, {100 * row / 1e9:.3g} GB where no chunk is cut short" in told
     with pytest.raises(LpdsError, match="do not fit"):
         Replay(SPEC, 400, 1, 1, CPU, expected=101)
+
+
+def test_a_ring_beyond_the_machine_takes_what_is_expected_and_grows(monkeypatch):
+    """Ten thousand million rows: a system promises no such array, and a run of whole chunks needs a hundred."""
+    ring = Replay(SPEC, 10**10, 1, 2, CPU, expected=100)
+    assert len(ring._rows["obs"]) == 100
+    fill(ring, 60)
+    assert held(ring) == list(range(120))
+    monkeypatch.setattr("torch.empty", lambda *shape, **given: (_ for _ in ()).throw(RuntimeError("can't allocate memory")))
+    with pytest.raises(LpdsError, match="do not fit into the"):
+        fill(ring, 60, first=60)

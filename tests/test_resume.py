@@ -412,3 +412,5 @@ def test_a_checkpoint_that_lacks_something_is_one_line(tmp_path, refused):
         path.write_text(json.dumps({key: value for key, value in facts.items() if key != lacking}))
         with refused(words):
             resume(tmp_path / "run", steps=TINY["steps"] + 100)
+        assert (tmp_path / "run" / "summary.json").is_file()
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["steps"] == TINY["steps"]

@@ -163,23 +163,29 @@ def resume(
         device = _device(settings.device)
         learner, generator = build_learner(settings, config["method"], method_settings, frozen, device)
         rows = read_demonstrations(settings, config["method"], learner, frozen)
-        if settings != before:  # written only now that nothing stands against going on
-            write_json(folder / "config.json", {**config, "run": to_json(settings)})
         if not (folder / "passport.json").is_file():  # a kill came before it
             passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
             write_json(folder / "passport.json", passport)
         runner = build_runner(
             settings, config["method"], learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
         )
-        (folder / "summary.json").unlink(missing_ok=True)  # the last evaluation that it tells is made again
         if begun:
             try:
                 runner.restore()
-            except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-                what = f"{type(error).__name__}: {one_line(error)}"
-                raise LpdsError(f"the checkpoint in {folder} and the run's config.json do not fit together ({what})") from error
+            except (torch.OutOfMemoryError, LpdsError):
+                raise
+            except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+                fit = f"the checkpoint in {folder} and the run's config.json do not fit together"
+                raise LpdsError(f"{fit} ({one_line(error)})") from error
         else:  # killed before the first checkpoint: the whole run is one deterministic function of its settings
             runner.open_logs({"metrics": 0, "episodes": 0, "eval": 0})
+        # written only now that nothing stands against going on
+        known = config["decoder"]
+        if frozen.reference is not None:  # where it is now
+            known = {**known, "reference": frozen.reference, "options": getattr(frozen, "options", {})}
+        if settings != before or known != config["decoder"]:
+            write_json(folder / "config.json", {**config, "decoder": known, "run": to_json(settings)})
+        (folder / "summary.json").unlink(missing_ok=True)  # the last evaluation that it tells is made again
         return drive(runner, display)
 
 

@@ -229,12 +229,6 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
     from lpds.tasks import PRESETS
 
-    peek = _Parser(prog="lpds steer", add_help=False)
-    peek.add_argument("command", nargs="?")
-    peek.add_argument("task", nargs="?")
-    peek.add_argument("--method", default="lpds")
-    peek.add_argument("--preset")
-    seen, _ = peek.parse_known_args([word for word in words if word not in ("-h", "--help")])
     parser.add_argument("task", nargs="?", help=f"a preset: {', '.join(TASKS)}; may be left out with --decoder and --env")
     parser.add_argument("--method", default="lpds", help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--decoder", help=f"in place of the task's: zoo name, {', '.join(DECODER_FORMS)}")
@@ -245,8 +239,14 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     parser.add_argument("--tensorboard", action="store_true")
     parser.add_argument("--quiet", action="store_true")
     _decoder_options(parser)
-    if seen.command != "steer":
+    if list(words[:1]) != ["steer"]:
         return
+    peek = _Parser(prog="lpds steer", add_help=False)
+    peek.add_argument("command", nargs="?")
+    peek.add_argument("task", nargs="?")
+    peek.add_argument("--method", default="lpds")
+    peek.add_argument("--preset")
+    seen, _ = peek.parse_known_args([word for word in words if word not in ("-h", "--help")])
     preset: Task = resolve("task", TASKS, seen.task) if seen.task in TASKS else Task("own", "", "")
     shared = preset.method.get("*", {})
     group = parser.add_argument_group("run settings (defaults are the preset's)")

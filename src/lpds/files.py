@@ -98,12 +98,13 @@ def read_object(path: Path, what: str, keys: Mapping[str, type] | None = None, v
         raise LpdsError(f"{path} is not that of {what}: it holds no JSON object")
     if version is not None and found.get("format_version", version) != version:
         raise LpdsError(f"{path} is of format {found['format_version']}; this version of lpds reads format {version}")
-    missing = [key for key in keys or () if key not in found]
+    keys = keys or {}
+    missing = [key for key in keys if key not in found]
     if missing:
         raise LpdsError(f"{path} is not that of {what}: {', '.join(missing)} missing")
-    wrong = [key for key, kind in (keys or {}).items() if not isinstance(found[key], kind)]
-    if wrong:
-        raise LpdsError(f"{path} is not that of {what}: {wrong[0]} is no {keys[wrong[0]].__name__ if keys else ''}")
+    for key, kind in keys.items():
+        if not isinstance(found[key], kind):
+            raise LpdsError(f"{path} is not that of {what}: {key} is no {kind.__name__}")
     return found
 
 

@@ -19,7 +19,7 @@ from lpds.errors import LpdsError, one_line
 from lpds.files import read_object, write_atomically, write_json
 from lpds.observations import Arrays, as_arrays, parts, shapes_fit
 from lpds.passport import check_fingerprint
-from lpds.registry import METHODS, resolve
+from lpds.registry import DECODER_SCHEMES, METHODS, resolve
 from lpds.types import Decoder, Method
 from lpds.wire import spec_to_wire
 from lpds.zoo import load_decoder
@@ -147,7 +147,7 @@ def load_policy(run: str | Path, decoder: Decoder | str | None = None) -> Steere
 
     Args:
         run: a folder that holds ``policy/``.
-        decoder: needed for a wrapped decoder; others are found by their reference.
+        decoder: needed for a wrapped decoder, and for one that has moved, also as a reference; others are found by theirs.
 
     Returns:
         The policy.
@@ -190,11 +190,17 @@ def find_decoder(facts: dict[str, Any], given: Decoder | str | None, what: str, 
             raise LpdsError(f"{what} belongs to the wrapped decoder {facts['name']!r}: pass it as decoder=")
         given = _place_from(facts["reference"], folder)
     if isinstance(given, str):
-        same_kind = given.partition(":")[0] == str(facts["reference"]).partition(":")[0] or given == facts["reference"]
+        same_kind = _kind(given) == _kind(str(facts["reference"]))
         given = load_decoder(given, **(facts["options"] if same_kind else {}))
     check_decoder(given)
     check_fingerprint(given, facts["fingerprint"], what)
     return given
+
+
+def _kind(reference: str) -> str:
+    """Whose loader a reference asks for: a zoo name and a path are folders of this project's own decoders, too."""
+    scheme, colon, _ = reference.partition(":")
+    return scheme if colon and scheme in DECODER_SCHEMES else "folder"
 
 
 def _place_from(reference: str, folder: Path) -> str:

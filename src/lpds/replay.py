@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Replay:
             kept_next: K chunks of the next state stored with a row, with their latents.
             expected: rows that will be written where no chunk is cut short; all of them by default.
             reserved: rows to reserve at once; by default all of them on the CPU, where pages that are never written are
-                never taken from the system, and else :data:`FIRST_ROWS`.
+                never taken from the system (what is expected, if all are more than it has), and else :data:`FIRST_ROWS`.
 
         Raises:
             LpdsError: what is expected would not fit into the machine's memory.
@@ -74,11 +75,14 @@ class Replay:
         if spec.pictures:
             self.row_bytes["pictures"] = spec.picture_size
         self._check_memory()
-        usual = self.capacity if device.type == "cpu" else FIRST_ROWS
+        usual = FIRST_ROWS
+        if device.type == "cpu":  # a system refuses to promise more than it has
+            usual = self.capacity if self.memory <= memory_of(device) else self.expected
         self._held = min(self.capacity, max(lanes, usual if reserved is None else reserved))
-        self._frames = Frames(spec.picture_size, self._held, lanes, device) if spec.pictures else None
-        # empty, not zeros: pages that are never written are never taken from the system
-        self._rows = {name: torch.empty((self._held, *size), device=device) for name, size in sizes.items()}
+        with self._told_if_it_does_not_fit():
+            self._frames = Frames(spec.picture_size, self._held, lanes, device) if spec.pictures else None
+            # empty, not zeros: pages that are never written are never taken from the system
+            self._rows = {name: torch.empty((self._held, *size), device=device) for name, size in sizes.items()}
 
     @property
     def memory(self) -> int:
@@ -95,13 +99,23 @@ class Replay:
         return f"replay: {self.capacity:,} decisions of {row:,} bytes, {self.memory / 1e9:.3g} GB at most{less} ({shares})"
 
     def _check_memory(self) -> None:
+        if self.expected * sum(self.row_bytes.values()) > memory_of(self.device):
+            raise self._too_large()
+
+    def _too_large(self) -> LpdsError:
         total = memory_of(self.device)
-        if self.expected * sum(self.row_bytes.values()) > total:
-            fits = int(0.8 * total / sum(self.row_bytes.values()))
-            raise LpdsError(
-                f"{self.describe_memory()} do not fit into the {total / 1e9:.3g} GB of this "
-                f"{'machine' if self.device.type == 'cpu' else 'device'}: set replay_size to {fits:,} or less"
-            )
+        fits = int(0.8 * total / sum(self.row_bytes.values()))
+        return LpdsError(
+            f"{self.describe_memory()} do not fit into the {total / 1e9:.3g} GB of this "
+            f"{'machine' if self.device.type == 'cpu' else 'device'}: set replay_size to {fits:,} or less"
+        )
+
+    @contextmanager
+    def _told_if_it_does_not_fit(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:  # torch's own is a RuntimeError on the CPU and on a GPU
+            raise self._too_large() from error
 
     def __len__(self) -> int:
         return min(self.inserted, self.capacity)
@@ -123,13 +137,15 @@ class Replay:
         """Have room for so many rows; what is written stays where it is, since nothing is overwritten before all are there."""
         if rows <= self._held:
             return
-        self._held = min(self.capacity, max(rows, 2 * self._held))
-        for name, value in self._rows.items():
-            grown = torch.empty((self._held, *value.shape[1:]), device=self.device)
-            grown[: len(value)] = value
-            self._rows[name] = grown
-        if self._frames is not None:
-            self._frames.grow(self._held)
+        doubled = 2 * self._held if self._held >= self.expected else min(2 * self._held, self.expected)
+        self._held = min(self.capacity, max(rows, doubled))
+        with self._told_if_it_does_not_fit():
+            for name, value in self._rows.items():
+                grown = torch.empty((self._held, *value.shape[1:]), device=self.device)
+                grown[: len(value)] = value
+                self._rows[name] = grown
+            if self._frames is not None:
+                self._frames.grow(self._held)
 
     def cut(self, lanes: Sequence[int]) -> None:
         """End the episodes under way in some sub-environments at their newest rows: what comes next does not follow them."""

@@ -15,7 +15,7 @@ from lpds.errors import DecoderFault, LpdsError, one_line
 from lpds.random import normal
 from lpds.types import LatentSpec, Shape
 
-PROBE_SCALES = (1.0, 0.1, 0.01, 0.0)
+PROBE_SCALES = (1.0, 0.1, 0.01)
 """Deviations of the observations that a fingerprint is taken at: a policy may saturate on those far from its own."""
 
 

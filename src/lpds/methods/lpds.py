@@ -278,10 +278,13 @@ class LPDS(Learner[ShiftPolicy]):
         return self.delta * min(1.0, (int(self.ascents) + 1) / grown) if grown else self.delta
 
     def _remark(self, size: int) -> str:
-        each = self.delta / size
+        c, each = self.settings, self.delta / size
+        if c.dual != "adaptive" or not math.isfinite(self.delta):
+            return "no trust region holds Delta: " + ("a penalty of fixed weight" if c.dual == "fixed" else f"dual {c.dual}")
+        grows = f", growing to that over {c.delta_updates:,} updates" if c.delta_updates else ""
         told = f"trust region: ||Delta||^2 <= {self.delta:.3g} in the mean, {each:.1g} for each of {size} free coordinates"
-        small = self.settings.dual != "off" and each < SMALL_BUDGET
-        return told + ("; if that is too little, --delta 0.08 --delta-unit mean (docs/learning.md)" if small else "")
+        small = "; if that is too little, --delta 0.08 --delta-unit mean (docs/learning.md)" if each < SMALL_BUDGET else ""
+        return told + grows + small
 
     @property
     def _finite_budget(self) -> float:

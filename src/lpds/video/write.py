@@ -80,6 +80,8 @@ def write_video(
     Raises:
         LpdsError: nothing can be drawn here, an option that does not fit, or a file that cannot be written.
     """
+    if isinstance(run, SteeredPolicy) and decoder is not None:
+        raise LpdsError("a policy has its decoder: decoder= is for a run")
     policy = run if isinstance(run, SteeredPolicy) else load_policy(run, decoder)
     if out is None:
         if isinstance(run, SteeredPolicy):
