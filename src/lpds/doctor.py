@@ -5,7 +5,6 @@ Every check is a measurement from outside, so it holds for the own decoders, pub
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from lpds.checks import check_decoder
 from lpds.envs.build import EnvLike
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError, one_line
-from lpds.findings import Finding, episodes_end, seeds, spaces, starts_at_noise
+from lpds.findings import Finding, episodes_end, latency, seeds, spaces, starts_at_noise
 from lpds.probe import FULL_EFFORT, NOISES_PER_STATE, Probe, meet, open_environment, synthetic_observations, take
 from lpds.random import normal
 from lpds.types import Decoder
@@ -80,8 +79,7 @@ def check(
             :func:`lpds.make_env` made (it is reset and left inside an episode). The probes then use observations that the
             frozen decoder meets in it; without one they are drawn from the normaliser's range, else from N(0, I).
         samples: observations [samples, O] to probe with, at least 16: that many decisions are executed in the environment. By
-            default 256, or 16 where a decode is slow: findings decode some 12,000 rows with the one, and a third to a
-            tenth of that, the less the longer the latent, with the other.
+            default 256, or 16 where a decode is slow, with which findings decode less than half of the rows.
         seed: of every draw, and of the resets of an environment that is made here.
         progress: called with the name of every finding before it is looked for.
 
@@ -358,25 +356,6 @@ def fingerprint(probe: Probe, spoilt: bool) -> Finding:
         if not spoilt:
             raise
         return Finding("fingerprint", f"none: {str(error).split(':', 1)[0]}", "warning", "mend the faults above first")
-
-
-def latency(probe: Probe) -> Finding:
-    """Median time of a decision at batch 1 and of a row in a large batch."""
-
-    def milliseconds(count: int, repeats: int) -> float:
-        obs, w = take(probe.obs, torch.arange(count) % len(probe)), probe.noise(9, count)
-        taken: list[float] = []
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            probe.decoder(obs, w)
-            taken.append(1e3 * (time.perf_counter() - start))
-            if sum(taken) > 2e3:  # a slow decoder is known well enough after two seconds
-                break
-        return statistics.median(taken[1:] or taken)
-
-    batch = probe.at_once
-    figure = f"{milliseconds(1, 20):.2f} ms a decision, {milliseconds(batch, 10) / batch:.4f} ms a row in a batch of {batch}"
-    return Finding("latency", figure, "ok")
 
 
 def _guarded(name: str, measure: Callable[[], Finding | None]) -> list[Finding]:

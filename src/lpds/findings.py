@@ -1,7 +1,9 @@
-"""What the doctor reports: one finding a measurement, and those about an environment."""
+"""What the doctor reports: one finding a measurement; those about an environment, about where a sampler starts, about time."""
 
 from __future__ import annotations
 
+import statistics
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +12,7 @@ import torch
 
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.observations import conform, parts
-from lpds.probe import take
+from lpds.probe import Probe, take
 from lpds.random import normal
 from lpds.types import Decoder
 
@@ -82,3 +84,22 @@ def seeds(env: ChunkedVectorEnv) -> Finding:
         return Finding("seeds", "two resets from one seed give one observation", "ok")
     remedy = "let reset call super().reset(seed=seed) and draw from self.np_random, so that frozen and steered play the same"
     return Finding("seeds", "two resets from one seed give two observations", "warning", remedy)
+
+
+def latency(probe: Probe) -> Finding:
+    """Median time of a decision at batch 1 and of a row in a large batch."""
+
+    def milliseconds(count: int, repeats: int) -> float:
+        obs, w = take(probe.obs, torch.arange(count) % len(probe)), probe.noise(9, count)
+        taken: list[float] = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            probe.decoder(obs, w)
+            taken.append(1e3 * (time.perf_counter() - start))
+            if sum(taken) > 2e3:  # a slow decoder is known well enough after two seconds
+                break
+        return statistics.median(taken[1:] or taken)
+
+    batch = probe.at_once
+    figure = f"{milliseconds(1, 20):.2f} ms a decision, {milliseconds(batch, 10) / batch:.4f} ms a row in a batch of {batch}"
+    return Finding("latency", figure, "ok")
