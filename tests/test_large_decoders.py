@@ -428,7 +428,7 @@ def test_a_fault_in_features_saves_the_run_and_stops_it(tmp_path):
             return where(context)
 
         broken = spot_decoder(features=features)
-        words = "features of decoder .* (raised ValueError: the camera is gone|hold NaN or infinity).*lpds resume"
+        words = r"features of decoder .* (raised ValueError: the camera is gone|hold NaN or infinity).*lpds\.resume\("
         with pytest.raises(DecoderFault, match=words):
             steer(tmp_path / name, decoder=broken)
         assert lpds.resume(tmp_path / name, decoder=spot_decoder(), env=Spot, quiet=True).finished

@@ -123,7 +123,8 @@ def test_ctrl_c_ends_in_a_checkpoint_and_resume_goes_on(whole, tmp_path, number,
     handler = signal.getsignal(word)
     run = steer(tmp_path / "run", env=Counter(number, lambda: signal.raise_signal(word)))
     assert not run.finished
-    assert run.verdict().startswith("stopped; everything is saved: lpds resume")
+    assert run.verdict().startswith("stopped; everything is saved: lpds.resume(")
+    assert run.verdict().endswith(", decoder=decoder, env=env)")  # what only the caller has
     assert signal.getsignal(word) is handler
     step = json.loads((tmp_path / "run" / "checkpoint" / "checkpoint.json").read_text())["step"]
     assert number <= step < number + 16  # the end of that round, not the last due checkpoint
@@ -145,6 +146,7 @@ def test_a_fault_saves_says_where_and_resume_reaches_the_same_place(whole, tmp_p
     for part in ("RuntimeError: the arm fell off", "sub-environment ", "episode seed ", "step "):
         assert part in message
     assert "the run is saved at step" in message
+    assert message.endswith(f"lpds.resume({str(tmp_path / 'run')!r}, decoder=decoder, env=env)")
     assert resume(tmp_path / "run", env=make_four_mode).finished
     assert_same_but_for_names(whole, tmp_path / "run")
 

@@ -16,7 +16,7 @@ from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
 from lpds.errors import LpdsError, one_line, unknown_name
 from lpds.evaluation import EvalReport, evaluate_policy
-from lpds.files import check_writable, locked, read_object, write_json
+from lpds.files import check_writable, how_to_resume, locked, read_object, write_json
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
 from lpds.passport import make_passport
@@ -312,7 +312,7 @@ def _check_room(folder: Path, overwrite: bool) -> bool:
     if all(path.match(".config.json.*.tmp") for path in folder.iterdir()):
         return False
     if not overwrite:
-        raise LpdsError(f"run folder {folder} exists: choose another, pass --overwrite, or go on: lpds resume {folder}")
+        raise LpdsError(f"run folder {folder} exists: choose another, pass --overwrite, or go on: {how_to_resume(folder)}")
     try:
         read_config(folder)
     except LpdsError as error:  # a policy's folder has a config.json, too

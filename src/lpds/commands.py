@@ -95,6 +95,7 @@ def do_eval(arguments: argparse.Namespace) -> int:
     from lpds.api import evaluate, read_config
     from lpds.errors import LpdsError
     from lpds.evaluation import seed_ignored, silence_is_failure
+    from lpds.files import how_to_resume
     from lpds.log import finite
     from lpds.policy import load_policy
     from lpds.stats import FEWEST_PAIRS
@@ -104,7 +105,7 @@ def do_eval(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.run)
     is_run, given = (folder / "policy").is_dir(), _options(arguments)
     if not is_run and (folder / "config.json").is_file():
-        raise LpdsError(f"the run in {folder} has no policy yet, which its first checkpoint brings: lpds resume {folder}")
+        raise LpdsError(f"the run in {folder} has no policy yet, which its first checkpoint brings: {how_to_resume(folder)}")
     if is_run and given:
         raise LpdsError(f"{folder} is a run, which knows its decoder: {', '.join(given)} cannot be chosen again")
     if not is_run and arguments.scale != 1.0:

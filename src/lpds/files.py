@@ -112,3 +112,14 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON (sorted as given, NaN refused, newline at the end), atomically."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def how_to_resume(folder: Path) -> str:
+    """What goes on with a run: a command, or a call where its decoder or environment is the user's own object."""
+    try:
+        config = read_object(folder / "config.json", "run")
+        own = {"decoder": config["decoder"]["reference"] is None, "env": config["env"] is None}
+    except (OSError, LpdsError, KeyError, TypeError):  # what is said beside a fault must not become another
+        own = {}
+    given = "".join(f", {name}={name}" for name, needed in own.items() if needed)
+    return f"lpds.resume({str(folder)!r}{given})" if given else f"lpds resume {folder}"

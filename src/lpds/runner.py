@@ -20,6 +20,7 @@ from lpds.diagnose import SHOWN, FrozenEntropy, action_entropy, frozen_entropy, 
 from lpds.envs.build import EnvLike, make_env, make_eval_env
 from lpds.errors import LpdsError, RunFault
 from lpds.evaluation import EvalReport, evaluate_policy, seed_ignored
+from lpds.files import how_to_resume
 from lpds.log import METRIC_KEYS, Display, JsonLines, TensorBoard
 from lpds.policy import save_policy, save_states
 from lpds.recent import Recent
@@ -150,7 +151,7 @@ class Runner:
             self._due(last=True)
         except RunFault as fault:
             self.save()
-            raise type(fault)(f"{fault}; the run is saved at step {self.step}: lpds resume {self.out}") from fault
+            raise type(fault)(f"{fault}; the run is saved at step {self.step}: {how_to_resume(self.out)}") from fault
         return True
 
     def _learn(self) -> None:

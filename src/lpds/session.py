@@ -20,7 +20,7 @@ from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike
 from lpds.errors import LpdsError, RunFault
 from lpds.evaluation import EvalReport, silence_is_failure
-from lpds.files import write_json
+from lpds.files import how_to_resume, write_json
 from lpds.log import Display
 from lpds.registry import METHODS, resolve
 from lpds.runner import Runner
@@ -36,7 +36,7 @@ class Run:
 
     folder: Path
     finished: bool
-    """False if it was stopped (Ctrl-C, SIGTERM), which a loop over runs should look at; ``lpds resume`` goes on."""
+    """False if it was stopped (Ctrl-C, SIGTERM), which a loop over runs should look at; the verdict says what goes on."""
     frozen: EvalReport | None
     """The last evaluation at scale 0; ``None`` if the run was stopped."""
     steered: EvalReport | None
@@ -59,7 +59,7 @@ class Run:
     def verdict(self) -> str:
         """One line: what came out, and whether the steered policy is worse with confidence."""
         if self.frozen is None or self.steered is None or self.difference is None:
-            return f"stopped; everything is saved: lpds resume {self.folder}"
+            return f"stopped; everything is saved: {how_to_resume(self.folder)}"
         if self.unlearned:
             return f"NOTHING WAS LEARNED: {self.unlearned}; what was evaluated and saved is the frozen policy"
         returns = (float(self.frozen.returns.mean()), float(self.steered.returns.mean()))
@@ -161,7 +161,7 @@ def drive(runner: Runner, display: Display) -> Run:
                 [runner.evaluate(c.final_episodes, c.eval_seed, scale, "final") for scale in (0.0, 1.0)]
             )
         except RunFault as fault:
-            where = f"the run is saved at step {runner.step}, only its last evaluation is missing: lpds resume {folder}"
+            where = f"the run is saved at step {runner.step}, only its last evaluation is missing: {how_to_resume(folder)}"
             raise type(fault)(f"{fault}; {where}") from fault
         run = Run(folder, True, reports[0], reports[1], "" if runner.learned else runner.why_not)
         mean, low, high = run.difference or (0.0, 0.0, 0.0)
