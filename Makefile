@@ -47,7 +47,7 @@ bench: $(READY)
 	$(BIN)/lpds bench learner
 
 ZOO := toy toy-flow hopper hopper-flow hopper-c8 walker2d halfcheetah adroit-pen adroit-hammer adroit-door adroit-relocate robomimic-lift robomimic-can \
-	robomimic-square adroit-pen-flow robomimic-can-flow robomimic-can-c8
+	robomimic-square adroit-pen-flow adroit-pen-c8 robomimic-can-flow robomimic-can-c8
 zoo: $(READY)
 	for data in toy hopper walker2d halfcheetah adroit-pen adroit-hammer adroit-door adroit-relocate robomimic-lift robomimic-can robomimic-square; do \
 		test -f data/$$data.npz || $(BIN)/lpds demos $$data $(if $(EXPERTS),--experts $(EXPERTS)) --out data/$$data.npz || exit 1; done

@@ -154,14 +154,42 @@ def test_crossed_mean_of_seeds_whose_episodes_do_not_matter_is_students_interval
 
 
 def test_episodes_to_decide_is_what_makes_the_interval_touch_zero():
-    """One run against another: half a width of q sd / sqrt(n), q Student's of what was measured."""
+    """One run against another: half a width of q sd / sqrt(n - 1), q Student's of n - 1."""
     d = np.array([3.0, -1.0, 2.0, -2.0, 1.0])
-    more = episodes_to_decide(np.zeros(5), d)
-    n, half = len(d) + more, scipy_stats.t.ppf(0.975, 4) * d.std(ddof=1)
-    assert half / math.sqrt(n) <= d.mean() <= half / math.sqrt(n - 1)
+    n = len(d) + episodes_to_decide(np.zeros(5), d)
+
+    def half(n):
+        return scipy_stats.t.ppf(0.975, n - 1) * d.std() / math.sqrt(n - 1)
+
+    assert half(n) <= d.mean() <= half(n - 1)
     assert episodes_to_decide(np.zeros(3), np.array([5.0, 5.1, 4.9])) == 0
     assert episodes_to_decide(np.zeros(2), [1.0, -1.0]) is None
     assert episodes_to_decide([0.0], [1.0]) == 0
+
+
+def test_the_episodes_that_would_decide_it_do_when_they_come_again_and_none_are_promised_that_would_not():
+    """The same episodes several times over have the same moments; three seeds' freedom falls to two as they come."""
+    rng = np.random.default_rng(11)
+    found = {True: 0, False: 0}
+    for _ in range(250):
+        frozen = rng.normal(size=(1, 12))
+        steered = frozen + rng.uniform(0.1, 0.8) + rng.normal(0, rng.uniform(0.02, 0.2), (3, 1)) + rng.normal(0, 1, (3, 12))
+        more = episodes_to_decide(frozen, steered)
+        if more == 0:
+            continue
+
+        def decided(times, frozen=frozen, steered=steered):
+            _, low, high = crossed_difference(np.tile(frozen, times), np.tile(steered, times))
+            return low > 0.0 or high < 0.0
+
+        found[more is not None] += 1
+        if more is None:
+            assert not decided(3000)
+        else:
+            times = (12 + more) / 12
+            assert decided(math.ceil(times))
+            assert not decided(math.ceil(times) - 1)
+    assert min(found.values()) > 10
 
 
 def test_no_number_of_episodes_decides_what_the_seeds_leave_open():

@@ -212,6 +212,18 @@ def test_the_verdict_says_so_when_it_got_worse():
         assert "\n" not in line
 
 
+@pytest.mark.parametrize("size", [3e-9, 0.02, 0.7, 4.0, 30.0, 2757.06])
+def test_figures_tell_three_digits_whatever_the_size_of_the_rewards(size):
+    from lpds.stats import told, verdict_line
+
+    assert [float(word) for word in told([size, size / 3.0])] == pytest.approx([size, size / 3.0], rel=0.03)
+    assert told([-size], sign=True)[0].startswith("-")
+    assert told([size], sign=True)[0].startswith("+")
+    line = verdict_line((size, 2.0 * size), None, (size, 0.9 * size, 1.1 * size), 50)
+    assert not any(f" {zero}" in line or f"[{zero}" in line for zero in ("0.0,", "+0.0 ", "+0.0,"))
+    assert told([2757.06, 0.123]) == ["2757.1", "0.1"]  # one quantity, one unit
+
+
 def test_a_handful_of_episodes_decides_nothing():
     """Two pairs of one sign once gave an interval without zero, and "BETTER"."""
     from lpds.stats import FEWEST_PAIRS, paired_difference, told_apart, verdict_line

@@ -297,7 +297,7 @@ def test_what_less_noise_and_what_the_shift_bring_are_told_apart():
         "scale 1, noise x0 against noise x0",
     ]
     mean, low, high = paired_difference(frozen, quiet)
-    wanted = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(10.0 * bound for bound in (mean, low, high)))
+    wanted = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(10.0 * bound for bound in (mean, low, high)))
     points = "{:+.0f} points [{:+.0f}, {:+.0f}]".format(*(100.0 * bound for bound in (mean, low, high)))
     assert lines[0].endswith(f"paired difference {wanted}, success {points}")
     assert lines[2].endswith("paired difference +0.0 [+0.0, +0.0], success +0 points [+0, +0]")

@@ -231,6 +231,7 @@ def do_report(arguments: argparse.Namespace) -> int:
 def do_video(arguments: argparse.Namespace) -> int:
     """Film frozen and steered side by side."""
     from lpds.files import check_writable
+    from lpds.stats import told
     from lpds.video import write_video
 
     if arguments.out is not None:
@@ -239,7 +240,7 @@ def do_video(arguments: argparse.Namespace) -> int:
     with _bar("episodes played and filmed") as advance:
         film = write_video(arguments.run, arguments.task, **options, progress=advance)
     for name, report in (("frozen", film.frozen), ("steered", film.steered)):
-        print(f"{name:<8} return {', '.join(f'{value:.1f}' for value in report.returns)}")
+        print(f"{name:<8} return {', '.join(told(report.returns))}")
     print(f"{film.path}: {film.frames} frames, {film.fps:g} a second")
     return 0
 

@@ -98,6 +98,15 @@ def told_apart(difference: Interval, pairs: int) -> int:
     return 0 if pairs < FEWEST_PAIRS else int(low > 0.0) - int(high < 0.0)
 
 
+def told(found: npt.ArrayLike, sign: bool = False) -> list[str]:
+    """Figures of one quantity to one decimal, or to more where the largest of them would not have three digits then."""
+    values = np.asarray(found, np.float64)
+    largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+    decimals = 1 if largest == 0.0 or largest >= 10.0 else 2 - math.floor(math.log10(largest))
+    form = f"{'+' if sign else ''}.{decimals}f" if decimals <= 6 else f"{'+' if sign else ''}.2e"
+    return [format(float(value), form) for value in values]
+
+
 def verdict_line(returns: tuple[float, float], success: tuple[float, float] | None, difference: Interval, pairs: int) -> str:
     """Say in one line how the steered policy compares with the frozen one.
 
@@ -115,11 +124,12 @@ def verdict_line(returns: tuple[float, float], success: tuple[float, float] | No
     word = words[told_apart(difference, pairs)]
     if pairs < FEWEST_PAIRS:
         word += f" (fewer than {FEWEST_PAIRS} episodes cannot)"
-    parts = [f"frozen {returns[0]:.1f}, steered {returns[1]:.1f} over {pairs} episodes"]
+    frozen, steered = told(returns)
+    parts = [f"frozen {frozen}, steered {steered} over {pairs} episodes"]
     if success is not None:
         parts.append(f"success {success[0]:.0%} -> {success[1]:.0%}")
-    mean, low, high = difference
-    return f"{'; '.join(parts)}; paired difference {mean:+.1f} [{low:+.1f}, {high:+.1f}]: {word}"
+    mean, low, high = told(difference, sign=True)
+    return f"{'; '.join(parts)}; paired difference {mean} [{low}, {high}]: {word}"
 
 
 def iqm(x: npt.ArrayLike) -> float:
@@ -233,27 +243,31 @@ def crossed_mean(values: npt.ArrayLike, *, level: float = 0.95) -> Interval:
     return crossed_difference(np.zeros((1, found.shape[1])), found, level=level)
 
 
-def _crossed_variance(first: Array, second: Array) -> tuple[float, float]:
-    """Variance of the mean difference, and Satterthwaite's degrees of freedom (at least 1)."""
+def _crossed_variance(first: Array, second: Array, times: float = 1.0) -> tuple[float, float]:
+    """Variance of the mean difference, and Satterthwaite's degrees of freedom (at least 1).
+
+    ``times``: as if every episode had come so often; for infinity what the seeds leave is left.
+    """
     episodes = first.shape[1]
-    parts = [_variance_of_mean(second.mean(0) - first.mean(0))]
+    count = times * episodes - 1.0  # degrees of freedom of the episodes
+    parts = [(float((second.mean(0) - first.mean(0)).var()) / count, count) if count else (0.0, 0.0)]
     twice = 0.0
     for values in (first, second):
         if len(values) > 1:
             parts.append(_variance_of_mean(values.mean(1)))
-            if episodes > 1:
+            if count:
                 rest = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
-                twice += float((rest**2).sum()) / ((len(values) - 1) * (episodes - 1)) / values.size
+                twice += float((rest**2).mean()) / ((len(values) - 1) * count)
     # what is subtracted is an estimate too: never below the largest part
     variance = max(sum(part for part, _ in parts) - twice, *(part for part, _ in parts))
     if variance == 0.0:
         return 0.0, 1.0
-    return variance, max(1.0, variance**2 / sum(part**2 / max(count, 1) for part, count in parts))
+    return variance, max(1.0, variance**2 / sum(part**2 / max(count, 1.0) for part, count in parts))
 
 
-def _variance_of_mean(values: Array) -> tuple[float, int]:
+def _variance_of_mean(values: Array) -> tuple[float, float]:
     """Variance of a sample's mean, and its degrees of freedom; (0, 0) for one value."""
-    return (float(values.var(ddof=1)) / values.size, values.size - 1) if values.size > 1 else (0.0, 0)
+    return (float(values.var(ddof=1)) / values.size, values.size - 1.0) if values.size > 1 else (0.0, 0.0)
 
 
 def probability_of_improvement(
@@ -309,24 +323,35 @@ def area_under_curve(steps: npt.ArrayLike, values: npt.ArrayLike, end: float | N
 def episodes_to_decide(a: npt.ArrayLike, b: npt.ArrayLike) -> int | None:
     """How many more episodes would make the interval of :func:`crossed_difference` exclude zero, the seeds being what they are.
 
-    If mean and variances stay what they are: the episodes' part of the variance falls with their number, the seeds' does not.
+    If the episodes to come are like those that were: their part of the variance falls with their number, the seeds' does
+    not, and as it comes to be most of the chance the degrees of freedom fall to the seeds'.
 
     Args:
         a: [S_a, E] values by seed and episode.
         b: [S_b, E], the same episodes.
 
     Returns:
-        0 if it is decided already, ``None`` if no number would do: only more seeds would, or all pairs are equal.
+        0 if it is decided already, ``None`` if no number would do for good: only more seeds would, or all pairs are equal.
     """
     first, second = (np.atleast_2d(np.asarray(x, np.float64)) for x in (a, b))
     mean, low, high = crossed_difference(first, second)
     if low > 0.0 or high < 0.0:
         return 0
-    episodes = first.shape[1]
-    part, _ = _variance_of_mean(second.mean(0) - first.mean(0))
-    if part == 0.0 or mean == 0.0:
+    episodes: int = first.shape[1]
+    if episodes == 1 or not (second.mean(0) - first.mean(0)).var():
         return None
-    variance, freedom = _crossed_variance(first, second)
-    q2 = float(student.ppf(0.975, freedom)) ** 2
-    room = mean**2 - q2 * max(variance - part, 0.0)
-    return None if room <= 0.0 else max(1, math.ceil(q2 * part * episodes / room) - episodes)
+
+    def decides(number: float) -> bool:
+        variance, freedom = _crossed_variance(first, second, number / episodes)
+        return bool(mean**2 > float(student.ppf(0.975, freedom)) ** 2 * variance)
+
+    if not decides(math.inf):
+        return None
+    least: int = episodes
+    most: int = 2 * episodes
+    while not decides(most):
+        least, most = most, 2 * most
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (least, middle) if decides(middle) else (middle, most)
+    return most - episodes

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lpds.evaluation import EvalReport
-from lpds.stats import noise_share, paired_difference
+from lpds.stats import noise_share, paired_difference, told
 
 
 def table(rows: Sequence[tuple[str, EvalReport]]) -> str:
@@ -18,8 +18,8 @@ def table(rows: Sequence[tuple[str, EvalReport]]) -> str:
     width = max(10, *(len(name) + 2 for name, _ in rows))
     lines = [f"{'':<{width}}{'episodes':>9}{'return':>10}{'95 % interval':>22}{'success':>10}{'95 % interval':>18}"]
     for name, report in rows:
-        mean, low, high = report.interval("return")
-        line = f"{name:<{width}}{len(report.returns):>9}{mean:>10.1f}{f'[{low:.1f}, {high:.1f}]':>22}"
+        mean, low, high = told(report.interval("return"))
+        line = f"{name:<{width}}{len(report.returns):>9}{mean:>10}{f'[{low}, {high}]':>22}"
         share, share_low, share_high = report.interval("success")
         if not math.isnan(share):
             line += f"{share:>10.1%}{f'[{share_low:.1%}, {share_high:.1%}]':>18}"
@@ -32,7 +32,7 @@ def differences(rows: Sequence[tuple[str, EvalReport]]) -> list[str]:
     pairs = [(later, rows[0]) for later in rows[1:]] + [(rows[-1], middle) for middle in rows[1:-1]]
     lines = []
     for (name, report), (other, reference) in pairs:
-        line = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*paired_difference(reference.returns, report.returns))
+        line = "{} [{}, {}]".format(*told(paired_difference(reference.returns, report.returns), sign=True))
         if not np.isnan([reference.successes, report.successes]).any():
             points = 100.0 * np.asarray(paired_difference(reference.successes, report.successes))
             line += ", success {:+.0f} points [{:+.0f}, {:+.0f}]".format(*points)
@@ -50,8 +50,8 @@ def what_noise_decides(name: str, reports: Sequence[EvalReport]) -> str:
     count, outcome = len(reports), np.stack([report.successes for report in reports])
     if np.isnan(outcome).any():
         outcome = np.stack([report.returns for report in reports])
-        best, mean = float(outcome.max(0).mean()), float(outcome.mean())
-        words = f"the best of {count} noises in every episode returns {best:.1f} in the mean, one {mean:.1f}"
+        best, mean = told([float(outcome.max(0).mean()), float(outcome.mean())])
+        words = f"the best of {count} noises in every episode returns {best} in the mean, one {mean}"
         return f"{name}: {words}; {_decided(outcome, 'the return')}"
     always, never = int(outcome.min(0).sum()), int((1.0 - outcome.max(0)).sum())
     words = f"of {outcome.shape[1]} episodes {always} succeed under each of {count} noises and {never} under none"

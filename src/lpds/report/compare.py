@@ -25,6 +25,7 @@ from lpds.stats import (
     mean_over_seeds,
     probability_of_improvement,
     share_over_seeds,
+    told,
     told_apart,
 )
 
@@ -113,7 +114,7 @@ class CompareReport:
                 if shares:
                     mean, low, high = (100.0 * value for value in row.success_difference)
                     cells += [_say(row.success, ".0%"), _say((mean, low, high), "+.0f")]
-                table.append([*cells, _say(row.difference, "+.1f"), _say(row.improvement, ".2f")])
+                table.append([*cells, _say(row.difference, sign=True), _say(row.improvement, ".2f")])
             widths = [max(map(len, column)) for column in zip(*table, strict=True)]
             words = ["verdict", *(row.verdict + (_hint(row) if row.verdict == "undecided" else "") for row in rows)]
             lines.append(f"{task}: against {reference}")
@@ -332,9 +333,8 @@ def _numbered(cells: Sequence[str], widths: Sequence[int]) -> Iterable[tuple[int
     return enumerate(zip(cells, widths, strict=True))
 
 
-def _say(found: Interval, form: str = ".1f") -> str:
+def _say(found: Interval, form: str = "", *, sign: bool = False) -> str:
     if math.isnan(found[0]):
         return "-"
-    if math.isnan(found[1]):
-        return format(found[0], form)
-    return f"{format(found[0], form)} [{format(found[1], form)}, {format(found[2], form)}]"
+    mean, low, high = (format(value, form) for value in found) if form else told(found, sign)
+    return mean if math.isnan(found[1]) else f"{mean} [{low}, {high}]"
