@@ -280,6 +280,8 @@ def test_the_released_settings_are_those_of_the_task(refused):
         run, method = resolve_settings(resolve("task", TASKS, task), name, {}, resolve_preset("released", name, task))
         assert (run.updates_per_decision, method.box, method.width, method.update_every) == (updates, box, width, every)
         assert run.gamma**chunk == pytest.approx(gamma)
+        if name == "dsrl-na":  # in a block, of so many gradient steps
+            assert math.ceil(method.distill_share * run.num_envs * updates * every) == 10
     for task in ("adroit-pen", None):
         with refused("preset released of dsrl-na is not known for", task or "an own policy", "robomimic-can"):
             resolve_preset("released", "dsrl-na", task)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
+import gymnasium
 import numpy as np
 import pytest
 
@@ -223,3 +227,54 @@ def test_a_robomimic_file_that_would_be_misread(tmp_path, refused):
     with refused("no observation 'object'"):
         open_data(spoilt("blind.hdf5", blind))
     assert len(open_data(spoilt("other.hdf5", lambda file: file.create_group("data/demo_x"))).episode_lengths) == 3
+
+    def instead(where, value):
+        def spoil(file):
+            del file[where]
+            file[where] = value
+
+        return spoil
+
+    with refused("has no data/demo_N with obs and actions"):
+        open_data(spoilt("flat.hdf5", instead("data/demo_2/obs", np.zeros((5, 19)))))
+    with refused("demo_2 has no next_obs/robot0_eef_pos"):
+        open_data(spoilt("flat_next.hdf5", instead("data/demo_2/next_obs", np.zeros((5, 19)))))
+    with refused("object of demo_2 has rows of [7], that of demo_0 of [10]"):
+        open_data(spoilt("wide.hdf5", instead("data/demo_2/obs/object", np.zeros((5, 7)))))
+    with refused("rows of demo_2 do not agree", "next_obs/object 0"):
+        open_data(spoilt("empty.hdf5", instead("data/demo_2/next_obs/object", np.zeros(0))))
+    with refused("rows of demo_2 do not agree", "rewards 0"):
+        open_data(spoilt("scalar.hdf5", instead("data/demo_2/rewards", 1.0)))
+
+
+def env_args(path, name, **controller):
+    h5py = pytest.importorskip("h5py", reason="RoboMimic files need h5py")
+    with h5py.File(path, "a") as file:
+        kwargs = {"controller_configs": {"type": "OSC_POSE", **controller}}
+        file["data"].attrs["env_args"] = json.dumps({"env_name": name, "type": 1, "env_kwargs": kwargs})
+
+
+def test_absolute_actions_and_demonstrations_of_another_task_are_refused(tmp_path, refused):
+    """They trained to a policy that never succeeds, without a word."""
+    from lpds.pretrain.build import _check_env, _check_range
+
+    pytest.importorskip("robosuite", reason="RoboMimic's tasks need robosuite")
+    robomimic_file(tmp_path / "can.hdf5")
+    env_args(tmp_path / "can.hdf5", "Lift", control_delta=True)
+    data = open_data(str(tmp_path / "can.hdf5"))
+    assert data.scene == "Lift"
+    data.save(tmp_path / "can.npz")
+    assert open_data(str(tmp_path / "can.npz")).scene == "Lift"
+    wide = replace(data, obs=np.zeros((10, 23), np.float32))
+    with refused("recorded in Lift, but robomimic-can is PickPlaceCan"):
+        _check_env(wide, "robomimic-can", None)
+    _check_env(replace(wide, scene=""), "robomimic-can", None)
+    env_args(tmp_path / "can.hdf5", "Lift", control_delta=False)
+    with refused("absolute actions"):
+        open_data(str(tmp_path / "can.hdf5"))
+    box = gymnasium.spaces.Box(-1.0, 1.0, (7,))
+    _check_range(data, box)
+    half = np.arange(10)[:, None] < 5
+    _check_range(replace(data, actions=np.where(half, 3.0, data.actions)), box)  # a clipped step is no other unit
+    with refused("in 100% of the data's steps", "number 6 goes from", "the box from -1 to 1"):
+        _check_range(replace(data, actions=data.actions + np.eye(7, dtype=np.float32)[6] * 3.0), box)

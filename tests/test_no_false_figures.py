@@ -243,8 +243,13 @@ def test_a_policy_of_less_noise_is_set_against_a_frozen_policy_of_as_little(tmp_
 
 def test_a_setting_that_a_method_makes_no_use_of_is_told_where_it_is_given(tmp_path, capsys):
     given = {"steps": 64, "eval_every": 0, "final_episodes": 1, "tickets": 2, "warmup_steps": 1}
-    for name, more in (("plain", {}), ("given", {"updates_per_decision": 3.0, "n_step": 2})):
+    unused = {"updates_per_decision": 3.0, "n_step": 2, "warmup_fits": 2, "demos": str(tmp_path / "none.npz")}
+    for name, more in (("plain", {}), ("given", unused)):
         lpds.steer("toy", "golden-ticket", decoder=toy_decoder(), out=tmp_path / name, **given, **more)
         said = "".join(capsys.readouterr())
         assert ("golden-ticket makes no use of n_step" in said) == (name == "given")
         assert ("golden-ticket makes no use of updates_per_decision" in said) == (name == "given")
+        assert ("golden-ticket makes no use of demos" in said) == (name == "given")
+        assert "warm-up done" in said
+        assert "critics" not in said  # it has none
+        assert "rewards' size" not in said

@@ -394,6 +394,17 @@ def test_a_method_without_metrics_gets_no_empty_figures(tmp_path: Path) -> None:
     assert names == ["learning", "throughput"]
 
 
+def test_an_entropy_that_cannot_be_set_against_the_frozen_policys_is_said_and_drawn_nowhere(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [{key: value for key, value in row.items() if key != "action_entropy_frozen"} for row in rows]
+    assert any(row.get("action_entropy") is not None for row in rows)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_report([run], tmp_path / "report.html").read_text()
+    assert "their records lack the frozen policy&#x27;s entropy: lpds." in page
+    assert not [path for path in write_figures([run], tmp_path / "figures") if "entropy" in path.name]
+
+
 def test_a_comparison_needs_both_sides_of_an_episode(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     rows = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]

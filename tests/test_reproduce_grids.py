@@ -62,7 +62,8 @@ def test_a_page_says_what_the_paper_says_and_what_was_measured(tmp_path, monkeyp
     lines: list[str] = []
     again = reproduce("tiny", tmp_path / "other", seeds=1, steps=400, runs=tmp_path / "out" / "runs", say=lines.append)
     assert lines == ["2 runs, 2 finished before"]
-    assert again == page
+    given = f"`lpds reproduce tiny --seeds 1 --steps 400 --runs {tmp_path / 'out' / 'runs'}`"  # what made it is what it says
+    assert again == page.replace("`lpds reproduce tiny --seeds 1 --steps 400`", given)
     with refused("unknown figure 'fig3'", "fig2"):
         reproduce("fig3", tmp_path)
 

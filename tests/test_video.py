@@ -181,6 +181,18 @@ def test_what_cannot_be_filmed_gets_one_line(toy, tmp_path, refused, no_probe, m
         write_video(tmp_path)
     with refused("FourMode", "render_mode None", "'rgb_array' is needed"):
         write_video(toy, env=FourMode, out=out)
+
+    def no_render_mode():
+        return FourMode()
+
+    gymnasium.register("NothingToDraw-v0", entry_point=no_render_mode)
+    with refused("NothingToDraw-v0 cannot be filmed", "render_mode='rgb_array'", "TypeError"):
+        write_video(toy, env="NothingToDraw-v0", out=out)
+    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    with refused("MUJOCO_GL=nonsense does not work", "apt-get install"):
+        write_video(toy, env="NothingToDraw-v0", out=out)
+    monkeypatch.setenv("MUJOCO_GL", "")
+    del gymnasium.registry["NothingToDraw-v0"]
     monkeypatch.setattr(Counter, "drift", 1e-9)
     with refused("Counter cannot be filmed", "with the same actions, step 1 was another"):
         write_video(toy, env=Counter, out=out)

@@ -175,12 +175,15 @@ class Runner:
             if self._learned is self.decoder:  # a report decodes at them; features are no observations
                 save_states(self.out, self.replay.states(probe_rows(first, last, SHOWN).to(self._device)))
             returns = self.replay.returns_to_go()
-            scale = c.reward_scale or self._reward_scale(returns[0][self._given :])
+            unused = getattr(self.method, "ignores", ())
+            scale = 1.0 if "reward_scale" in unused else c.reward_scale or self._reward_scale(returns[0][self._given :])
             self.method.calibrate(self.replay.everything("obs"), self.replay.everything("action"), scale)
-            for _ in range(c.warmup_fits):
+            fits = 0 if "warmup_fits" in unused else c.warmup_fits
+            for _ in range(fits):
                 batch = self.replay.sample(c.batch_size, self._generator, self._noises, returns)
                 self._sum(self.method.update(batch, self._noise(), critics_only=True))
-            self._display.say(f"{self.step:>8,}  warm-up done: critics fitted {c.warmup_fits} times to its returns")
+            fitted = f": critics fitted {fits} times to its returns" if fits else ""
+            self._display.say(f"{self.step:>8,}  warm-up done{fitted}")
         self._owed += c.updates_per_decision * c.num_envs
         self._rounds += 1
         if self._rounds % self.method.block_rounds(c.steps // (c.num_envs * self.decoder.spec.action_shape[0])) == 0:

@@ -90,11 +90,11 @@ def build_learner(
 
 
 def read_demonstrations(settings: RunSettings, method: str, learner: Method, decoder: Decoder) -> dict[str, Tensor] | None:
-    """Rows of the demonstrations that the settings name; ``None`` if they name none.
+    """Rows of the demonstrations that the settings name; ``None`` if they name none, or the method makes no use of any.
 
     A relative path is one from the working folder; a run keeps it from the root (:func:`at_home`).
     """
-    if not settings.demos:
+    if not settings.demos or "demos" in getattr(learner, "ignores", ()):
         return None
     if learner.extras:
         raise LpdsError(f"demos cannot serve {method}, which learns from more than chunks: {', '.join(learner.extras)}")

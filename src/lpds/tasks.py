@@ -83,11 +83,12 @@ _RELEASED_RUNS = {
     "robomimic-square": {"warmup_steps": 32_016, "updates_per_decision": 5.0, "gamma": 0.999**0.25},
     "robomimic-transport": {"warmup_steps": 640_032, "updates_per_decision": 5.0, "gamma": 0.99**0.125},
 }
-_RELEASED_METHODS = {
+_RELEASED_METHODS: dict[str, dict[str, float]] = {
     "hopper": {"width": 128},
     "halfcheetah": {"width": 1024},
     "walker2d": {"width": 2048},
-    **{f"robomimic-{name}": {"width": 2048, "update_every": 1} for name in ("lift", "can", "square")},
+    **{f"robomimic-{name}": {"width": 2048, "update_every": 1} for name in ("can", "square")},
+    "robomimic-lift": {"width": 2048, "update_every": 1, "distill_share": 1.0 / 3.0},  # 10 of 30 gradient steps
     "robomimic-transport": {"width": 128, "update_every": 1},
 }
 # action_magnitude acts in SAC alone; the released NA draws in [-1, 1] whatever it says

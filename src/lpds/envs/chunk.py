@@ -177,6 +177,8 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         self._low, self._high = box.low.astype(np.float64), box.high.astype(np.float64)
         self._act_dtype = box.dtype
         self.primitive_action_space = box
+        self.first = first
+        """The first sub-environment, with its wrappers."""
         self.metadata = {**first.metadata, "autoreset_mode": autoreset}
         self.render_mode = first.render_mode
         self.spec = first.spec

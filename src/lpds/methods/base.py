@@ -26,6 +26,7 @@ class BaseMethod(Learner[Policy]):
     """The floor of every comparison."""
 
     learns = False
+    ignores = ("updates_per_decision", "batch_size", "n_step", "warmup_fits", "reward_scale", "demos")
     decodes = False
     sees_pictures = True
 

@@ -56,7 +56,7 @@ class SearchPolicy(LatentPolicy):
 class GoldenTicket(Learner[LatentPolicy]):
     """The search; its state is the tickets, what they earned, and who plays which."""
 
-    ignores = ("updates_per_decision", "batch_size", "n_step", "warmup_fits", "reward_scale")
+    ignores = ("updates_per_decision", "batch_size", "n_step", "warmup_fits", "reward_scale", "demos")
     divides_budget = True
     """A larger budget is another search: its phases are shares of the whole."""
 

@@ -22,6 +22,8 @@ from lpds.pretrain.recipes import DATA, SCRIPTED, ZOO
 from lpds.registry import resolve
 
 FORMAT_VERSION = 1
+MOSTLY = 0.5
+"""Share of steps with an action outside of the environment's box from which the data are taken to be of another unit."""
 MAKERS: dict[str, str] = {"pi0": "lpds.pretrain.pi0:make_pi0"}
 """Kinds that ``clone`` does not train: what makes (decoder, training) of (data, changes, out, instruction, progress)."""
 CARD_SEED = 1_000_000
@@ -126,7 +128,7 @@ def _clone(
 
 
 def _check_env(data: Demonstrations, task: str | None, env: str | None) -> None:
-    """Refuse an environment that is not there, or that is not the data's."""
+    """Refuse an environment that is not there, or that is not the data's by shape, by name or by the actions' range."""
     from lpds.api import resolve_task
     from lpds.envs.build import make_env
 
@@ -138,8 +140,30 @@ def _check_env(data: Demonstrations, task: str | None, env: str | None) -> None:
                 f"the data have {data.obs.shape[1]} observations and {data.actions.shape[1]} actions, but {found.name} has "
                 f"{list(space.shape)} and {list(action or ())}: name another --task or --env, or --episodes 0 for none"
             )
+        own = getattr(getattr(found.first.unwrapped, "task", None), "name", None)  # robosuite's
+        if data.scene and isinstance(own, str) and own != data.scene:
+            raise LpdsError(
+                f"the data were recorded in {data.scene}, but {found.name} is {own}: name another --task or --env, or "
+                "--episodes 0 for none"
+            )
+        _check_range(data, found.primitive_action_space)
     finally:
         found.close()
+
+
+def _check_range(data: Demonstrations, box: Any) -> None:
+    """Refuse actions most of which the environment would clip: absolute ones, or others in another unit."""
+    slack = 1e-3 * (1.0 + np.abs(data.actions))
+    outside = (data.actions < box.low - slack) | (data.actions > box.high + slack)
+    share = float(outside.any(1).mean())
+    if share > MOSTLY:
+        at = int(outside.mean(0).argmax())
+        least, most, low, high = data.actions[:, at].min(), data.actions[:, at].max(), box.low[at], box.high[at]
+        raise LpdsError(
+            f"in {share:.0%} of the data's steps the action is outside of the environment's box: number {at} goes from "
+            f"{least:.3g} to {most:.3g}, the box from {low:.3g} to {high:.3g} "
+            "(absolute actions, or another unit?); --episodes 0 trains without an environment"
+        )
 
 
 def data_card(name: str, data: Demonstrations) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def _own(fields: dict[str, Any], obs: Any, actions: Any, lengths: Any) -> Demons
         image=np.asarray(fields.get("image", np.empty(0)), np.uint8),
         image2=np.asarray(fields.get("image2", np.empty(0)), np.uint8),
         recipe=str(fields.get("recipe", "")),
+        scene=str(fields.get("scene", "")),
     )
 
 
@@ -95,9 +96,11 @@ def _from_minari(name: str) -> Demonstrations:
         raise LpdsError("Minari is not installed: pip install 'lpds[minari]'") from None
     try:
         dataset = minari.load_dataset(name)
+        episodes = list(dataset.iterate_episodes())
     except (FileNotFoundError, ValueError) as error:
         raise LpdsError(f"Minari dataset {name!r} is not on this machine ({error}); fetch it: minari download {name}") from None
-    episodes = list(dataset.iterate_episodes())
+    except (OSError, KeyError, TypeError) as error:
+        raise LpdsError(f"Minari dataset {name!r} cannot be read: {one_line(error)}") from None
     arrays = [part for episode in episodes for part in (episode.observations, episode.actions)]
     if not arrays or not all(isinstance(part, np.ndarray) and part.ndim == 2 for part in arrays):
         raise LpdsError(f"Minari dataset {name!r} has no episodes with vectors as observations and as actions")

@@ -5,6 +5,7 @@ The forward passes follow the README that comes with the arrays (actors of rl-tr
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lpds.envs.build import environment_factory
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, one_line
 
 FloatArray = npt.NDArray[np.float32]
 Actor = Callable[[npt.NDArray[np.float64], np.random.Generator], npt.NDArray[np.float64]]
@@ -46,11 +47,14 @@ def load_actor(path: Path, *, sampled: bool) -> Actor:
         ``actor(obs, rng) -> action``, before clipping to the action box.
 
     Raises:
-        LpdsError: the file is missing.
+        LpdsError: the file is missing or broken.
     """
     if not path.is_file():
         raise LpdsError(f"expert file {path} does not exist")
-    arrays = {key: np.asarray(value, np.float64) for key, value in np.load(path, allow_pickle=False).items()}
+    try:
+        arrays = {key: np.asarray(value, np.float64) for key, value in np.load(path, allow_pickle=False).items()}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise LpdsError(f"expert file {path} cannot be read: {one_line(error)}") from None
     kind = path.stem.split("_")[1] if path.stem.startswith("gym_") else "adroit"
     builders: dict[str, Callable[[dict[str, npt.NDArray[np.float64]], bool, str], Actor]] = {
         "sac": _squashed_actor,
@@ -160,6 +164,8 @@ class Demonstrations:
 
     recipe: str = ""
     """Which of the project's own recipes made them; empty for everything else."""
+    scene: str = ""
+    """What the simulator they come from calls the task; empty where the source does not say."""
 
     def save(self, path: Path) -> None:
         """Write the project's own npz layout (one array per field, no pickle; pictures only where there are any)."""

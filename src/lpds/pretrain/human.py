@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, one_line
 from lpds.pretrain.experts import Demonstrations
 
 
@@ -20,14 +21,19 @@ def human_demonstrations(path: Path) -> Demonstrations:
     """
     if not path.is_file():
         raise LpdsError(f"human demonstrations {path} do not exist")
-    with np.load(path, allow_pickle=False) as arrays:
-        episodes = sorted({name.split("/")[0] for name in arrays.files if name.endswith("/observations")})
-        if not episodes:
-            raise LpdsError(f"{path} holds no NN/observations; expected the layout of hand_dapg's demonstrations")
-        obs, actions, rewards = (
-            [np.asarray(arrays[f"{episode}/{what}"], np.float32) for episode in episodes]
-            for what in ("observations", "actions", "rewards")
-        )
+    try:
+        arrays = dict(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise LpdsError(f"human demonstrations {path} cannot be read: {one_line(error)}") from None
+    episodes = sorted({name.split("/")[0] for name in arrays if name.endswith("/observations")})
+    missing = [f"{one}/{what}" for one in episodes for what in ("actions", "rewards") if f"{one}/{what}" not in arrays]
+    if not episodes or missing:
+        gone = missing[0] if missing else "NN/observations"
+        raise LpdsError(f"{path} holds no {gone}; expected the layout of hand_dapg's demonstrations")
+    obs, actions, rewards = (
+        [np.asarray(arrays[f"{episode}/{what}"], np.float32) for episode in episodes]
+        for what in ("observations", "actions", "rewards")
+    )
     return Demonstrations(
         obs=np.concatenate(obs),
         # recorded before the environment's own clip
@@ -45,6 +51,6 @@ def human_demonstrations(path: Path) -> Demonstrations:
 def joined(first: Demonstrations, second: Demonstrations) -> Demonstrations:
     """One dataset of two; the second's episodes count as one more source."""
     moved = replace(second, episode_source=second.episode_source + first.episode_source.max() + 1)
-    names = [name for name in first.__dataclass_fields__ if name != "recipe"]
+    names = [name for name in first.__dataclass_fields__ if name not in ("recipe", "scene")]
     fields: dict[str, Any] = {name: np.concatenate([getattr(first, name), getattr(moved, name)]) for name in names}
     return Demonstrations(**fields)

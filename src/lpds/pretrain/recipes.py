@@ -196,11 +196,11 @@ def _make(
     if experts is None:
         raise LpdsError(f"the data of {name!r} are rolled out with expert actors: pass --experts FOLDER")
     data = DATA[name]
-    made = roll_out(data.env, data.sources, experts=experts, transitions=data.transitions, seed=data.seed, progress=progress)
-    if not data.human:
-        return made
     places = (experts / data.human, experts.parent / "demos" / data.human)
-    return joined(made, human_demonstrations(next((place for place in places if place.is_file()), places[0])))
+    # opened before the roll-out, so that what is missing or broken costs no time
+    human = human_demonstrations(next((place for place in places if place.is_file()), places[0])) if data.human else None
+    made = roll_out(data.env, data.sources, experts=experts, transitions=data.transitions, seed=data.seed, progress=progress)
+    return made if human is None else joined(made, human)
 
 
 def toy_data(decisions: int = 80_000, chunk: int = 2, seed: int = 0) -> Demonstrations:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
     names = [name for name in (data if hasattr(data, "keys") else ()) if name.removeprefix("demo_").isdigit()]
     names.sort(key=lambda name: int(name.removeprefix("demo_")))
     demos = [file["data"][name] for name in names]
-    if not demos or "obs" not in demos[0] or "actions" not in demos[0]:
+    if not demos or not all(hasattr(demo, "keys") and hasattr(demo.get("obs"), "keys") and "actions" in demo for demo in demos):
         raise LpdsError(f"dataset {path} has no data/demo_N with obs and actions; expected RoboMimic's low_dim layout")
     there = list(demos[0]["obs"])
     chosen = [*keys] if keys is not None else [key for key in (*KEYS, "object") if key in there]
@@ -56,15 +57,26 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
         raise LpdsError(
             f"dataset {path} has no observation 'object': without it a policy does not see what it handles (low_dim?)"
         )
+    scene = _scene(data, path)
+    widths: dict[str, tuple[int, ...]] = {}
     for name, demo in zip(names, demos, strict=True):
         for where in ("obs", "next_obs"):
-            lost = [key for key in chosen if key not in demo[where]] if where in demo else []
+            held = list(demo[where]) if where in demo and hasattr(demo[where], "keys") else []
+            lost = [key for key in chosen if key not in held] if where in demo else []
             if lost or (where not in demo and where == "obs"):
                 raise LpdsError(f"dataset {path}: {name} has no {where}/{(lost or chosen)[0]}")
-        rows = {key: len(demo["obs"][key]) for key in chosen} | {w: len(demo[w]) for w in ("actions", "rewards") if w in demo}
-        if "actions" not in rows or len(set(rows.values())) > 1 or not rows["actions"]:
+        fields = {key: demo["obs"][key] for key in chosen} | {w: demo[w] for w in ("actions", "rewards") if w in demo}
+        later = {f"next_obs/{key}": demo["next_obs"][key] for key in chosen} if "next_obs" in demo else {}
+        rows = {key: _shape(value)[0] for key, value in (fields | later).items()}
+        if len(set(rows.values())) > 1 or not rows["actions"]:
             said = ", ".join(f"{key} {count}" for key, count in rows.items())
             raise LpdsError(f"dataset {path}: the rows of {name} do not agree ({said})")
+        for key, value in fields.items():
+            found = _shape(value)[1:]
+            if widths.setdefault(key, found) != found:
+                raise LpdsError(
+                    f"dataset {path}: {key} of {name} has rows of {list(found)}, that of {names[0]} of {list(widths[key])}"
+                )
 
     def observation(group: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
         parts = [np.asarray(group[key], np.float32) for key in chosen]
@@ -84,6 +96,27 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
         final_obs=np.stack([observation(demo["next_obs"])[-1] for demo in demos])
         if every("next_obs")
         else np.empty((0, 0), np.float32),
+        scene=scene,
         # its dones mark success, after which the recording stops; an episode of these tasks goes on to its horizon
         terminated=np.zeros(len(demos), np.bool_),
     )
+
+
+def _shape(values: Any) -> tuple[int, ...]:
+    """Of a dataset; a group or a single number has no rows."""
+    return tuple(getattr(values, "shape", ())) or (0,)
+
+
+def _scene(data: Any, path: Path) -> str:
+    """The task's name in robosuite, where the file says it; absolute actions, which no task here takes, are refused."""
+    try:
+        told = json.loads(data.attrs.get("env_args", "{}"))
+        controllers = told.get("env_kwargs", {}).get("controller_configs", {})
+        several = controllers if isinstance(controllers, list) else [controllers]
+        absolute = any(one.get("control_delta", True) is False for one in several)
+        scene = str(told.get("env_name", ""))
+    except (ValueError, TypeError, AttributeError):
+        return ""  # what cannot be read says nothing
+    if absolute:
+        raise LpdsError(f"dataset {path} has absolute actions (control_delta false); RoboMimic's tasks here take relative ones")
+    return scene

@@ -103,7 +103,7 @@ def write_figures(runs: Sequence[Path], folder: Path) -> list[Path]:
     except OSError as error:
         raise LpdsError(f"{folder} cannot be written: {one_line(error)}") from None
     for task, groups in _by_task(read_runs(runs)).items():
-        for figure in figures_of(groups):
+        for figure in (figure for figure in figures_of(groups) if figure.panels):
             name = f"{task.replace(':', '-').replace('/', '-')}-{figure.name}"
             for suffix, content in ((".png", png(figure)), (".csv", to_csv(figure).encode())):
                 path = folder / (name + suffix)
@@ -288,8 +288,11 @@ def _card(run: RunData, wide_open: bool) -> str:
 
 
 def _figure(figure: FigureData, prefix: str) -> str:
-    caption = f"<figcaption>{_prose(figure.caption)}</figcaption>"
-    return f"<h3>{escape(figure.title)}</h3>\n<figure>{svg(figure, prefix)}{caption}</figure>"
+    title, missing = f"<h3>{escape(figure.title)}</h3>\n", _prose(figure.missing)
+    if not figure.panels:
+        return f'{title}<p class="quiet">{missing}</p>'
+    caption = f"<figcaption>{' '.join([_prose(figure.caption), missing]).strip()}</figcaption>"
+    return f"{title}<figure>{svg(figure, prefix)}{caption}</figure>"
 
 
 def _prose(text: str) -> str:

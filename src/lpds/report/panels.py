@@ -60,6 +60,8 @@ class FigureData:
     title: str
     caption: str
     panels: list[Panel]
+    missing: str = ""
+    """What cannot be drawn, and why; told where nothing else of the figure is, too."""
 
 
 def to_csv(figure: FigureData) -> str:

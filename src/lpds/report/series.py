@@ -19,14 +19,14 @@ DOTS = 400
 
 
 def figures_of(groups: Sequence[Group]) -> list[FigureData]:
-    """All figures of one task; panels and figures without any data are left out."""
+    """All figures of one task; panels without any data are left out, and figures but for what they say of it."""
     makers = (_learning, _success, _trust, _dual, _norm, _modes, _critics, _entropy, _throughput)
     made = []
     for make in makers:
         figure = make(groups)
         panels = [panel for panel in figure.panels if panel.series]
-        if panels:
-            made.append(FigureData(figure.name, figure.title, figure.caption, panels))
+        if panels or figure.missing:
+            made.append(replace(figure, panels=panels))
     return made
 
 
@@ -325,15 +325,15 @@ def _entropy(groups: Sequence[Group]) -> FigureData:
         "fall says that modes are lost. Actions that coincide are floored at a distance of 1e-6."
     )
     series = _metric(groups, "action_entropy", less="action_entropy_frozen")
-    old = [
-        group.label
-        for group in groups
-        if not any(np.isfinite(run.column("action_entropy_frozen")[1]).any() for run in group.runs)
-    ]
-    if series and old:
-        caption += f" Not shown, for their records lack the frozen policy's: {', '.join(old)}."
+
+    def tells(group: Group, key: str) -> bool:
+        return any(np.isfinite(run.column(key)[1]).any() for run in group.runs)
+
+    told = [group for group in groups if tells(group, "action_entropy")]
+    old = [group.label for group in told if not tells(group, "action_entropy_frozen")]
+    missing = f"Not shown, for their records lack the frozen policy's entropy: {', '.join(old)}." if old else ""
     panel = Panel("action entropy less the frozen policy's, nats", series, [Level("as the frozen policy", 0.0)])
-    return FigureData("entropy", "Action entropy", caption, [panel])
+    return FigureData("entropy", "Action entropy", caption, [panel], missing)
 
 
 def _throughput(groups: Sequence[Group]) -> FigureData:

@@ -80,6 +80,8 @@ REPRODUCTIONS: dict[str, Reproduction] = {
             "Own frozen policies (see their cards), not the public checkpoints; chunk 4, networks 3x256 (Hopper 3x128).",
             "dppo, idql and dql act by the 20-step chain: compare them with base+chain, not with the frozen policy.",
         ),
+        figures=("learning", "entropy"),
+        metrics=("action_entropy",),
         tables=(
             (
                 "Every method at its released updates per step",
@@ -184,7 +186,8 @@ def reproduce(
     finished = run_grid(cells, runs or out / "runs", jobs=jobs, say=say)
     report = compare(finished)
     pictures = _pictures(what, finished, out)
-    page = _page(name, what, cells, report, pictures, seeds, budget, finished)
+    command = f"lpds reproduce {name} --seeds {seeds} --steps {budget}{'' if runs is None else f' --runs {runs}'}"
+    page = _page(command, what, cells, report, pictures, finished)
     write_json(out / "summary.json", {"format_version": FORMAT_VERSION, "figure": name, **report.to_json()})
     write_atomically(out / "README.md", lambda stream: stream.write(page.encode()))
     return page
@@ -204,17 +207,15 @@ def _pictures(what: Reproduction, finished: Sequence[Path], out: Path) -> list[s
 
 
 def _page(
-    name: str,
+    command: str,
     what: Reproduction,
     cells: Sequence[Cell],
     report: CompareReport,
     pictures: Sequence[str],
-    seeds: int,
-    steps: int,
     runs: Sequence[Path],
 ) -> str:
     finished = len(runs)
-    lines = [f"# {what.title}", "", f"`lpds reproduce {name} --seeds {seeds} --steps {steps}`", ""]
+    lines = [f"# {what.title}", "", f"`{command}`", ""]
     if finished < len(cells):
         lines += [f"**{finished} of {len(cells)} runs are finished; what is missing is not in the table.**", ""]
     if what.paper:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 
 from lpds.api import evaluate, read_config
 from lpds.envs.build import EnvLike, environment_factory
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, one_line
 from lpds.evaluation import EvalReport
 from lpds.policy import SteeredPolicy, load_policy
 from lpds.random import episode_seed
@@ -162,7 +163,15 @@ def _find_env(run: str | Path | SteeredPolicy, task: str | None, env: EnvLike | 
 def _drawing_env(env: EnvLike, backend: str | None) -> tuple[gymnasium.Env[Any, Any], str]:
     """An environment that has drawn its first picture, and its name."""
     factory, name = environment_factory(env, render_mode="rgb_array")
-    drawing = factory()
+    try:
+        drawing = factory()
+    except LpdsError:
+        raise
+    except Exception as error:
+        if backend is None and os.environ.get("MUJOCO_GL"):  # MuJoCo cannot be imported with a backend that it does not know
+            raise LpdsError(no_backend()) from error
+        words = f"made with render_mode='rgb_array', as a film needs, it raised {type(error).__name__}: {one_line(error)}"
+        raise LpdsError(f"{name} cannot be filmed: {words}") from error
     try:
         if drawing.render_mode != "rgb_array":
             raise LpdsError(f"{name} cannot be filmed: made with render_mode {drawing.render_mode!r}, 'rgb_array' is needed")
