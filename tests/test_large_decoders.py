@@ -181,9 +181,6 @@ def test_what_is_refused(tmp_path, refused):
         lpds.steer(
             decoder=spot_decoder(features=None, feature_size=None), env=Spot, method="dsrl-na", out=tmp_path / "a", quiet=True
         )
-    matrix = lpds.wrap_decoder(lambda obs, w: w, obs_shape=(2, 3), latent_shape=(1, 2), action_shape=(1, 2), name="two")
-    with refused("'two' takes (2, 3): steering learns from vectors, from pictures, or from features"):
-        as_learned(matrix)
     for changes in (
         {"target_actions": "decode"},
         {"kept_noises": 0, "distill_noises": 1},

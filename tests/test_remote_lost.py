@@ -72,6 +72,83 @@ def test_a_server_that_never_answers_is_given_up():
         assert torch.equal(remote(obs, w), w)  # and not the late answer to the question before
 
 
+class Stalling:
+    """Stands between: hands bytes on both ways until it is told to take no more of the client's."""
+
+    def __init__(self, address):
+        self.stalled, self._server = threading.Event(), int(address.rsplit(":", 1)[1])
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self._ends = [self._door]
+        self.address = f"ws://127.0.0.1:{self._door.getsockname()[1]}"
+        threading.Thread(target=self._welcome, daemon=True).start()
+
+    def _welcome(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._door.accept()
+                near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+                far = socket.create_connection(("127.0.0.1", self._server))
+                self._ends += [near, far]
+                for source, sink, stops in ((near, far, True), (far, near, False)):
+                    threading.Thread(target=self._carry, args=(source, sink, stops), daemon=True).start()
+
+    def _carry(self, source, sink, stops):
+        with contextlib.suppress(OSError):
+            while True:
+                while stops and self.stalled.is_set():
+                    time.sleep(0.01)
+                part = source.recv(1 << 16)
+                if not part:
+                    sink.shutdown(socket.SHUT_WR)
+                    return
+                sink.sendall(part)
+
+    def close(self):
+        for end in self._ends:
+            end.close()
+
+
+def test_a_server_that_takes_no_more_bytes_in_the_middle_of_a_request_is_given_up():
+    """A send without a deadline once held a run for ever, and neither timeout nor retries applied."""
+    decoder = lpds.wrap_decoder(lambda obs, w: w, obs_shape=(200_000,), latent_shape=(1, 2), action_shape=(1, 2), name="large")
+    obs, w = inputs(decoder, 20)  # 16 MB
+    with DecoderServer(decoder) as server:
+        between = Stalling(server.address)
+        with contextlib.closing(between), opened(between.address, timeout=0.5, retries=1) as remote:
+            assert torch.equal(remote(obs, w), w)
+            between.stalled.set()
+            start = time.monotonic()
+            with pytest.raises(DecoderFault, match="was lost"):
+                remote(obs, w)
+            assert time.monotonic() - start < 10.0
+            between.stalled.clear()
+            assert torch.equal(remote(obs, w), w)
+
+
+def test_a_request_that_was_given_up_is_not_decoded_for_those_who_wait_behind_it():
+    hold, entered, decoded = threading.Event(), threading.Event(), []
+
+    def slow(obs, w):
+        decoded.append(len(w))
+        entered.set()
+        hold.wait(10)
+        return w
+
+    hold.set()
+    decoder = lpds.wrap_decoder(slow, obs_shape=(2,), latent_shape=(1, 2), action_shape=(1, 2), name="slow")
+    with served(decoder, timeout=0.2, retries=3) as (server, remote), opened(server.address) as patient:
+        hold.clear()
+        decoded.clear()
+        with pytest.raises(DecoderFault, match="was lost"):
+            remote(*inputs(decoder, 3))
+        waiting = threading.Thread(target=lambda: patient(*inputs(decoder, 5)))
+        waiting.start()
+        time.sleep(0.2)
+        hold.set()
+        waiting.join(10)
+    assert decoded == [3, 5]
+
+
 class Mortal:
     """The toy's decoder on a fixed port, whose server dies when it first sees certain noises."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lpds.checks import check_decoder, check_device
+from lpds.compact import refuse_other_pictures
 from lpds.config import Preset, RunSettings, Task, from_json, override, to_json
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
@@ -343,6 +344,7 @@ def _check_env(env: EnvLike, decoder: Decoder) -> None:
     probe = make_env(env, 1, decoder.spec.action_shape[0], keep_dict=decoder.spec.takes_dict)
     try:
         check_fit(probe, decoder.spec, decoder.name)
+        refuse_other_pictures(probe.single_observation_space, decoder)
     finally:
         probe.close()
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,9 +132,34 @@ class WholeDecoder(CompactDecoder):
 
 
 def is_held_whole(decoder: Decoder) -> bool:
-    """Whether observations are more than one vector, a dict or pictures, and nothing stands in their place."""
+    """Whether observations are more than one vector, a dict, a matrix or pictures, and nothing stands in their place."""
     shape = decoder.spec.obs_shape
-    return not is_compact(decoder) and (isinstance(shape, Mapping) or len(shape) >= 3)
+    return not is_compact(decoder) and (isinstance(shape, Mapping) or len(shape) >= 2)
+
+
+def refuse_other_pictures(obs: Any, decoder: Decoder) -> None:
+    """What the replay would hold as bytes has to be bytes: depth or scaled pictures would be cut to 0 to 255.
+
+    Args:
+        obs: as an environment gives them, arrays or a mapping of them, or its space; tensors are a decoder's own and pass.
+        decoder: where it holds no observations whole, nothing is refused.
+
+    Raises:
+        LpdsError: an array of three axes or more that is not uint8.
+    """
+    if not is_held_whole(decoder):
+        return
+    shapes = decoder.spec.obs_shape
+    entries = obs if isinstance(obs, Mapping) else {"": obs}
+    for key, shape in (shapes if isinstance(shapes, Mapping) else {"": shapes}).items():
+        kind = entries[key].dtype
+        if len(shape) >= 3 and kind != np.uint8 and not isinstance(entries[key], Tensor):
+            what = f"{key!r}" if key else "observations"
+            raise LpdsError(
+                f"decoder {decoder.name!r} takes {what} of {len(shape)} axes, which come as {kind}: "
+                "steering holds pictures as bytes, so let the environment give uint8, flatten what is no picture, or give the "
+                "decoder features (docs/large-decoders.md)"
+            )
 
 
 def is_compact(decoder: Decoder) -> bool:
@@ -142,22 +168,10 @@ def is_compact(decoder: Decoder) -> bool:
 
 
 def as_learned(decoder: Decoder) -> Decoder:
-    """The decoder for a method, which asks it with states [B, O].
-
-    Raises:
-        LpdsError: its observations are a matrix, and it offers no features of them.
-    """
+    """The decoder for a method, which asks it with states [B, O]."""
     if is_compact(decoder):
         return CompactDecoder(decoder)
-    if is_held_whole(decoder):
-        return WholeDecoder(decoder)
-    shape = decoder.spec.obs_shape
-    if len(shape) != 1:
-        raise LpdsError(
-            f"decoder {decoder.name!r} takes {shape}: steering learns from vectors, from pictures, or from features "
-            "(features= and feature_size= of wrap_decoder; docs/large-decoders.md)"
-        )
-    return decoder
+    return WholeDecoder(decoder) if is_held_whole(decoder) else decoder
 
 
 def look(decoder: Decoder, obs: Any, device: torch.device | None = None) -> Sight:
@@ -169,6 +183,7 @@ def look(decoder: Decoder, obs: Any, device: torch.device | None = None) -> Sigh
     known: Any = decoder
     compact = is_compact(decoder)
     if is_held_whole(decoder):
+        refuse_other_pictures(obs, decoder)
         whole = WholeDecoder(decoder)
         return Sight(whole, whole.state(seen))
     if not compact and not getattr(decoder, "shares_context", False):

@@ -21,6 +21,8 @@ COMPONENTS = 4
 """Dimensions that the estimate is made in at most; a hand's 24 would drown it in bias."""
 
 
+PICTURES = 16
+"""States of whole pictures that are decoded at a time."""
 SHOWN = 64
 """Warm-up states, evenly spaced, that a run folder keeps for its report."""
 
@@ -63,10 +65,15 @@ def _first_actions(policy: Policy, decoder: Decoder, obs: Tensor, scale: float) 
     """[S, SAMPLES, A] under the same noises for every state."""
     spec = decoder.spec
     eps = torch.from_numpy(normal("probe", 7, shape=(SAMPLES, policy.draws, *spec.latent_shape))).to(obs.device)
-    rows = obs.repeat_interleave(SAMPLES, 0)
+    rows, noises = obs.repeat_interleave(SAMPLES, 0), eps.repeat(len(obs), 1, 1, 1)
+    # whole pictures in pieces of an evaluation's size: a thousand at once are gigabytes, and more than a server takes
+    piece = PICTURES if decoder.spec.pictures else len(rows)
     with torch.no_grad():
-        decision = policy.act(decoder, rows, eps.repeat(len(obs), 1, 1, 1), scale)
-        actions: npt.NDArray[np.float32] = decision.action[:, 0].unflatten(0, (len(obs), SAMPLES)).cpu().numpy()
+        found = [
+            policy.act(decoder, rows[start : start + piece], noises[start : start + piece], scale).action[:, 0]
+            for start in range(0, len(rows), piece)
+        ]
+    actions: npt.NDArray[np.float32] = torch.cat(found).unflatten(0, (len(obs), SAMPLES)).cpu().numpy()
     return actions
 
 

@@ -96,7 +96,7 @@ def check(
 
         decoder = load_decoder(decoder)
     check_decoder(decoder)
-    chunked, name, misfit = open_environment(decoder.spec, decoder.name, env, seed)
+    chunked, name, misfit = open_environment(decoder, env, seed)
     findings = [] if name is None else [spaces(decoder, misfit)]
     fitting = chunked if misfit is None else None
     tell = progress or (lambda name: None)

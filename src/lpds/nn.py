@@ -81,6 +81,8 @@ class Scaling(nn.Module):
 
     def calibrate(self, x: Tensor) -> None:
         """Take mean and standard deviation of the [N, size] rows; a constant column keeps unit scale."""
+        if not x.shape[1]:  # of pictures alone
+            return
         std = x.std(0, unbiased=False)
         self.mean.copy_(x.mean(0))
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))

@@ -105,8 +105,8 @@ def _handed_over(value: Any, shape: Shape, device: torch.device | None) -> Tenso
 
 
 def has_channels_last(shape: Shape) -> bool:
-    """Whether a picture's shape ends with its channels: 1, 3 or 4 of them."""
-    return shape[-1] in (1, 3, 4)
+    """Whether a picture's shape ends with its channels: 1, 3 or 4, or where none is that many, fewer than rows and columns."""
+    return shape[-1] in (1, 3, 4) or (shape[-3] not in (1, 3, 4) and shape[-1] < min(shape[-3:-1]))
 
 
 def has_channels_first(shape: Shape) -> bool:

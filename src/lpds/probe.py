@@ -12,13 +12,13 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from lpds.compact import is_compact, is_held_whole, look
+from lpds.compact import is_compact, is_held_whole, look, refuse_other_pictures
 from lpds.envs.build import check_fit, environment_factory, make_env
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError, one_line
 from lpds.observations import conform
 from lpds.random import normal
-from lpds.types import Decoder, LatentSpec, Shape
+from lpds.types import Decoder, Shape
 
 ROWS_AT_ONCE = 256
 FEW_AT_ONCE = 20
@@ -148,14 +148,11 @@ def synthetic_observations(decoder: Decoder, samples: int, seed: int) -> Any:
     return draws if plausible is None else plausible(draws)
 
 
-def open_environment(
-    spec: LatentSpec, decoder: str, env: Any, seed: int
-) -> tuple[ChunkedVectorEnv | None, str | None, str | None]:
+def open_environment(decoder: Decoder, env: Any, seed: int) -> tuple[ChunkedVectorEnv | None, str | None, str | None]:
     """Make the environment where needed, and compare its spaces with the decoder's.
 
     Args:
-        spec: of the decoder.
-        decoder: its name, for messages.
+        decoder: that is to act in it.
         env: as in :func:`lpds.check`.
         seed: of the resets of what is made here.
 
@@ -167,6 +164,7 @@ def open_environment(
     """
     if env is None:
         return None, None, None
+    spec = decoder.spec
     single, chunked, steps = isinstance(env, gymnasium.Env), None, spec.action_shape[0]
     if isinstance(env, ChunkedVectorEnv):
         name, chunked = env.name, env
@@ -179,9 +177,10 @@ def open_environment(
     try:
         if chunked is None:
             chunked = make_env((lambda: env) if single else env, 1 if single else 4, steps, seed, keep_dict=spec.takes_dict)
-        check_fit(chunked, spec, decoder)
+        check_fit(chunked, spec, decoder.name)
+        refuse_other_pictures(chunked.single_observation_space, decoder)
         if chunked.chunk != steps:
-            raise LpdsError(f"decoder {decoder!r} gives chunks of {steps} steps, but {name} was made for {chunked.chunk}")
+            raise LpdsError(f"decoder {decoder.name!r} gives chunks of {steps} steps, but {name} was made for {chunked.chunk}")
     except Exception as error:  # a factory holds any code at all; the report names what it raised
         return chunked, name, one_line(error)
     return chunked, name, None

@@ -12,6 +12,7 @@ nothing is evaluated, the types are a short list, and neither counts nor sizes a
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import math
 import sys
@@ -292,6 +293,10 @@ def read_description(message: dict[str, Any]) -> Served:
     spec = spec_from_wire(message.get("spec"))
     if not (isinstance(name, str) and isinstance(fingerprint, str) and isinstance(facts, dict)):
         raise WireError("message", "name and fingerprint must be texts, and facts a map")
+    try:
+        json.dumps(facts, allow_nan=False)  # it goes into passports
+    except (TypeError, ValueError, RecursionError):
+        raise WireError("message", "facts must be plain finite JSON") from None
     if not all(
         isinstance(row, np.ndarray) and row.dtype == np.float32 and row.shape == spec.action_shape[1:] for row in ranges
     ):

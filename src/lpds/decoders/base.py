@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,13 +233,18 @@ class MinMaxNormaliser:
 
 def repeat_rows(value: Any, count: int) -> Any:
     """Every row ``count`` times in a row, in tensors and in tables and sequences of them; anything else as it is."""
-    if isinstance(value, Tensor):
-        return value.repeat_interleave(count, 0)
+    return each_part(value, lambda part: part.repeat_interleave(count, 0) if isinstance(part, Tensor) else part)
+
+
+def each_part(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same table, sequence or named tuple with every part that is none of these changed."""
     if isinstance(value, Mapping):
-        return {key: repeat_rows(entry, count) for key, entry in value.items()}
+        return {key: each_part(entry, change) for key, entry in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(each_part(entry, change) for entry in value))
     if isinstance(value, list | tuple):
-        return type(value)(repeat_rows(entry, count) for entry in value)
-    return value
+        return type(value)(each_part(entry, change) for entry in value)
+    return change(value)
 
 
 def hash_tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:

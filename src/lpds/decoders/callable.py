@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lpds.decoders.base import BaseDecoder, as_float32, hash_tensors
+from lpds.decoders.base import BaseDecoder, as_float32, each_part, hash_tensors
 from lpds.errors import DecoderFault, LpdsError, one_line
 from lpds.random import normal
 from lpds.types import LatentSpec, Shape
@@ -42,7 +43,8 @@ class CallableDecoder(BaseDecoder):
         """What the user's functions share; the observations themselves by default."""
         if self._prepare is None:
             return obs
-        return self._guarded("prepare", self._prepare, obs)
+        rows = len(next(iter(obs.values())) if isinstance(obs, Mapping) else obs)
+        return _shared(self._guarded("prepare", self._prepare, _copy(obs)), rows, self.name)
 
     @property
     def feature_size(self) -> int | None:
@@ -53,8 +55,8 @@ class CallableDecoder(BaseDecoder):
         """Call the user's function on the context; an array or a tensor of [B, F] must come back."""
         if self._features is None:
             return super().features(context)
-        function = self._features
-        found: Tensor = self._guarded("features", lambda x: torch.as_tensor(function(x)).detach().to(torch.float32), context)
+        function, seen = self._features, _copy(context)
+        found: Tensor = self._guarded("features", lambda x: torch.as_tensor(function(x)).detach().to(torch.float32), seen)
         if found.ndim != 2 or found.shape[1] != self.feature_size:
             raise LpdsError(f"the features of decoder {self.name!r} are {list(found.shape)}, expected [B, {self.feature_size}]")
         if not bool(torch.isfinite(found).all()):
@@ -161,14 +163,24 @@ class CallableDecoder(BaseDecoder):
 
 
 def _copy(value: Any) -> Any:
-    """Tensors, and tables and sequences of them, as copies; what only the user's functions know as it is."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: _copy(part) for key, part in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_copy(part) for part in value)
-    return value
+    """Tensors, and tables and sequences of them, as copies, so that a function may work in place."""
+    return each_part(value, lambda part: part.clone() if isinstance(part, Tensor) else part)
+
+
+def _shared(context: Any, rows: int, name: str) -> Any:
+    """A context as tensors [B, ...], arrays too; what has no such rows could not be repeated for several noises."""
+
+    def part(value: Any) -> Tensor:
+        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != rows:
+            found = list(tensor.shape) if isinstance(tensor, Tensor) else type(value).__name__
+            raise LpdsError(
+                f"prepare of decoder {name!r} must return tensors [B, ...], or a dict, a tuple or a list of them, with one row "
+                f"for each of the B observations: of {rows} it returned {found}"
+            )
+        return tensor
+
+    return each_part(context, part)
 
 
 def _sizes(name: str, shape: Any) -> Shape:
@@ -196,7 +208,7 @@ def wrap_decoder(
     latent_shape: tuple[int, int],
     action_shape: tuple[int, int],
     name: str,
-    free: tuple[bool, ...] | None = None,
+    free: Sequence[bool] | npt.NDArray[np.bool_] | None = None,
     features: Callable[[Any], Any] | None = None,
     feature_size: int | None = None,
     prepare: Callable[[Any], Any] | None = None,
@@ -215,8 +227,8 @@ def wrap_decoder(
             several entries, for instance pooled features of the policy's own frozen encoder: all that Delta and the critics
             see, and all that is kept of the observation. Pictures come as the environment gives them (uint8).
         feature_size: its length.
-        prepare: ``prepare(obs) -> context``, what is dear and the same for every noise: tensors [B, ...], or a dict or a tuple
-            of them. It is done once a state, and ``fn`` and ``features`` get the context in place of ``obs``.
+        prepare: ``prepare(obs) -> context``, what is dear and the same for every noise: tensors [B, ...], or a dict, a tuple or
+            a list of them. It is done once a state, and ``fn`` and ``features`` get the context in place of ``obs``.
 
     Returns:
         The decoder. A function that is not deterministic is refused when it is steered, and reported by
@@ -234,9 +246,14 @@ def wrap_decoder(
     else:
         frozen = _sizes("obs_shape", obs_shape)
     latent_shape, action_shape = _pair("latent_shape", latent_shape), _pair("action_shape", action_shape)
+    if free is not None:
+        try:
+            free = tuple(bool(column) for column in free)
+        except (TypeError, ValueError, RuntimeError):
+            raise LpdsError(f"free must have {latent_shape[1]} truth values, not {free}") from None
     if free is not None and (len(free) != latent_shape[1] or not any(free)):
         raise LpdsError(f"free must have {latent_shape[1]} entries, at least one of them true, not {free}")
     if (features is None) != (feature_size is None) or (feature_size is not None and feature_size < 1):
         raise LpdsError(f"features= and feature_size= go together, and the size is a positive number, not {feature_size}")
     spec = LatentSpec(frozen, latent_shape, action_shape, free)
-    return CallableDecoder(fn, spec, name, features, feature_size, prepare)
+    return CallableDecoder(fn, spec, str(name), features, feature_size, prepare)

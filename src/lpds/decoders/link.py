@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
+import sys
 from contextlib import ExitStack
 from typing import Any
 
@@ -56,6 +59,7 @@ class Link:
                 )
             )
             self._stack, self._pid = stack, os.getpid()
+            _limit_sending(self._connection.socket, self._timeout)
         except exceptions.InvalidStatus as error:
             status = error.response.status_code
             if status in (401, 403):
@@ -66,6 +70,8 @@ class Link:
             raise Lost(f"HTTP {status}") from None
         except (OSError, exceptions.InvalidHandshake) as error:
             raise Lost(_reason(error)) from None
+        except (exceptions.WebSocketException, UnicodeError) as error:  # sent on to another place, or no name of a host
+            raise DecoderFault(f"{self._address} cannot be reached: {_reason(error)}") from None
         try:
             return read_description(self._receive())
         except WireError as error:
@@ -82,6 +88,9 @@ class Link:
         exceptions = need("websockets.exceptions")
         try:
             self._connection.send(request)
+        except BlockingIOError:
+            self.close()
+            raise Lost(f"nothing taken in {self._timeout:g} s") from None
         except (OSError, exceptions.ConnectionClosed) as error:
             self.close()
             raise self._lost(error, exceptions) from None
@@ -118,6 +127,13 @@ class Link:
         stack, self._stack, self._connection = self._stack, None, None
         if stack is not None and self._pid == os.getpid():
             stack.close()
+
+
+def _limit_sending(connection: socket.socket, seconds: float) -> None:
+    """Have a send fail that makes no way for so long: a server that stopped reading would hold it for ever."""
+    whole = max(1, int(1000.0 * seconds))
+    limit = whole if sys.platform == "win32" else struct.pack("ll", whole // 1000, whole % 1000 * 1000)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 def _reason(error: Exception) -> str:

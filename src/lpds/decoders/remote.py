@@ -308,7 +308,7 @@ def _checked(address: str) -> str:
 
 
 def _token(given: str | None) -> str | None:
-    token = (given or os.environ.get(TOKEN_VARIABLE, "")).strip()
+    token = str(given or os.environ.get(TOKEN_VARIABLE, "")).strip()  # a number, from a command line
     if not all("!" <= letter <= "~" for letter in token):  # it goes into a header
         raise LpdsError(f"the token (token=, or {TOKEN_VARIABLE}) must be ASCII letters, digits and signs, without spaces")
     return token or None

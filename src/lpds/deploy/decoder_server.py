@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpds.decoders.base import as_float32
 from lpds.deploy.contexts import Contexts, Kept
 from lpds.errors import LpdsError
 from lpds.types import Decoder, Shape
@@ -125,6 +126,10 @@ class DecoderServer:
             kind = type(error.__cause__ or error).__name__
             return _refusal("internal", f"the decoder failed with {kind}; the server's output says more")
 
+    def _answer_open(self, message: bytes | str, connection: Any) -> bytes:
+        """Answer when its turn has come, unless who asked has given up by then: others wait behind it."""
+        return self.answer(message, connection) if connection.state.name == "OPEN" else b""
+
     def _answer(self, request: dict[str, Any], owner: object) -> dict[str, Any]:
         """One of a context's three sources, then noises for it, a number to keep it by, or both."""
         sources = [key for key in SOURCES if key in request]
@@ -195,7 +200,7 @@ class DecoderServer:
             what = f"observation {key!r}" if key else "observation"
             dtype = "uint8" if key in unit else None if isinstance(shape, Mapping) or len(one) > 1 else "float32"
             tensor = self._tensor(what, given[key], one, dtype)
-            out[key] = tensor.float() / 255.0 if key in unit else tensor
+            out[key] = tensor.float() / 255.0 if key in unit else as_float32(tensor)
         rows = {len(tensor) for tensor in out.values()}
         if len(rows) != 1:
             raise WireError("shape", f"observations must all have the same rows, not {sorted(rows)}")
@@ -265,7 +270,7 @@ class DecoderServer:
         try:
             await connection.send(self._hello)
             async for message in connection:
-                await connection.send(await loop.run_in_executor(self._pool, self.answer, message, connection))
+                await connection.send(await loop.run_in_executor(self._pool, self._answer_open, message, connection))
         except closed:
             pass
         finally:
