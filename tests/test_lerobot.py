@@ -378,6 +378,24 @@ def test_statistics_of_another_shape_or_not_finite(state_policy, tmp_path):
         load_decoder(f"lerobot:{edited(state_policy[1], tmp_path / 'b', broken, AFTER)}")
 
 
+def test_a_file_of_statistics_that_is_not_there_is_named(state_policy, tmp_path):
+    shutil.copytree(state_policy[1], tmp_path / "a")
+    (file,) = tmp_path.glob("a/policy_preprocessor_*.safetensors")
+    file.unlink()
+    with pytest.raises(LpdsError, match=rf"policy_preprocessor\.json names {file.name}, which is not there"):
+        load_decoder(f"lerobot:{tmp_path / 'a'}")
+
+
+def test_a_processor_that_scales_what_the_policy_takes_as_it_is(state_policy, tmp_path):
+    shutil.copytree(state_policy[1], tmp_path / "a")
+    path = tmp_path / "a" / "config.json"
+    config = json.loads(path.read_text())
+    config["normalization_mapping"]["ACTION"] = "IDENTITY"
+    path.write_text(json.dumps(config))
+    with pytest.raises(LpdsError, match="'action' is normalised by MIN_MAX, but the policy was trained with IDENTITY"):
+        load_decoder(f"lerobot:{tmp_path / 'a'}")
+
+
 def test_missing_processors_and_another_normalisation(state_policy, tmp_path):
     shutil.copytree(state_policy[1], tmp_path / "a")
     (tmp_path / "a" / "policy_postprocessor.json").unlink()

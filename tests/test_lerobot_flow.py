@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 
 import lerobot_policies as tiny
 import pytest
@@ -102,6 +104,51 @@ def test_an_instruction_goes_through_lerobots_own_tokenizer_step(made, tokenizer
     assert len({other.fingerprint, decoder.fingerprint, load_decoder(f"lerobot:{folder}").fingerprint}) == 3
     if kind == "pi05":  # there the state is part of the instruction
         assert not torch.equal(decoder({**obs, tiny.STATE: obs[tiny.STATE] + 0.5}, w), decoder(obs, w))
+
+
+def test_the_fingerprint_knows_what_the_tokenizer_makes_of_the_instruction_and_not_where_it_lies(made, tokenizer, tmp_path):
+    _, policy, folder = made
+
+    def opened(place):
+        return load_decoder(f"lerobot:{folder}", task="lift the cube", tokenizer=place)
+
+    shutil.copytree(tokenizer, tmp_path / "moved")
+    assert opened(tmp_path / "moved").fingerprint == opened(tokenizer).fingerprint
+    words = json.loads((tmp_path / "moved" / "tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    vocabulary["lift"], vocabulary["cube"] = vocabulary["cube"], vocabulary["lift"]
+    shutil.copytree(tokenizer, tmp_path / "swapped")
+    (tmp_path / "swapped" / "tokenizer.json").write_text(json.dumps(words))
+    swapped = opened(tmp_path / "swapped")
+    obs, w = inputs(swapped, policy)
+    assert not torch.equal(swapped(obs, w), opened(tokenizer)(obs, w))
+    assert swapped.fingerprint != opened(tokenizer).fingerprint
+
+
+def test_pictures_in_bytes_are_those_of_0_to_1(made):
+    _, policy, folder = made
+    decoder = load_decoder(f"lerobot:{folder}")
+    obs, w = inputs(decoder, policy)
+    picture = (255 * obs[tiny.CAMERA]).round().to(torch.uint8)
+    wanted = decoder({**obs, tiny.CAMERA: picture.float() / 255.0}, w)
+    assert torch.equal(decoder({**obs, tiny.CAMERA: picture}, w), wanted)
+
+
+def test_configurations_that_lerobot_breaks_on_are_refused_when_they_are_opened(made, tmp_path):
+    kind, _, folder = made
+
+    def changed(name, change):
+        shutil.copytree(folder, tmp_path / name)
+        path = tmp_path / name / "config.json"
+        config = json.loads(path.read_text())
+        change(config)
+        path.write_text(json.dumps(config))
+        return f"lerobot:{tmp_path / name}"
+
+    with pytest.raises(LpdsError, match=f"{kind} without any camera; LeRobot's inference wants one"):
+        load_decoder(changed("blind", lambda config: config["input_features"].pop(tiny.CAMERA)))
+    with pytest.raises(LpdsError, match=r"actions of 7 numbers do not fit into max_action_dim 4"):
+        load_decoder(changed("narrow", lambda config: config.update(max_action_dim=4)))
 
 
 def test_columns_that_only_pad_are_masked(made):

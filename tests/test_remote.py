@@ -6,9 +6,12 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 
+import numpy as np
 import pytest
 import torch
 from scripted import TINY, toy_decoder
@@ -20,7 +23,7 @@ import lpds
 from lpds.deploy.decoder_server import DecoderServer, is_loopback
 from lpds.errors import DecoderFault, LpdsError
 from lpds.types import LatentSpec
-from lpds.wire import silent
+from lpds.wire import WireError, describe_decoder, pack, read_description, silent, unpack
 
 # -- the same decoder --------------------------------------------------------------------------------------------------
 
@@ -242,3 +245,47 @@ def test_the_command_refuses_in_one_line(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "websockets.sync.client", None)
     assert main(["check", "remote:ws://127.0.0.1:9"]) == 2
     assert capsys.readouterr().err == "lpds: remote decoders need websockets and msgpack: pip install 'lpds[remote]'\n"
+
+
+def test_who_answers_something_else_than_a_websocket_is_one_line(refused):
+    """A proxy that sends elsewhere, a name that is none, and a token that a command line took for a number."""
+
+    def redirect(door):
+        near, _ = door.accept()
+        near.recv(4096)
+        near.sendall(b"HTTP/1.1 302 Found\r\nLocation: https://elsewhere.invalid/\r\nContent-Length: 0\r\n\r\n")
+        near.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        threading.Thread(target=redirect, args=(door,), daemon=True).start()
+        with refused("cannot be reached"):
+            lpds.load_decoder(f"remote:ws://127.0.0.1:{door.getsockname()[1]}")
+    for host in ("a" * 64, ".."):
+        with refused(""):
+            lpds.load_decoder(f"remote:ws://{host}:80")
+    with (
+        DecoderServer(toy_decoder(), token="1234567890123456") as server,
+        opened(server.address, token=1234567890123456) as remote,
+    ):
+        assert remote.name == "linear"
+
+
+def test_facts_that_no_passport_can_hold_are_refused():
+    hello = unpack(pack(describe_decoder(toy_decoder(), {}, 1000, 10)))
+    read_description(hello)
+    for fact in (np.zeros(2, np.float32), float("nan")):
+        with pytest.raises(WireError, match="facts must be plain"):
+            read_description({**hello, "facts": {"served": fact}})
+
+
+def test_entries_of_another_floating_type_are_taken_as_a_local_call_takes_them():
+    decoder = lpds.wrap_decoder(
+        lambda obs, w: w + obs["state"][:, None],
+        obs_shape={"state": (2,)},
+        latent_shape=(1, 2),
+        action_shape=(1, 2),
+        name="dict",
+    )
+    obs, w = {"state": torch.randn(3, 2, dtype=torch.float64)}, torch.randn(3, 1, 2)
+    with served(decoder) as (_, remote):
+        assert torch.equal(remote.decode(remote.prepare(obs), w), decoder(obs, w))

@@ -40,6 +40,12 @@ class Pi0Decoder(LeRobotDecoder):
             raise LpdsError(
                 f"{self._folder} uses real-time chunking: a chunk depends on the one before; save it with rtc_config null"
             )
+        wide = max((int(feature.shape[0]) for feature in config.output_features.values()), default=0)
+        if wide > config.max_action_dim:
+            raise LpdsError(f"{self._folder}: actions of {wide} numbers do not fit into max_action_dim {config.max_action_dim}")
+        if not any(feature.type.value == "VISUAL" for feature in config.input_features.values()) and not config.empty_cameras:
+            blank = "LeRobot's inference wants one, if only a blank one (empty_cameras 1)"
+            raise LpdsError(f"{self._folder}: {config.type} without any camera; {blank}")
         config.compile_model = False
         config.gradient_checkpointing = False
 
@@ -99,6 +105,17 @@ class Pi0Decoder(LeRobotDecoder):
         highest = values.masked_fill(~there, -torch.inf).amax(1)
         return torch.cat([mean, highest, *([context["state"]] if "state" in context else [])], 1).float()
 
+    def _instruction(self) -> dict[str, Tensor]:
+        if self._options.task is None:
+            return {}
+        batch: dict[str, Any] = {
+            key: torch.zeros(1, *shape, device=self._options.device)
+            for key, shape in self._shapes.items()
+            if ".images." not in key
+        }
+        told = self._processors.observation({**batch, "task": [self._options.task]})
+        return {key: told[key] for key in (TOKENS, MASK)}
+
     def _sampler(self) -> dict[str, Any]:
         return {"kind": "euler", "steps": int(getattr(self._config, self.steps_name))}
 
@@ -141,7 +158,7 @@ def _last_values(cache: Any) -> Tensor:
 
 def blank_camera(config: Any, rows: int) -> dict[str, Tensor]:
     """A black picture for the first empty camera of a policy without any other, since LeRobot's inference wants one."""
-    height, width = config.image_resolution
+    height, width = getattr(config, "image_resolution", None) or config.resize_imgs_with_padding or (224, 224)
     return {f"{EMPTY}0": torch.zeros(rows, 3, height, width, device=config.device)}
 
 

@@ -120,6 +120,8 @@ class LeRobotDecoder(BaseDecoder):
         for key, value in batch.items():
             if ".language." in key:
                 batch[key] = value.bool() if key.endswith("mask") else value.long()
+            elif value.dtype == torch.uint8:  # pictures in bytes, as openpi's clients send them
+                batch[key] = value.float() / 255.0
         if self._options.task is not None:
             batch["task"] = [self._options.task] * len(next(iter(batch.values())))
         with torch.no_grad():
@@ -212,4 +214,8 @@ class LeRobotDecoder(BaseDecoder):
             "start": self._start,
             **({} if self._options.flat else {"features": self.pooling}),
         }
-        return hash_tensors({**self._policy.state_dict(), **self._processors.tensors()}, facts)
+        return hash_tensors({**self._policy.state_dict(), **self._processors.tensors(), **self._instruction()}, facts)
+
+    def _instruction(self) -> dict[str, Tensor]:
+        """What the instruction is to the network, which is the tokenizer's doing; nothing where there is none."""
+        return {}

@@ -100,7 +100,9 @@ class Processors:
         """What is not a tensor: the steps and their settings."""
         out: dict[str, Any] = {}
         for side, pipeline in (("pre", self._before), ("post", self._after)):
-            settings = [[_name(s), {k: v for k, v in s.get_config().items() if k != "device"}] for s in pipeline.steps]
+            # of a tokenizer what it makes of the instruction counts, not where it lies (LeRobotDecoder._instruction)
+            elsewhere = ("device", "tokenizer_name")
+            settings = [[_name(s), {k: v for k, v in s.get_config().items() if k not in elsewhere}] for s in pipeline.steps]
             out[side] = settings
         return out
 
@@ -118,6 +120,9 @@ class Processors:
         for key, feature in features.items():
             mode = _mode(self._config.normalization_mapping, feature.type.value)
             if mode == "IDENTITY":
+                for step in steps:
+                    if key in step.features and (found := _mode(step.norm_map, feature.type.value)) != mode:
+                        raise LpdsError(f"{where}: {key!r} is normalised by {found}, but the policy was trained with {mode}")
                 continue
             step = next((step for step in steps if key in step.features), None)
             if step is None:
@@ -156,6 +161,9 @@ def _open(folder: Path, file: str, device: str, *, text: bool, tokenizer: str | 
     pipeline: Any = importlib.import_module("lerobot.processor")
     convert: Any = importlib.import_module("lerobot.processor.converters")
     names = _step_names(folder / file)
+    gone = [state for state in _state_files(folder / file) if not (folder / state).is_file()]
+    if gone:
+        raise LpdsError(f"{folder / file} names {gone[0]}, which is not there: its statistics are missing")
     overrides: dict[str, dict[str, Any]] = {}
     if "device_processor" in names and file == FILES[0]:
         overrides["device_processor"] = {"device": device}
@@ -197,6 +205,11 @@ def _step_names(path: Path) -> list[str]:
         return [step.get("registry_name", step.get("class", "")) for step in steps]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LpdsError(f"{path} is not a LeRobot processor ({one_line(error)})") from None
+
+
+def _state_files(path: Path) -> list[str]:
+    """Files of tensors that the steps of a processor's file name."""
+    return [step["state_file"] for step in json.loads(path.read_text())["steps"] if step.get("state_file")]
 
 
 def _normalisers(pipeline: Any) -> list[Any]:
