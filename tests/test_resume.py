@@ -151,6 +151,19 @@ def test_a_fault_saves_says_where_and_resume_reaches_the_same_place(whole, tmp_p
     assert_same_but_for_names(whole, tmp_path / "run")
 
 
+def test_a_decoder_that_fails_when_it_is_hashed_again_at_the_end_leaves_a_saved_run_that_says_so(tmp_path, monkeypatch):
+    from lpds.errors import DecoderFault
+
+    def gone(decoder):
+        raise DecoderFault("the server is gone")
+
+    monkeypatch.setattr("lpds.session._check_untouched", gone)
+    with pytest.raises(DecoderFault, match=r"gone; the run is saved at step \d+, only its last evaluation is missing: lpds"):
+        steer(tmp_path / "run")
+    monkeypatch.undo()
+    assert resume(tmp_path / "run").finished
+
+
 def test_a_fault_at_the_first_reset_leaves_nothing_and_costs_no_run_that_was_to_be_overwritten(whole, tmp_path):
     def broken():
         env = make_four_mode()

@@ -152,16 +152,17 @@ def drive(runner: Runner, display: Display) -> Run:
     try:
         with _stop_on_interrupt(runner, display):
             finished = runner.train()
-        _check_untouched(runner.decoder)
-        if not finished:
-            return Run(folder, False, None, None)
         c = runner.c
         try:
+            _check_untouched(runner.decoder)
+            if not finished:
+                return Run(folder, False, None, None)
             reports = silence_is_failure(
                 [runner.evaluate(c.final_episodes, c.eval_seed, scale, "final") for scale in (0.0, 1.0)]
             )
         except RunFault as fault:
-            where = f"the run is saved at step {runner.step}, only its last evaluation is missing: {how_to_resume(folder)}"
+            rest = ", only its last evaluation is missing" if finished else ""
+            where = f"the run is saved at step {runner.step}{rest}: {how_to_resume(folder)}"
             raise type(fault)(f"{fault}; {where}") from fault
         run = Run(folder, True, reports[0], reports[1], "" if runner.learned else runner.why_not)
         mean, low, high = run.difference or (0.0, 0.0, 0.0)
