@@ -350,6 +350,14 @@ def test_a_short_budget_still_has_its_iterations(tmp_path):
 # -- refusals ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_replay_too_small_for_an_iteration_is_refused_before_the_first_step(tmp_path, refused):
+    """It stopped when the first iteration had been collected, and nothing was saved."""
+    options = {"num_envs": 120, "replay_size": 1000, "steps": 3000, "min_iterations": 1, "quiet": True}
+    with refused("replay_size 1,000 does not hold the 1,440 decisions that dppo learns from at once"):
+        lpds.steer("toy", "dppo", out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
 @NAMES
 def test_decoders_without_a_chain_are_refused(name, make_flow, refused):
     with refused(name, "'small'", "flow", "diffusion decoder", "dppo:PATH"):

@@ -76,6 +76,12 @@ class Runner:
                 f"replay_size {c.replay_size:,} does not hold the {self._given:,} decisions of the demonstrations beside the "
                 f"warm-up's: {least:,} would"
             )
+        block = method.block_rounds(c.steps // (c.num_envs * chunk)) * c.num_envs
+        if getattr(method, "recalls", False) and block > capacity:
+            raise LpdsError(
+                f"replay_size {c.replay_size:,} does not hold the {block:,} decisions that {method_name} learns from at once: "
+                "a larger --replay-size, or fewer --num-envs"
+            )
         self._learned = as_learned(decoder)
         kept = (method.kept_noises, c.num_envs, device, method.extras, method.kept_next)
         expected = self._given + c.steps // chunk + c.num_envs

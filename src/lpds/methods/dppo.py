@@ -156,6 +156,7 @@ class DPPO(Learner[ChainPolicy]):
     """The learner: the chain's weights and a value network."""
 
     ignores = ("updates_per_decision", "batch_size", "n_step")
+    recalls = True
 
     def __init__(self, settings: DPPOSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
         """Copy the decoder's network.

@@ -58,6 +58,8 @@ class Learner(ABC, Generic[P]):
     decodes = True
     sees_pictures = False
     extras: Mapping[str, Shape] = {}
+    recalls = False
+    """Whether it learns from all rounds since it learned last, which the replay then has to hold."""
     ignores: tuple[str, ...] = ()
     """Settings that it makes no use of, which is said where they are given."""
     remark = ""
