@@ -106,7 +106,7 @@ ZOO: dict[str, Recipe] = {
     "walker2d": Recipe("walker2d", "walker2d", CloneSettings(steps=60_000, sampler_steps=10)),
     "adroit-pen": Recipe("adroit-pen", "adroit-pen", CloneSettings(steps=10_000, sampler_steps=8)),
     "adroit-pen-flow": Recipe("adroit-pen", "adroit-pen", CloneSettings("flow", steps=10_000, sampler_steps=4)),
-    "adroit-pen-c8": Recipe("adroit-pen", "adroit-pen", CloneSettings(chunk=8, width=512, steps=10_000, sampler_steps=8)),
+    "adroit-pen-c8": Recipe("adroit-pen", "adroit-pen", CloneSettings(chunk=8, width=384, steps=10_000, sampler_steps=8)),
     "adroit-hammer": Recipe("adroit-hammer", "adroit-hammer", CloneSettings(steps=15_000, sampler_steps=8)),
     "adroit-door": Recipe("adroit-door", "adroit-door", CloneSettings(steps=15_000, sampler_steps=8)),
     "adroit-relocate": Recipe("adroit-relocate", "adroit-relocate", CloneSettings(width=512, steps=30_000, sampler_steps=8)),
