@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ WHAT = ("return", "success")
 def last_evaluation(run: Path) -> dict[str, npt.NDArray[np.float64]]:
     """The last evaluation of a run, steered, in the order of its episodes."""
     rows = [row for row in read_json_lines(run / "eval.jsonl") if row["kind"] == "final" and row["scale"] == 1.0]
-    return {what: np.array([float(row[what]) for row in sorted(rows, key=lambda row: row["episode"])]) for what in WHAT}
+    return {
+        what: np.array([math.nan if row[what] is None else row[what] for row in sorted(rows, key=lambda row: row["episode"])])
+        for what in WHAT
+    }
 
 
 def evaluations(folder: Path) -> tuple[str, dict[str, npt.NDArray[np.float64]], dict[str, npt.NDArray[np.float64]]]:
@@ -73,9 +77,12 @@ def main() -> None:
         cells, row = [], {"task": task, "runs": str(ours), "against": str(other)}
         both = [{what: np.concatenate([part[what] for part in side], 1) for what in WHAT} for side in (a, b)]
         for name, x, y in (("last", a[0], b[0]), ("second", a[1], b[1]), ("both", *both)):
-            row[name] = {what: [x[what].mean(), y[what].mean(), *crossed_difference(x[what], y[what])] for what in WHAT}
-            before, after, *points = (100.0 * value for value in row[name]["success"])
-            cells.append(f"{before:.0f} -> {after:.0f}, {points[0]:+.0f} [{points[1]:+.0f}, {points[2]:+.0f}]")
+            told = [what for what in WHAT if not np.isnan(x[what]).any()]
+            row[name] = {what: [x[what].mean(), y[what].mean(), *crossed_difference(x[what], y[what])] for what in told}
+            cells.append("-")
+            if "success" in told:
+                before, after, *points = (100.0 * value for value in row[name]["success"])
+                cells[-1] = f"{before:.0f} -> {after:.0f}, {points[0]:+.0f} [{points[1]:+.0f}, {points[2]:+.0f}]"
         rows.append(row)
         before, after, *points = row["both"]["return"]
         cells.append(f"{before:.0f} -> {after:.0f}, {points[0]:+.0f} [{points[1]:+.0f}, {points[2]:+.0f}]")
