@@ -269,9 +269,13 @@ def test_absolute_actions_and_demonstrations_of_another_task_are_refused(tmp_pat
     with refused("recorded in Lift, but robomimic-can is PickPlaceCan"):
         _check_env(wide, "robomimic-can", None)
     _check_env(replace(wide, scene=""), "robomimic-can", None)
-    env_args(tmp_path / "can.hdf5", "Lift", control_delta=False)
-    with refused("absolute actions"):
-        open_data(str(tmp_path / "can.hdf5"))
+    parts = {"right": {"type": "OSC_POSE", "input_type": "delta"}}  # as robosuite writes it from 1.5 on
+    env_args(tmp_path / "can.hdf5", "Lift", body_parts=parts)
+    assert open_data(str(tmp_path / "can.hdf5")).scene == "Lift"
+    for absolute in ({"control_delta": False}, {"body_parts": {"right": {"input_type": "absolute"}}}):
+        env_args(tmp_path / "can.hdf5", "Lift", **absolute)
+        with refused("absolute actions"):
+            open_data(str(tmp_path / "can.hdf5"))
     box = gymnasium.spaces.Box(-1.0, 1.0, (7,))
     _check_range(data, box)
     half = np.arange(10)[:, None] < 5

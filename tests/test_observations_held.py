@@ -141,6 +141,10 @@ def test_prepare_may_work_in_place_and_return_any_table_of_arrays(tmp_path):
     assert steered(tmp_path / "in-place", prepared(lambda obs: obs.sub_(100.0))) == plain
     assert steered(tmp_path / "named", prepared(lambda obs: Two(obs - 100.0, obs))) == plain
     assert steered(tmp_path / "numpy", prepared(lambda obs: (obs - 100.0).numpy())) == plain
+    assert (
+        steered(tmp_path / "constant", prepared(lambda obs: Two(obs - 100.0, {"mode": "fast", "scale": 0.5, "mask": None})))
+        == plain
+    )
 
 
 def test_what_cannot_be_repeated_for_several_noises_is_refused_where_it_comes_from(refused):

@@ -168,9 +168,11 @@ def _copy(value: Any) -> Any:
 
 
 def _shared(context: Any, rows: int, name: str) -> Any:
-    """A context as tensors [B, ...], arrays too; what has no such rows could not be repeated for several noises."""
+    """A context as tensors [B, ...], arrays too, and constants; what has no rows could not be repeated for several noises."""
 
-    def part(value: Any) -> Tensor:
+    def part(value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
         tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != rows:
             found = list(tensor.shape) if isinstance(tensor, Tensor) else type(value).__name__

@@ -111,12 +111,20 @@ def _scene(data: Any, path: Path) -> str:
     """The task's name in robosuite, where the file says it; absolute actions, which no task here takes, are refused."""
     try:
         told = json.loads(data.attrs.get("env_args", "{}"))
-        controllers = told.get("env_kwargs", {}).get("controller_configs", {})
-        several = controllers if isinstance(controllers, list) else [controllers]
-        absolute = any(one.get("control_delta", True) is False for one in several)
+        absolute = _absolute(told.get("env_kwargs", {}).get("controller_configs", {}))
         scene = str(told.get("env_name", ""))
     except (ValueError, TypeError, AttributeError):
         return ""  # what cannot be read says nothing
     if absolute:
-        raise LpdsError(f"dataset {path} has absolute actions (control_delta false); RoboMimic's tasks here take relative ones")
+        raise LpdsError(f"dataset {path} has absolute actions (by its env_args); RoboMimic's tasks here take relative ones")
     return scene
+
+
+def _absolute(controllers: Any) -> bool:
+    """Whether a controller takes poses: ``control_delta`` false, or, from robosuite 1.5 on, ``input_type`` absolute of a part."""
+    if isinstance(controllers, list):
+        return any(map(_absolute, controllers))
+    if not isinstance(controllers, dict):
+        return False
+    own = controllers.get("control_delta") is False or controllers.get("input_type") == "absolute"
+    return own or any(map(_absolute, controllers.values()))
