@@ -121,7 +121,7 @@ def _scene(data: Any, path: Path) -> str:
 
 
 def _absolute(controllers: Any) -> bool:
-    """Whether a controller takes poses: ``control_delta`` false, or, from robosuite 1.5 on, ``input_type`` absolute of a part."""
+    """Whether a controller takes poses: ``control_delta`` false, or (robosuite 1.5) ``input_type`` absolute of a part."""
     if isinstance(controllers, list):
         return any(map(_absolute, controllers))
     if not isinstance(controllers, dict):
