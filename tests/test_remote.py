@@ -261,7 +261,7 @@ def test_who_answers_something_else_than_a_websocket_is_one_line(refused):
         with refused("cannot be reached"):
             lpds.load_decoder(f"remote:ws://127.0.0.1:{door.getsockname()[1]}")
     for host in ("a" * 64, ".."):
-        with refused(""):
+        with refused("cannot be reached", "label"):
             lpds.load_decoder(f"remote:ws://{host}:80")
     with (
         DecoderServer(toy_decoder(), token="1234567890123456") as server,
