@@ -190,6 +190,15 @@ def test_no_budget_where_there_is_none(tmp_path: Path) -> None:
     assert not any(panel.levels for panel in trust.panels)
 
 
+def test_a_budget_that_grows_is_named_so(tmp_path: Path) -> None:
+    """Its level is where the constraint ends, not where it was while it grew."""
+    grown = make_run(tmp_path / "grown", settings={"delta": 0.5, "delta_unit": "sum", "delta_updates": 100})
+    constant = make_run(tmp_path / "constant", settings={"delta": 0.5, "delta_unit": "sum"})
+    for run, name in ((grown, "budget δ = 0.5, once it has grown"), (constant, "budget δ = 0.5")):
+        trust = next(figure for figure in figures_of(group_runs(read_runs([run]))) if figure.name == "trust-region")
+        assert [level.label for level in trust.panels[0].levels] == [name]
+
+
 def test_masked_coordinates_are_not_free(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", settings={"delta": 0.1, "delta_unit": "mean"})
     passport = json.loads((run / "passport.json").read_text())

@@ -144,6 +144,11 @@ class RunData:
         return budget if math.isfinite(budget) else None
 
     @property
+    def budget_grows(self) -> bool:
+        """Whether the budget reaches its size only after some updates."""
+        return int(self.config.get("settings", {}).get("delta_updates", 0)) > 0
+
+    @property
     def noise_scale(self) -> float:
         """The k of ``w = k eps + Delta(s)`` in what collects and learns; 1 for a method without it."""
         return float(self.config.get("settings", {}).get("noise_scale", 1.0))

@@ -189,8 +189,7 @@ def _by_step(seeds: Sequence[tuple[Array, Array]]) -> Array:
 
 
 def _trust(groups: Sequence[Group]) -> FigureData:
-    budgets = _budgets(groups)
-    sums = [Level(f"budget δ = {b:.4g}", b) for b in budgets]
+    sums = [Level(name, budget) for name, budget in _budgets(groups)]
     nats = _nats(groups)
     law = "N(Δ, I)" if all(run.noise_scale == 1.0 for group in groups for run in group.runs) else "N(Δ, k² I)"
     quantiles, why = _quantiles(groups)
@@ -365,8 +364,10 @@ def _shifts_noise(run: RunData) -> bool:
     return bool(np.isfinite(run.column("kl_nats")[1]).any()) or not run.metrics
 
 
-def _budgets(groups: Sequence[Group]) -> list[float]:
-    return sorted({b for group in groups for run in group.runs if (b := run.budget_sq) is not None})
+def _budgets(groups: Sequence[Group]) -> list[tuple[str, float]]:
+    """Every budget once, by size: its name in a legend, which says where it holds only after a while, and its value."""
+    found = {(b, run.budget_grows) for group in groups for run in group.runs if (b := run.budget_sq) is not None}
+    return [(f"budget δ = {b:.4g}{', once it has grown' if grows else ''}", b) for b, grows in sorted(found)]
 
 
 def _warmup(groups: Sequence[Group]) -> float | None:
