@@ -222,6 +222,8 @@ def test_figures_tell_three_digits_whatever_the_size_of_the_rewards(size):
     line = verdict_line((size, 2.0 * size), None, (size, 0.9 * size, 1.1 * size), 50)
     assert not any(f" {zero}" in line or f"[{zero}" in line for zero in ("0.0,", "+0.0 ", "+0.0,"))
     assert told([2757.06, 0.123]) == ["2757.1", "0.1"]  # one quantity, one unit
+    assert told([2757.06, 0.43], least=0) == ["2757", "0"]
+    assert told([0.43], least=0) == ["0.430"]  # once "return 0" in the line of a run's progress
 
 
 def test_a_handful_of_episodes_decides_nothing():

@@ -15,6 +15,7 @@ def do_list(arguments: argparse.Namespace) -> int:
     import json
 
     from lpds.registry import DECODER_FORMS, METHODS, TASKS, resolve
+    from lpds.stats import told
     from lpds.zoo import FOLDER, names
 
     print("tasks:")
@@ -29,7 +30,7 @@ def do_list(arguments: argparse.Namespace) -> int:
         card = FOLDER / name / "card.json"
         facts = json.loads(card.read_text()) if card.is_file() else {}
         interval = facts.get("return")
-        level = f"return {interval[0]:.0f} [{interval[1]:.0f}, {interval[2]:.0f}]" if interval else ""
+        level = "return {} [{}, {}]".format(*told(interval, least=0)) if interval else ""
         if facts.get("success"):
             level += ", success {:.0%} [{:.0%}, {:.0%}]".format(*facts["success"])
         print(f"  {name:<20}{facts.get('decoder', {}).get('kind', ''):<11}{level}")
@@ -177,6 +178,7 @@ def do_demos(arguments: argparse.Namespace) -> int:
 
     from lpds.files import check_writable
     from lpds.pretrain.recipes import SCRIPTED, make_data
+    from lpds.stats import told
 
     check_writable(arguments.out)
     with _bar("episodes" if arguments.name in SCRIPTED else "transitions") as advance:
@@ -184,7 +186,7 @@ def do_demos(arguments: argparse.Namespace) -> int:
         data = make_data(arguments.name, arguments.experts, advance, **options)
     data.save(arguments.out)
     returns = data.episode_returns
-    level = "" if np.isnan(returns).all() else f", return {returns.mean():.0f} +- {returns.std():.0f}"
+    level = "" if np.isnan(returns).all() else ", return {} +- {}".format(*told([returns.mean(), returns.std()], least=0))
     print(f"{arguments.out}: {len(data.obs):,} transitions, {len(returns):,} episodes{level}")
     return 0
 
@@ -193,6 +195,7 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
     """Train a decoder."""
     from lpds.files import check_writable
     from lpds.pretrain.build import pretrain
+    from lpds.stats import told
 
     check_writable(arguments.out / "card.json" if arguments.out.is_dir() else arguments.out)
     with _bar("gradient steps") as advance:
@@ -208,7 +211,7 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
             changes=_settings(arguments),
             progress=lambda done, total, loss: advance(done, total),
         )
-    level = f", return {card['return'][0]:.0f} [{card['return'][1]:.0f}, {card['return'][2]:.0f}]" if card["return"] else ""
+    level = ", return {} [{}, {}]".format(*told(card["return"], least=0)) if card["return"] else ""
     print(f"{arguments.out}: fingerprint {card['fingerprint'][:12]}{level}")
     return 0
 

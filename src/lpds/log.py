@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 from lpds.errors import LpdsError
+from lpds.stats import told
 
 FORMAT_VERSION = 1
 
@@ -135,7 +136,7 @@ def figures(row: dict[str, Any]) -> str:
     """The figures of one row that people watch, on one line."""
     parts = []
     for key, label, form in (
-        ("return_mean", "return", "{:.0f}"),
+        ("return_mean", "return", ""),
         ("success", "success", "{:.0%}"),
         ("delta_sq_mean", "|Δ|²", "{:.3f}"),
         ("alpha", "alpha", "{:.3g}"),
@@ -143,7 +144,7 @@ def figures(row: dict[str, Any]) -> str:
     ):
         value = row.get(key)
         if value is not None and not (isinstance(value, float) and math.isnan(value)):
-            parts.append(f"{label} {form.format(value)}")
+            parts.append(f"{label} {form.format(value) if form else told([value], least=0)[0]}")
     return "  ".join(parts)
 
 

@@ -98,11 +98,11 @@ def told_apart(difference: Interval, pairs: int) -> int:
     return 0 if pairs < FEWEST_PAIRS else int(low > 0.0) - int(high < 0.0)
 
 
-def told(found: npt.ArrayLike, sign: bool = False) -> list[str]:
-    """Figures of one quantity to one decimal, or to more where the largest of them would not have three digits then."""
+def told(found: npt.ArrayLike, sign: bool = False, least: int = 1) -> list[str]:
+    """Figures of one quantity to ``least`` decimals, or to more where the largest would not have three digits then."""
     values = np.asarray(found, np.float64)
     largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
-    decimals = 1 if largest == 0.0 or largest >= 10.0 else 2 - math.floor(math.log10(largest))
+    decimals = least if largest == 0.0 else max(least, 2 - math.floor(math.log10(largest)))
     form = f"{'+' if sign else ''}.{decimals}f" if decimals <= 6 else f"{'+' if sign else ''}.2e"
     return [format(float(value), form) for value in values]
 
