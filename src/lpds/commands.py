@@ -82,7 +82,7 @@ def _finish(run: Any) -> int:
             print(f"report: {report}")
     learned = run.steered is not None and not run.unlearned
     if learned and not run.worse and keeps_all_noise(read_config(run.folder)["settings"]):
-        print(f"less noise often does better still, at the price of modes: lpds eval {run.folder} --noise-scale 0.3")
+        print(f"less noise may do better still, or far worse, and costs modes; look: lpds eval {run.folder} --noise-scale 0.3")
     print(run.verdict())
     return 0 if run.finished else 130
 
