@@ -242,7 +242,7 @@ def test_an_episode_may_end_at_its_first_success():
     assert env.success_key == "success"
 
 
-@pytest.mark.parametrize("word", ["False", [True, False]])
+@pytest.mark.parametrize("word", ["False", [True, False], 0.1, -1.0, 2])
 def test_what_is_neither_yes_nor_no_is_a_fault(word, refused):
     class Says(Scripted):
         def step(self, action):
@@ -250,7 +250,7 @@ def test_what_is_neither_yes_nor_no_is_a_fault(word, refused):
 
     env = lpds.make_env(lambda: Says([([0.0], "terminated")]), 1, 1)
     env.reset()
-    with refused("says success =", "neither yes or no nor a number"):
+    with refused("says success =", "neither yes nor no (0 or 1)"):
         env.step(np.zeros((1, 1, 1), np.float32))
 
 

@@ -140,7 +140,7 @@ def test_the_doctor_sees_an_episode_without_an_end_and_a_seed_that_is_ignored():
 
     fine = found()
     assert fine["episodes end"] == ("ok", "one did after 5 steps")
-    assert fine["seeds"] == ("ok", "two resets from one seed give one observation")
+    assert fine["seeds"] == ("ok", "two resets from one seed give one observation, and the same actions lead to one")
     endless = found(endless=True)
     assert endless["episodes end"] == ("warning", f"none did within {PATIENCE:,} steps, and no time limit is known")
     assert found(ignores_seed=True)["seeds"] == ("warning", "two resets from one seed give two observations")

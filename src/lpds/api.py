@@ -20,7 +20,7 @@ from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.files import check_writable, how_to_resume, locked, read_object, write_json
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
-from lpds.passport import make_passport
+from lpds.passport import decoder_facts, make_passport
 from lpds.policy import SteeredPolicy, find_decoder, load_policy
 from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
 from lpds.session import Run, at_home, build_learner, build_runner, drive, read_demonstrations
@@ -98,12 +98,7 @@ def steer(
             "preset": preset,
             "env": chosen_env if isinstance(chosen_env, str) else None,
             "env_name": _env_name(chosen_env),
-            "decoder": {
-                "name": frozen.name,
-                "reference": frozen.reference,
-                "options": getattr(frozen, "options", {}),
-                "fingerprint": frozen.fingerprint,
-            },
+            "decoder": decoder_facts(frozen),
             "run": to_json(run_settings),
             "settings": to_json(method_settings),
         }
@@ -333,6 +328,8 @@ def _as_decoder(decoder: Decoder | str) -> Decoder:
     if isinstance(decoder, str):
         return load_decoder(decoder)
     check_decoder(decoder)
+    if isinstance(decoder, BaseDecoder):
+        decoder.forget()  # it may have been mended since it was looked at last
     return decoder
 
 

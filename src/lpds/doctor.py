@@ -17,11 +17,21 @@ import torch
 from torch import Tensor
 
 from lpds.checks import check_decoder
+from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError, one_line
 from lpds.findings import Finding, episodes_end, latency, seeds, spaces, starts_at_noise
-from lpds.probe import FULL_EFFORT, NOISES_PER_STATE, Probe, meet, open_environment, synthetic_observations, take
+from lpds.probe import (
+    FULL_EFFORT,
+    NOISES_PER_STATE,
+    Probe,
+    first_observations,
+    meet,
+    open_environment,
+    synthetic_observations,
+    take,
+)
 from lpds.random import normal
 from lpds.types import Decoder
 
@@ -96,29 +106,31 @@ def check(
 
         decoder = load_decoder(decoder)
     check_decoder(decoder)
+    if isinstance(decoder, BaseDecoder):
+        decoder.forget()  # it may have been mended since it was looked at last
     chunked, name, misfit = open_environment(decoder, env, seed)
     findings = [] if name is None else [spaces(decoder, misfit)]
     fitting = chunked if misfit is None else None
     tell = progress or (lambda name: None)
     try:
         tell("decodes")
-        few = synthetic_observations(decoder, 8, seed)
+        few = synthetic_observations(decoder, 8, seed) if fitting is None else first_observations(decoder, fitting, 8)
         findings += _guarded("decodes", partial(decodes, decoder, few))
         started = time.perf_counter()
         if samples is None and findings[-1].verdict == "ok":
             _guarded("decodes", partial(decodes, decoder, few))  # again: a first call may have more to do
         samples = samples or (16 if time.perf_counter() - started > 8 * SLOW else FULL_EFFORT)
-        obs = synthetic_observations(decoder, samples, seed)
+        obs = None
         tell("roll-out")
         if findings[-1].verdict == "ok":
             if fitting is not None:
-                met, trouble = meet(decoder, fitting, samples, seed)
-                obs = obs if met is None else met
+                obs, trouble = meet(decoder, fitting, samples, seed)
                 findings += [] if trouble is None else [_raised("roll-out", trouble)]
                 if trouble is None:
                     findings += _guarded("episodes end", partial(episodes_end, decoder, fitting))
                     findings += _guarded("seeds", partial(seeds, fitting))
             findings += _guarded("starts at noise", partial(starts_at_noise, decoder))
+            obs = synthetic_observations(decoder, samples, seed) if obs is None else obs
             findings += _examine(Probe(decoder, obs, seed), fitting, tell)
     finally:
         if chunked is not None and chunked is not env and not isinstance(env, gymnasium.Env):
@@ -179,10 +191,10 @@ def inputs_untouched(probe: Probe) -> Finding:
 
 
 def deterministic(probe: Probe) -> Finding:
-    """Whether equal (s, w) give equal bits, with other calls between; else what the initial noise still explains."""
+    """Whether equal (s, w) give equal bits, after other calls than the first time; else what the noise still explains."""
     first = probe.nested
-    probe.decode(probe.spread_rows(8), probe.noise(3, 8))  # a decoder with a memory would give itself away here
-    second = probe.decode(probe.nested_rows, probe.noise(0, len(probe.nested_rows))).view_as(first)
+    # the same batches in the opposite order: a decoder with a memory gives itself away here
+    second = probe.decode(probe.nested_rows, probe.noise(0, len(probe.nested_rows)), backwards=True).view_as(first)
     if first.view(torch.int32).equal(second.view(torch.int32)):  # as integers, so that NaN equals itself
         return Finding("deterministic", f"{len(probe.nested_rows)} decodes twice, equal to the bit", "ok")
     own = (first - second).double().square().nanmean() / 2
@@ -221,8 +233,11 @@ def variance_due_to_noise(probe: Probe) -> Finding | None:
 def live_latents(probe: Probe) -> Finding | None:
     """Columns (L), rows (H) and single coordinates whose redraw leaves the action where it was."""
     columns, rows, single = probe.effects
-    if not bool(torch.isfinite(columns).all()):
-        return None  # w moves nothing at all: another finding says so
+    if not bool(torch.isfinite(columns).all()):  # redrawing all of w leaves the action where it was
+        if not len(probe.finite) or not bool((probe.finite.var(1) > 0.0).any()):
+            return None  # another finding says so
+        remedy = "start the sampler from the w that it is given: it may draw its own noise from a fixed seed"
+        return Finding("live latents", "w moves no action", "fault", remedy)
     free = torch.tensor(probe.decoder.spec.free or (True,) * len(columns))
     h, latent = single.shape
     dead_columns, dead_rows = columns < DEAD_SHARE / latent, rows < DEAD_SHARE / h

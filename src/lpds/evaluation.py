@@ -14,7 +14,7 @@ from lpds.checks import check_seed, check_share
 from lpds.compact import look
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import EnvironmentFault, LpdsError, unknown_name
-from lpds.observations import blank, vectors, write
+from lpds.observations import select, vectors, write
 from lpds.random import normal
 from lpds.stats import Interval, bootstrap_mean, wilson
 from lpds.threads import one_thread
@@ -173,9 +173,11 @@ def _run(
     final = np.zeros((episodes, vectors(obs).shape[1]), np.float32)
     first = np.zeros_like(final)
     first[number[number < episodes]] = vectors(obs)[number < episodes]
-    longest = max(LONGEST_EPISODE, getattr(env.spec, "max_episode_steps", None) or 0)
-    rows = blank(obs, LANES)
-    eps = np.zeros((LANES, policy.draws, *decoder.spec.latent_shape), np.float32)
+    longest = max(LONGEST_EPISODE, env.time_limit or 0)
+    # what fills the batch up is as real as the rest: a state of zeros, or no noise, may be what a policy cannot take
+    rows = select(obs, np.zeros(LANES, np.int64))
+    filling = normal("evaluation", noise_seed, 0, 0, shape=(policy.draws, *decoder.spec.latent_shape))
+    eps = np.repeat(filling[None], LANES, 0)
     live, finished = number < episodes, 0
     while live.any():
         write(rows, slice(lanes), obs)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def spaces(decoder: Decoder, misfit: str | None) -> Finding:
 
 def episodes_end(decoder: Decoder, env: ChunkedVectorEnv) -> Finding | None:
     """Whether episodes end, by a time limit that Gymnasium knows of, or under the frozen policy: an evaluation waits for it."""
-    name, limit = "episodes end", getattr(env.spec, "max_episode_steps", None)
+    name, limit = "episodes end", env.time_limit
     if limit is not None:
         return Finding(name, f"after {limit:,} steps at the latest", "ok")
     obs, _ = env.reset()
@@ -78,12 +79,25 @@ def episodes_end(decoder: Decoder, env: ChunkedVectorEnv) -> Finding | None:
 
 
 def seeds(env: ChunkedVectorEnv) -> Finding:
-    """Whether two resets from one seed give one observation: frozen and steered are to play the same episodes."""
-    first, second = (env.replay(0, env.episodes[0], []) for _ in range(2))
-    if all(np.array_equal(one, parts(second)[key], equal_nan=True) for key, one in parts(first).items()):
-        return Finding("seeds", "two resets from one seed give one observation", "ok")
+    """Whether a seed decides the episode, its start and what the same actions do: frozen and steered are to play the same."""
+    box = env.primitive_action_space
+    narrow = box.high.astype(np.float64) - box.low < 1e6  # no bounds, or hardly any: around zero then
+    low, high = np.where(narrow, box.low, -1.0), np.where(narrow, box.high, 1.0)
+    draws = np.random.default_rng(0).uniform(low, high, (3, env.chunk, *box.shape)).astype(box.dtype)
+    number = env.episodes[0]
+
+    def same(chunks: Sequence[Any]) -> bool:
+        # copies: an environment may hand out one buffer again and again
+        first, second = ({key: part.copy() for key, part in parts(env.replay(0, number, chunks)).items()} for _ in range(2))
+        return all(np.array_equal(one, second[key], equal_nan=True) for key, one in first.items())
+
     remedy = "let reset call super().reset(seed=seed) and draw from self.np_random, so that frozen and steered play the same"
-    return Finding("seeds", "two resets from one seed give two observations", "warning", remedy)
+    if not same([]):
+        return Finding("seeds", "two resets from one seed give two observations", "warning", remedy)
+    if not same(list(draws)):
+        figure = "one seed and the same actions lead to two observations: steps draw from elsewhere"
+        return Finding("seeds", figure, "warning", remedy.replace("reset call super().reset(seed=seed) and draw", "step draw"))
+    return Finding("seeds", "two resets from one seed give one observation, and the same actions lead to one", "ok")
 
 
 def latency(probe: Probe) -> Finding:

@@ -51,13 +51,6 @@ def select(obs: Any, rows: Any) -> Any:
     return {key: value[rows] for key, value in obs.items()} if isinstance(obs, Mapping) else obs[rows]
 
 
-def blank(like: Arrays, rows: int) -> Arrays:
-    """Zeros [rows, ...] of the same kind."""
-    if isinstance(like, dict):
-        return {key: np.zeros((rows, *value.shape[1:]), value.dtype) for key, value in like.items()}
-    return np.zeros((rows, *like.shape[1:]), like.dtype)
-
-
 def write(into: Arrays, rows: Any, obs: Arrays) -> None:
     """Overwrite some rows of observations in place."""
     there = parts(into)
@@ -97,6 +90,8 @@ def _handed_over(value: Any, shape: Shape, device: torch.device | None) -> Tenso
     tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
     tensor = tensor if device is None else tensor.to(device)
     found = tuple(tensor.shape[1:])
+    if tensor.dtype == torch.uint8 and len(shape) < 3:  # vectors and matrices are numbers, whatever they come in
+        tensor = tensor.float()
     if tensor.dtype == torch.uint8 and len(shape) >= 3 and not has_channels_last(shape):
         # in one order in memory: sums over pixels depend on it, and a picture that comes over a wire has that one
         tensor = (tensor if found == shape else tensor.movedim(-1, -3)).contiguous().float() / 255.0

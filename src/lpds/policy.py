@@ -18,7 +18,7 @@ from lpds.compact import as_learned, is_compact, look
 from lpds.errors import LpdsError, one_line
 from lpds.files import read_object, write_atomically, write_json
 from lpds.observations import Arrays, as_arrays, parts, shapes_fit
-from lpds.passport import check_fingerprint
+from lpds.passport import check_fingerprint, decoder_facts
 from lpds.registry import DECODER_SCHEMES, METHODS, resolve
 from lpds.types import Decoder, Method
 from lpds.wire import spec_to_wire
@@ -69,7 +69,7 @@ class SteeredPolicy:
             obs: as in :meth:`act`; or, where the decoder offers features, states [B, F] out of a replay.
         """
         replayed = is_compact(self.decoder) and getattr(obs, "shape", ())[1:] == as_learned(self.decoder).spec.obs_shape
-        state = torch.from_numpy(obs) if replayed else look(self.decoder, self._observed(obs)).state
+        state = torch.as_tensor(np.asarray(obs, np.float32)) if replayed else look(self.decoder, self._observed(obs)).state
         shift = self.policy.shift(state)
         if shift is None:
             return np.zeros((len(state), *self.decoder.spec.latent_shape), np.float32)
@@ -77,7 +77,16 @@ class SteeredPolicy:
         return out
 
     def _observed(self, obs: Any) -> Arrays:
-        arrays, spec = as_arrays(obs), self.decoder.spec
+        spec = self.decoder.spec
+        if isinstance(spec.obs_shape, Mapping) and isinstance(obs, Mapping):  # what the decoder does not name is left out
+            missing = [key for key in spec.obs_shape if key not in obs]
+            if missing:
+                raise LpdsError(f"obs lacks {', '.join(map(repr, missing))} (given: {', '.join(map(str, obs))})")
+            obs = {key: obs[key] for key in spec.obs_shape}
+        try:
+            arrays = as_arrays(obs)
+        except (TypeError, ValueError) as error:
+            raise LpdsError(f"obs is no array of numbers ({one_line(error)})") from None
         found = {key: value.shape[1:] for key, value in parts(arrays).items()}
         pictures = {key: value.dtype == np.uint8 for key, value in parts(arrays).items()}
         single = min(value.ndim for value in parts(arrays).values()) < 2
@@ -118,12 +127,7 @@ def save_policy(folder: Path, method_name: str, method: Method | None, decoder: 
         "method": FROZEN if method is None else method_name,
         "settings": settings,
         "spec": spec_to_wire(decoder.spec),
-        "decoder": {
-            "name": decoder.name,
-            "reference": decoder.reference,
-            "options": getattr(decoder, "options", {}),
-            "fingerprint": decoder.fingerprint,
-        },
+        "decoder": decoder_facts(decoder),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +197,7 @@ def find_decoder(facts: dict[str, Any], given: Decoder | str | None, what: str, 
         same_kind = _kind(given) == _kind(str(facts["reference"]))
         given = load_decoder(given, **(facts["options"] if same_kind else {}))
     check_decoder(given)
-    check_fingerprint(given, facts["fingerprint"], what)
+    check_fingerprint(given, facts, what)
     return given
 
 

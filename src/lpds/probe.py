@@ -63,20 +63,25 @@ class Probe:
         """Indices [count] into the observations, evenly over all of them."""
         return torch.from_numpy(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
 
-    def decode(self, rows: Tensor, w: Tensor) -> Tensor:
-        """Actions [n, T * A] for observations ``rows`` [n] and noises [n, H, L], in batches; a dear context once a state."""
+    def decode(self, rows: Tensor, w: Tensor, backwards: bool = False) -> Tensor:
+        """Actions [n, T * A] for observations ``rows`` [n] and noises [n, H, L], in batches; a dear context once a state.
+
+        ``backwards`` decodes the same batches in the opposite order.
+        """
         if self._shares:
-            return self._decode_by_state(rows, w)
-        parts = [
-            self.decoder(take(self.obs, rows[i : i + self.at_once]), w[i : i + self.at_once].clone()).flatten(1)
-            for i in range(0, len(rows), self.at_once)
-        ]
-        return torch.cat(parts)
+            return self._decode_by_state(rows, w, backwards)
+        order = range(0, len(rows), self.at_once)
+        parts = {
+            i: self.decoder(take(self.obs, rows[i : i + self.at_once]), w[i : i + self.at_once].clone()).flatten(1)
+            for i in (reversed(order) if backwards else order)
+        }
+        return torch.cat([parts[i] for i in order])
 
     @torch.no_grad()
-    def _decode_by_state(self, rows: Tensor, w: Tensor) -> Tensor:
+    def _decode_by_state(self, rows: Tensor, w: Tensor, backwards: bool) -> Tensor:
         out = torch.empty(len(rows), self.decoder.spec.action_size)
-        for state in rows.unique().tolist():
+        states: list[int] = rows.unique().tolist()
+        for state in reversed(states) if backwards else states:
             seen, places = look(self.decoder, take(self.obs, torch.tensor([state]))), torch.nonzero(rows == state).flatten()
             for some in places.split(self.at_once):
                 context = seen.decoder.prepare(seen.state.repeat_interleave(len(some), 0))
@@ -146,6 +151,11 @@ def synthetic_observations(decoder: Decoder, samples: int, seed: int) -> Any:
     draws: Any = draw(0, shape) if isinstance(shape, tuple) else {k: draw(i, shape[k]) for i, k in enumerate(sorted(shape))}
     plausible = getattr(decoder, "plausible", None)
     return draws if plausible is None else plausible(draws)
+
+
+def first_observations(decoder: Decoder, env: ChunkedVectorEnv, rows: int) -> Any:
+    """Observations [rows, ...] of a reset, again and again: what a policy is given that takes no others."""
+    return take(conform(env.reset()[0], decoder.spec), torch.arange(rows) % env.num_envs)
 
 
 def open_environment(decoder: Decoder, env: Any, seed: int) -> tuple[ChunkedVectorEnv | None, str | None, str | None]:

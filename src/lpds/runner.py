@@ -133,6 +133,10 @@ class Runner:
             RunFault: an environment failed, or a remote decoder; the state before that round, or before what it would
                 have learned from the round, is saved.
         """
+        with torch.enable_grad():  # a user's file may have turned gradients off for all of the process
+            return self._train()
+
+    def _train(self) -> bool:
         c = self.c
         try:
             if self._behind:

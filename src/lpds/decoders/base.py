@@ -52,6 +52,19 @@ class BaseDecoder(ABC):
             self._cached_fingerprint = self._fingerprint()
         return self._cached_fingerprint
 
+    @property
+    def probe(self) -> str | None:
+        """What it decodes at a few inputs, as a text to be kept beside the fingerprint; ``None`` where weights are hashed."""
+        return None
+
+    def resembles(self, probe: str) -> bool:
+        """Whether :attr:`probe` is another one's up to rounding, so that another machine's is the same decoder."""
+        return False
+
+    def forget(self) -> None:
+        """Take the fingerprint anew when it is asked for next: what is inside may have changed since."""
+        self._cached_fingerprint = None
+
     def __call__(self, obs: Tensor, w: Tensor) -> Tensor:
         """Decode a batch.
 

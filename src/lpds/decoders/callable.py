@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,11 +14,18 @@ from torch import Tensor
 
 from lpds.decoders.base import BaseDecoder, as_float32, each_part, hash_tensors
 from lpds.errors import DecoderFault, LpdsError, one_line
+from lpds.observations import Arrays, as_arrays, conform, parts, select, shapes_fit
 from lpds.random import normal
+from lpds.threads import one_thread
 from lpds.types import LatentSpec, Shape
 
 PROBE_SCALES = (1.0, 0.1, 0.01)
 """Deviations of the observations that a fingerprint is taken at: a policy may saturate on those far from its own."""
+
+ROUNDING = 1e-3
+"""What two processors' actions may differ by, of a coordinate's largest: a thousand times what float32 loses."""
+KEPT = 192
+"""Numbers of a probe that are kept, about."""
 
 
 class CallableDecoder(BaseDecoder):
@@ -33,8 +41,10 @@ class CallableDecoder(BaseDecoder):
         features: Callable[[Any], Any] | None = None,
         feature_size: int | None = None,
         prepare: Callable[[Any], Any] | None = None,
+        examples: Any = None,
     ) -> None:
         super().__init__(spec, name)
+        self._examples = examples
         self._prepare, self.shares_context = prepare, prepare is not None
         self._fn, self._features, self._feature_size = fn, features, feature_size
         self.decodes_states = features is None
@@ -56,7 +66,7 @@ class CallableDecoder(BaseDecoder):
         if self._features is None:
             return super().features(context)
         function, seen = self._features, _copy(context)
-        found: Tensor = self._guarded("features", lambda x: torch.as_tensor(function(x)).detach().to(torch.float32), seen)
+        found: Tensor = self._guarded("features", lambda x: _own(torch.as_tensor(function(x))), seen)
         if found.ndim != 2 or found.shape[1] != self.feature_size:
             raise LpdsError(f"the features of decoder {self.name!r} are {list(found.shape)}, expected [B, {self.feature_size}]")
         if not bool(torch.isfinite(found).all()):
@@ -121,11 +131,58 @@ class CallableDecoder(BaseDecoder):
         """Facts for the passport."""
         return {"kind": "callable", "name": self.name}
 
+    def plausible(self, draws: Any) -> Any:
+        """The user's own examples in turn, where there are any; see :meth:`BaseDecoder.plausible`."""
+        if self._examples is None:
+            return super().plausible(draws)
+        wanted = len(next(iter(draws.values())) if isinstance(draws, Mapping) else draws)
+        rows = np.arange(wanted) % len(next(iter(parts(self._examples).values())))
+        return conform(select(self._examples, rows), self.spec)
+
+    @property
+    def probe(self) -> str:
+        """Some of the actions (and features) that the fingerprint is made of, unrounded: float32 in base64."""
+        with one_thread():
+            obs, w = self._probe()
+            told = _some(self(obs, w).flatten(0, 1).float())
+            if self._features is not None:
+                told = torch.cat([told, _some(self.features(self.prepare(obs)).T)])
+        return base64.b64encode(told.cpu().numpy().astype("<f4").tobytes()).decode()
+
+    def resembles(self, probe: str) -> bool:
+        """Whether they are the same to :data:`ROUNDING`, of each action coordinate's largest and of the features' largest."""
+        try:
+            there = np.frombuffer(base64.b64decode(probe, validate=True), "<f4")
+        except ValueError:
+            return False
+        here = np.frombuffer(base64.b64decode(self.probe), "<f4")
+        if there.shape != here.shape:
+            return False
+        steps, columns = self.spec.action_shape
+        actions = len(_rows_kept(2 * len(PROBE_SCALES) * steps, columns)) * columns
+        split = [x[:actions].reshape(-1, columns) for x in (here, there)], [x[actions:, None] for x in (here, there)]
+        return all(bool(np.all(np.abs(x - y) <= ROUNDING * np.abs(x).max(0, initial=0.0))) for x, y in split)
+
     def _fingerprint(self) -> str:
+        with one_thread():  # a product that is split otherwise rounds otherwise
+            return self._hash()
+
+    def _hash(self) -> str:
         obs, w = self._probe()
-        first, second = self(obs, w), self(obs, w)
+        drawn = (
+            ""
+            if self._examples is not None
+            else (
+                " on observations drawn from N(0, I), which its fingerprint is made of: if it takes no such, give "
+                "wrap_decoder(..., examples=) some of its own"
+            )
+        )
+        try:
+            first, second = self(obs, w), self(obs, w)
+        except DecoderFault as fault:
+            raise DecoderFault(f"{fault}{drawn}") from fault
         if not bool(torch.isfinite(first).all()):
-            raise LpdsError(f"decoder {self.name!r} returned NaN or infinite actions on a probe")
+            raise LpdsError(f"decoder {self.name!r} returned NaN or infinite actions{drawn or ' on its examples'}")
         if not torch.equal(first, second):
             raise LpdsError(
                 f"decoder {self.name!r} is stochastic: the same observation and latent gave two different actions. "
@@ -162,6 +219,21 @@ class CallableDecoder(BaseDecoder):
         return self.plausible(obs), draw(0, self.spec.latent_shape, scaled=False)
 
 
+def _rows_kept(rows: int, columns: int) -> list[int]:
+    """Which rows of a table a probe keeps, from the first to the last."""
+    return [int(i) for i in np.linspace(0, rows - 1, min(rows, max(6, KEPT // columns)))]
+
+
+def _some(table: Tensor) -> Tensor:
+    """Those rows, end to end."""
+    return table[_rows_kept(*table.shape)].flatten()
+
+
+def _own(found: Tensor) -> Tensor:
+    """As float32 of its own: a function may return the same buffer again."""
+    return found.detach().to(torch.float32, copy=True)
+
+
 def _copy(value: Any) -> Any:
     """Tensors, and tables and sequences of them, as copies, so that a function may work in place."""
     return each_part(value, lambda part: part.clone() if isinstance(part, Tensor) else part)
@@ -173,14 +245,14 @@ def _shared(context: Any, rows: int, name: str) -> Any:
     def part(value: Any) -> Any:
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        tensor = torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
         if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != rows:
             found = list(tensor.shape) if isinstance(tensor, Tensor) else type(value).__name__
             raise LpdsError(
                 f"prepare of decoder {name!r} must return tensors [B, ...], or a dict, a tuple or a list of them, with one row "
                 f"for each of the B observations: of {rows} it returned {found}"
             )
-        return tensor
+        return tensor.clone()  # a function may return the same buffer again
 
     return each_part(context, part)
 
@@ -214,6 +286,7 @@ def wrap_decoder(
     features: Callable[[Any], Any] | None = None,
     feature_size: int | None = None,
     prepare: Callable[[Any], Any] | None = None,
+    examples: Any = None,
 ) -> CallableDecoder:
     """Make any function a decoder that can be steered.
 
@@ -231,6 +304,9 @@ def wrap_decoder(
         feature_size: its length.
         prepare: ``prepare(obs) -> context``, what is dear and the same for every noise: tensors [B, ...], or a dict, a tuple or
             a list of them. It is done once a state, and ``fn`` and ``features`` get the context in place of ``obs``.
+        examples: observations [N, ...] as the environment gives them, for a policy that takes no others (an index into a
+            table, a logarithm of a distance). They stand for drawn ones in its fingerprint and in probes without an
+            environment, so give the same ones again; by default they are drawn from N(0, I), pictures uniformly.
 
     Returns:
         The decoder. A function that is not deterministic is refused when it is steered, and reported by
@@ -238,7 +314,7 @@ def wrap_decoder(
 
     Raises:
         LpdsError: a shape is not made of positive integers, or ``free`` does not have L entries, or ``features`` and
-            ``feature_size`` are not given together.
+            ``feature_size`` are not given together, or ``examples`` do not fit ``obs_shape``.
     """
     frozen: Shape | Mapping[str, Shape]
     if not callable(fn):
@@ -258,4 +334,20 @@ def wrap_decoder(
     if (features is None) != (feature_size is None) or (feature_size is not None and feature_size < 1):
         raise LpdsError(f"features= and feature_size= go together, and the size is a positive number, not {feature_size}")
     spec = LatentSpec(frozen, latent_shape, action_shape, free)
-    return CallableDecoder(fn, spec, str(name), features, feature_size, prepare)
+    shown = None if examples is None else _examples(examples, spec)
+    return CallableDecoder(fn, spec, str(name), features, feature_size, prepare, shown)
+
+
+def _examples(given: Any, spec: LatentSpec) -> Arrays:
+    """Observations to probe with, as arrays; one clear line where they are none."""
+    try:
+        arrays = as_arrays(given)
+    except (TypeError, ValueError) as error:
+        raise LpdsError(f"examples= must be observations [N, ...], not {type(given).__name__} ({one_line(error)})") from None
+    found = {key: part.shape[1:] for key, part in parts(arrays).items()}
+    pictures = {key: part.dtype == np.uint8 for key, part in parts(arrays).items()}
+    rows = {len(part) if part.ndim else 0 for part in parts(arrays).values()}
+    if not shapes_fit(found if isinstance(arrays, dict) else found[""], pictures, spec) or len(rows) != 1 or rows == {0}:
+        given_shapes = {key: list(part.shape) for key, part in parts(arrays).items()}
+        raise LpdsError(f"examples= must be observations [N, ...] of {spec.obs_shape}, not {given_shapes}")
+    return arrays

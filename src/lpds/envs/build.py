@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from lpds.envs.chunk import ChunkedVectorEnv, EnvFactory
-from lpds.errors import LpdsError, one_line, unknown_name
+from lpds.errors import LpdsError, unknown_name
 from lpds.observations import shapes_fit
 from lpds.registry import ENVIRONMENTS, resolve
 from lpds.types import LatentSpec
@@ -96,18 +96,12 @@ def make_env(
         LpdsError: unknown id, or spaces that cannot be steered.
     """
     factory, name = environment_factory(env, keep_dict=keep_dict)
-    try:
-        first = factory()
-    except LpdsError:
-        raise
-    except Exception as error:
-        raise LpdsError(f"environment {name} cannot be made: {one_line(error)}") from error
-    if not isinstance(first, gymnasium.Env):
-        raise LpdsError(f"the factory {name} returned {type(first).__name__}, expected a single gymnasium.Env")
-    ready = [first]
 
     def build() -> gymnasium.Env[Any, Any]:
-        return ready.pop() if ready else factory()
+        made = factory()
+        if not isinstance(made, gymnasium.Env):
+            raise LpdsError(f"the factory {name} returned {type(made).__name__}, expected a single gymnasium.Env")
+        return made
 
     options: dict[str, Any] = {"evaluation": evaluation, "autoreset": autoreset, "end_at_success": end_at_success}
     return ChunkedVectorEnv(build, num_envs, chunk, seed=seed, name=name, **options)

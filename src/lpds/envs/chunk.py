@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from lpds.checks import check_seed
-from lpds.errors import DecoderFault, EnvironmentFault, LpdsError, unknown_name
+from lpds.errors import DecoderFault, EnvironmentFault, LpdsError, one_line, unknown_name
 from lpds.observations import Arrays, as_arrays, is_picture, parts, stack
 from lpds.random import episode_seed
 
@@ -61,17 +61,19 @@ def told_success(info: Mapping[str, Any]) -> tuple[str | None, bool | None]:
     """The key under which an info says something of success, and what; NaN says nothing.
 
     Raises:
-        ValueError: what it says is neither yes or no nor a number.
+        ValueError: what it says is neither yes nor no (0 and 1 are).
     """
     for key in SUCCESS_KEYS:
         says = info.get(key)
         if says is None:
             continue
         found = np.asarray(says)
-        if found.size != 1 or found.dtype.kind not in "biuf":
-            raise ValueError(f"says {key} = {says!r}, which is neither yes or no nor a number")
-        if not np.isnan(float(found.item())):
-            return key, bool(found.item())
+        value = float(found.item()) if found.size == 1 and found.dtype.kind in "biuf" else np.inf
+        if np.isnan(value):
+            continue
+        if value not in (0.0, 1.0):  # a share of the way, or -1 for a failure, would count as a success
+            raise ValueError(f"says {key} = {says!r}, which is neither yes nor no (0 or 1)")
+        return key, bool(value)
     return None, None
 
 
@@ -117,6 +119,28 @@ class _Lane:
     obs: Any = None
 
 
+def _lanes(factory: EnvFactory, count: int, name: str) -> list[_Lane]:
+    """Make the sub-environments; those already made are closed where one cannot be."""
+    lanes: list[_Lane] = []
+    try:
+        for _ in range(count):
+            env = factory()
+            if any(env.unwrapped is lane.env.unwrapped for lane in lanes):
+                raise LpdsError(
+                    f"the factory {name} returns the same environment every time, and {count} of its own are needed: make the "
+                    "environment inside the function"
+                )
+            lanes.append(_Lane(env))
+    except Exception as error:
+        for lane in lanes:
+            lane.env.close()
+        if isinstance(error, LpdsError):
+            raise
+        there = f" ({len(lanes)} of {count} that are needed at once are made)" if lanes else ""
+        raise LpdsError(f"environment {name} cannot be made: {one_line(error)}{there}") from error
+    return lanes
+
+
 class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
     """N environments that each take a chunk of T actions at a time and stop by themselves inside it.
 
@@ -160,11 +184,12 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
             end_at_success: end an episode for good at the first step that the environment calls a success.
 
         Raises:
-            LpdsError: the action space is not a Box of one axis, or a count is not positive.
+            LpdsError: the action space is not a Box of one axis, a count is not positive, or the factory fails, or returns one
+                environment twice.
         """
         if num_envs < 1 or chunk < 1:
             raise LpdsError(f"num_envs and chunk must be at least 1, not {num_envs} and {chunk}")
-        self._lanes = [_Lane(factory()) for _ in range(num_envs)]
+        self._lanes = _lanes(factory, num_envs, name)
         first = self._lanes[0].env
         box, observation = first.action_space, first.observation_space
         if not isinstance(box, gymnasium.spaces.Box) or len(box.shape) != 1:
@@ -285,6 +310,17 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
                 _, ended, cut, _ = self._primitive_step(index, chunk[position])
                 lane.over = ended or cut
         return as_arrays(lane.obs)
+
+    @property
+    def time_limit(self) -> int | None:
+        """Primitive steps after which an episode is cut off, as far as Gymnasium knows of it."""
+        env: Any = self.first
+        while isinstance(env, gymnasium.Wrapper):
+            if isinstance(env, gymnasium.wrappers.TimeLimit):  # one put on by hand is in no spec
+                return int(env._max_episode_steps)
+            env = env.env
+        limit = getattr(self.spec, "max_episode_steps", None)
+        return None if limit is None else int(limit)
 
     @property
     def episodes(self) -> list[int]:

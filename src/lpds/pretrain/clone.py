@@ -125,6 +125,7 @@ def flow_loss(net: DenoisingMLP, x: Tensor, obs: Tensor, t: Tensor, noise: Tenso
     return error
 
 
+@torch.enable_grad()  # a user's file may have turned gradients off for all of the process
 def clone(
     data: Demonstrations,
     settings: CloneSettings,

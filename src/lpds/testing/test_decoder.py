@@ -16,6 +16,7 @@ from torch import Tensor
 import lpds
 from lpds.doctor import CheckReport
 from lpds.errors import LpdsError
+from lpds.observations import conform
 from lpds.probe import synthetic_observations, take
 from lpds.random import normal
 from lpds.types import Decoder
@@ -141,6 +142,8 @@ class RandomWalk(gymnasium.Env[Any, Any]):
         shape = decoder.spec.obs_shape
         assert isinstance(shape, tuple)
         self.states = synthetic_observations(decoder, 256, 1).numpy()
+        if len(shape) >= 3 and self.states.dtype != np.uint8:  # steering holds pictures as bytes, as cameras give them
+            self.states = (255.0 * self.states).round().astype(np.uint8)
         low, high = (0, 255) if self.states.dtype == np.uint8 else (-np.inf, np.inf)
         self.observation_space = gymnasium.spaces.Box(low, high, shape, self.states.dtype.type)
         self.action_space = gymnasium.spaces.Box(-np.inf, np.inf, decoder.spec.action_shape[1:], np.float32)
@@ -177,8 +180,12 @@ def test_it_can_be_steered_and_scale_0_is_the_frozen_policy(decoder: Decoder, ru
     """Equal to the bit, for the same noise, whatever Delta has learned; at scale 1 it is Phi(s, eps + Delta)."""
     policy = lpds.load_policy(run)
     obs, eps = inputs(decoder, 5, seed=7)
+    given = obs.numpy()
+    if given.ndim >= 4 and given.dtype != np.uint8:
+        given = (255.0 * given).round().astype(np.uint8)
+        obs = conform(given, decoder.spec)
     frozen = decoder(obs, eps)
-    assert torch.equal(torch.from_numpy(policy.act(obs.numpy(), eps=eps.numpy(), scale=0.0)), frozen)
-    shift = torch.from_numpy(np.asarray(policy.shift(obs.numpy())))
-    steered = torch.from_numpy(policy.act(obs.numpy(), eps=eps.numpy(), scale=1.0))
+    assert torch.equal(torch.from_numpy(policy.act(given, eps=eps.numpy(), scale=0.0)), frozen)
+    shift = torch.from_numpy(np.asarray(policy.shift(given)))
+    steered = torch.from_numpy(policy.act(given, eps=eps.numpy(), scale=1.0))
     assert torch.equal(steered, decoder(obs, eps + shift))
