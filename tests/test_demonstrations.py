@@ -81,6 +81,18 @@ def test_a_run_with_demonstrations_holds_them_and_resumes_to_the_bit(tmp_path, k
     assert not np.array_equal(whole.shift(obs), without.shift(obs))
 
 
+def test_a_resumed_run_has_its_demonstrations_whatever_became_of_the_file(tmp_path):
+    """They are in its checkpoint; a file that was replaced would have been learned from in their place."""
+    options = TINY | {"demos": str(tmp_path / "d.npz"), "steps": 300, "warmup_steps": 200}
+    for name in ("kept", "gone"):
+        made_up((40,) * 10, (True,) * 10).save(tmp_path / "d.npz")
+        lpds.steer("toy", decoder=toy_decoder(), out=tmp_path / name, **options)
+        if name == "gone":
+            (tmp_path / "d.npz").unlink()
+        lpds.resume(tmp_path / name, steps=500, decoder=toy_decoder(), quiet=True)
+    assert_same_run(tmp_path / "kept", tmp_path / "gone")
+
+
 def test_a_method_that_needs_more_than_chunks_and_a_missing_file_leave_no_folder(tmp_path):
     made_up().save(tmp_path / "d.npz")
     for method, demos, words in (

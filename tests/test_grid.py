@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ import pytest
 from scripted import TINY
 
 import lpds
+from lpds import grid
 from lpds.errors import LpdsError
 from lpds.grid import Cell, grid_cells, run_grid
+from lpds.zoo import FOLDER
 
 
 def test_cells_are_every_combination_seed_by_seed():
@@ -99,6 +102,52 @@ def test_a_decoder_option_is_part_of_a_cell_and_a_switch_is_one(tmp_path, refuse
     assert any("decoder 'toy'" in line and "flat" in line and "expected one argument" not in line for line in lines)
     with refused("flat is either left out or true"):
         grid_cells("toy", ["base+flat:flat=no"], 1)
+
+
+def test_a_decoder_is_compared_by_where_it_is(tmp_path, refused):
+    """Whatever had a colon in it was taken for the same decoder."""
+    for name in ("old", "new"):
+        shutil.copytree(FOLDER / "toy", tmp_path / name)
+    cell = Cell("toy", "golden-ticket", "mine", 0, {**SEARCH, "tickets": "2", "decoder": f"folder:{tmp_path / 'old'}"})
+    run_grid([cell], tmp_path / "runs")
+    again = replace(cell, settings={**cell.settings, "decoder": f"folder:{tmp_path / 'new' / '..' / 'old'}"})
+    assert run_grid([again], tmp_path / "runs") == [tmp_path / "runs" / cell.path]
+    for other in (f"folder:{tmp_path / 'new'}", "toy-flow", "toy"):
+        with refused("other settings (decoder folder:", f"in place of {other}"):
+            run_grid([replace(cell, settings={**cell.settings, "decoder": other})], tmp_path / "runs")
+
+
+def test_evidence_of_more_steps_is_not_replaced(tmp_path, refused):
+    cells = [Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2", "steps": steps}) for steps in ("500", "300")]
+    run_grid(cells[:1], tmp_path / "runs", evidence=tmp_path / "kept")
+    before = (tmp_path / "kept" / cells[0].path / "eval.jsonl").read_bytes()
+    with refused("holds a run of 500 steps, which one of 300 would replace"):
+        run_grid(cells[1:], tmp_path / "quick", evidence=tmp_path / "kept")
+    with refused("other settings (tickets 2 in place of 4)"):
+        other = replace(cells[0], settings={**cells[0].settings, "tickets": "4"})
+        run_grid([other], tmp_path / "quick", evidence=tmp_path / "kept")
+    assert (tmp_path / "kept" / cells[0].path / "eval.jsonl").read_bytes() == before
+    run_grid(cells[:1], tmp_path / "runs", evidence=tmp_path / "kept")  # the same again may be
+
+
+def test_what_another_grid_finished_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    cells = [Cell("toy", "golden-ticket", "few", seed, {**SEARCH, "tickets": "2"}) for seed in (0, 1)]
+    start, begun = grid._start, []
+
+    def started(cell, out):
+        begun.append(cell.seed)
+        if cell.seed == 0:  # while this one runs, another process makes the second
+            start(cells[1], out).wait()
+        return start(cell, out)
+
+    monkeypatch.setattr(grid, "_start", started)
+    assert len(run_grid(cells, tmp_path)) == 2
+    assert begun == [0]
+
+
+def test_a_value_that_begins_with_a_minus_is_a_value(tmp_path):
+    (cell,) = grid_cells("toy", ["golden-ticket+a:reward_offset=-1e-3,tickets=2,eval_every=0,final_episodes=2"], 1, 400)
+    assert run_grid([cell], tmp_path) == [tmp_path / cell.path]
 
 
 def test_evidence_costs_no_run(tmp_path, refused):

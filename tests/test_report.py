@@ -17,7 +17,8 @@ from scipy.stats import chi
 from lpds.errors import LpdsError
 from lpds.log import METRIC_KEYS
 from lpds.report import write_figures, write_report
-from lpds.report.figures import png
+from lpds.report.compare import compare, hint
+from lpds.report.figures import _label, png
 from lpds.report.glossary import GLOSSARY
 from lpds.report.html import WORSE, interval, number
 from lpds.report.read import group_runs, read_runs
@@ -221,6 +222,76 @@ def test_less_noise_has_its_own_levels(tmp_path: Path) -> None:
     silent = make_run(tmp_path / "silent", settings={**FULL, "noise_scale": 0.0})
     data = {figure.name: figure for figure in figures_of(group_runs(read_runs([silent])))}
     assert not next(panel for panel in data["trust-region"].panels if "KL" in panel.title).levels  # infinite
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_rows_of_one_multiple_are_one_point_whatever_steps_their_rounds_ended_at(tmp_path):
+    """Rows at 4001, 8010, ... fell into the bins of others, since 4001 was taken for the interval of 4000."""
+    late = {0: (1, 10, 6, 12, 3), 1: (1, 11, 7, 2, 4), 2: (1, 1, 2, 3, 9)}
+    runs = []
+    for seed, offsets in late.items():
+        run = make_run(tmp_path / f"seed{seed}", seed=seed, rows=25)
+        config = json.loads((run / "config.json").read_text())
+        config["run"] |= {"steps": 100_000, "log_every": 4000}
+        (run / "config.json").write_text(json.dumps(config))
+        where = [4000 * (i + 1) + offset for i, offset in enumerate(offsets)]
+        told = [{"step": step, "distill_gap_base": 10.0 * i + seed} for i, step in enumerate(where)]
+        write_rows(run / "metrics.jsonl", [dict.fromkeys(METRIC_KEYS) | row for row in told])
+        runs.append(run)
+    panels = [panel for figure in figures_of(group_runs(read_runs(runs))) for panel in figure.panels]
+    line = next(series for panel in panels for series in panel.series if "base noise" in panel.title)
+    assert line.y.tolist() == [10.0 * i + 1.0 for i in range(5)]
+    assert line.low.tolist() == [10.0 * i for i in range(5)]
+    assert line.high.tolist() == [10.0 * i + 2.0 for i in range(5)]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_frozen_band_is_of_the_curves_own_episodes(tmp_path):
+    """The frozen policy's own run has no start of a curve, and its last evaluation is of other episodes."""
+    run, frozen = make_run(tmp_path / "lpds"), make_run(tmp_path / "base", method="base", settings={}, silent=True)
+    rows = [json.loads(line) for line in (frozen / "eval.jsonl").read_text().splitlines()]
+    write_rows(frozen / "eval.jsonl", [row for row in rows if row["kind"] == "final"])
+    level = figures_of(group_runs(read_runs([frozen, run])))[0].panels[0].levels
+    assert [one.label for one in level] == ["frozen policy (20 episodes)"]
+    assert level[0].value == pytest.approx(starts(run).mean())
+    (alone,) = figures_of(group_runs(read_runs([frozen])))[0].panels[0].levels
+    assert alone.label == "frozen policy (20 episodes, last evaluation)"
+
+
+def test_a_run_and_its_copy_are_one_seed(tmp_path):
+    run = make_run(tmp_path / "run")
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for runs, name in (([run], "one"), ([run, copy], "two")):
+        write_report(runs, tmp_path / f"{name}.html")
+        write_figures(runs, tmp_path / name)
+    assert (tmp_path / "one" / "hopper-learning.csv").read_text() == (tmp_path / "two" / "hopper-learning.csv").read_text()
+    assert "all 2" not in (tmp_path / "two.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["a$x_$", "$\\frac{$", "x" * 400])
+def test_a_name_is_drawn_as_it_is_and_never_longer_than_a_legend(tmp_path, name):
+    run = make_run(tmp_path / "run", method=name)
+    (tmp_path / "figures").mkdir()
+    write_report([run], tmp_path / "page.html")
+    write_figures([run], tmp_path / "figures")
+    assert name in (tmp_path / "figures" / "hopper-learning.csv").read_text()
+    assert len(_label(name)) <= 63
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_page_says_of_few_pairs_what_the_command_says(tmp_path):
+    run = make_run(tmp_path / "run", gain=0.0)
+    rows = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    write_rows(run / "eval.jsonl", [row for row in rows if row["kind"] == "curve" or row["episode"] < 3])
+    other = make_run(tmp_path / "other", seed=1)
+    write_report([run, other], tmp_path / "page.html")
+    report = compare([run, other])
+    undecided = [row for row in report.rows if row.verdict == "undecided"]
+    assert undecided
+    page = (tmp_path / "page.html").read_text()
+    for row in undecided:
+        assert f"undecided{hint(row)}" in page
 
 
 def test_a_row_or_an_episode_written_twice_counts_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,9 +20,12 @@ from scripted import CPU, TINY, assert_same_run, comparable, toy_decoder
 
 import lpds
 from lpds.checkpoint import CheckpointStore
+from lpds.collect import Collector
 from lpds.envs.four_mode import make_four_mode
 from lpds.errors import EnvironmentFault, LpdsError
+from lpds.files import how_to_resume
 from lpds.log import read_json_lines
+from lpds.methods.dppo import DPPO
 from lpds.replay import Replay
 from lpds.types import LatentSpec
 
@@ -90,6 +94,75 @@ def test_resuming_a_finished_run_changes_nothing(whole, tmp_path):
     again = resume(tmp_path / "run", env=make_four_mode)
     assert again.finished
     assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_finished_run_that_cannot_be_opened_again_is_still_finished(tmp_path, monkeypatch):
+    """Its last evaluation was cut off before the episodes under way were replayed, which may fail or be broken off."""
+    steer(tmp_path / "run", env=make_four_mode)
+    names = ("summary.json", "eval.jsonl", "metrics.jsonl", "config.json")
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in names}
+    with monkeypatch.context() as patch:
+        patch.setattr(Collector, "restore", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            resume(tmp_path / "run", env=make_four_mode, steps=TINY["steps"] + 200)
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in names} == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a killed process closes no file
+def test_a_budget_that_grew_is_never_taken_for_one_that_was_spent(tmp_path, monkeypatch):
+    """Killed between the two files: with the larger budget written there must be no summary of the smaller one."""
+    steer(tmp_path / "run", env=make_four_mode)
+
+    def killed(path, value):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lpds.api.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            resume(tmp_path / "run", env=make_four_mode, steps=TINY["steps"] + 200)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert resume(tmp_path / "run", env=make_four_mode, steps=TINY["steps"] + 200).finished
+
+
+def test_iterations_of_a_run_whose_budget_grew_are_as_long_as_they_were(tmp_path, monkeypatch):
+    seen = []
+    learn = DPPO.learn
+
+    def counted(self, experience, updates):
+        seen.append(int(self.fresh_rounds))
+        yield from learn(self, experience, updates)
+
+    monkeypatch.setattr(DPPO, "learn", counted)
+    options = {"warmup_steps": 40, "eval_every": 0, "final_episodes": 2, "quiet": True, "min_iterations": 4, "epochs": 1}
+    lpds.steer("toy", "dppo", out=tmp_path / "run", steps=640, **options)
+    assert len(seen) > 1
+    before, usual = len(seen), max(set(seen), key=seen.count)
+    lpds.resume(tmp_path / "run", steps=1280, quiet=True)
+    assert len(seen) > before + 1
+    assert set(seen[before:]) == {usual}
+
+
+def test_a_reader_that_is_gone_costs_the_words_and_not_the_run(tmp_path):
+    """``lpds steer ... 2>&1 | head -1``: the run ended in silence, unsaved."""
+    words = ["steer", "toy", "--steps", "600", "--warmup-steps", "200", "--warmup-fits", "2", "--eval-every", "0"]
+    words += ["--final-episodes", "2", "--width", "8", "--depth", "1", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, "-m", "lpds", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.stderr.close()
+    assert process.wait(120) == 0
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_a_command_that_is_printed_can_be_pasted(tmp_path):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"decoder": {"reference": "toy"}, "env": "four-mode"}))
+    assert shlex.split(how_to_resume(folder)) == ["lpds", "resume", str(folder)]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    with pytest.raises(LpdsError, match=r"exists and holds no run: choose another$"):
+        lpds.steer("toy", out=tmp_path / "notes", quiet=True)
 
 
 class Counter:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lpds.checkpoint import CheckpointStore
 from lpds.checks import check_decoder, check_device
 from lpds.compact import refuse_other_pictures
 from lpds.config import Preset, RunSettings, Task, from_json, override, to_json
@@ -158,12 +159,25 @@ def resume(
         display = Display(settings.steps, quiet=quiet)
         device = _device(settings.device)
         learner, generator = build_learner(settings, config["method"], method_settings, frozen, device)
-        rows = read_demonstrations(settings, config["method"], learner, frozen)
+        # once there is a checkpoint they are in its replay, and their file may be gone or another one
+        held = CheckpointStore(folder / "checkpoint").facts().get("given") if begun else None
+        rows = None if held is not None else read_demonstrations(settings, config["method"], learner, frozen)
         if not (folder / "passport.json").is_file():  # a kill came before it
             passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
             write_json(folder / "passport.json", passport)
         runner = build_runner(
-            settings, config["method"], learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
+            settings,
+            config["method"],
+            learner,
+            generator,
+            frozen,
+            chosen_env,
+            folder,
+            device,
+            display,
+            tensorboard,
+            rows,
+            held or 0,
         )
         if begun:
             try:
@@ -174,14 +188,14 @@ def resume(
                 fit = f"the checkpoint in {folder} and the run's config.json do not fit together"
                 raise LpdsError(f"{fit} ({one_line(error)})") from error
         else:  # killed before the first checkpoint: the whole run is one deterministic function of its settings
+            (folder / "summary.json").unlink(missing_ok=True)
             runner.open_logs({"metrics": 0, "episodes": 0, "eval": 0})
-        # written only now that nothing stands against going on
+        # written only now that nothing stands against going on; the summary, whose last evaluation is made again, is gone first
         known = config["decoder"]
         if frozen.reference is not None:  # where it is now
             known = {**known, "reference": frozen.reference, "options": getattr(frozen, "options", {})}
         if settings != before or known != config["decoder"]:
             write_json(folder / "config.json", {**config, "decoder": known, "run": to_json(settings)})
-        (folder / "summary.json").unlink(missing_ok=True)  # the last evaluation that it tells is made again
         return drive(runner, display)
 
 
@@ -308,7 +322,9 @@ def _check_room(folder: Path, overwrite: bool) -> bool:
     if all(path.match(".config.json.*.tmp") for path in folder.iterdir()):
         return False
     if not overwrite:
-        raise LpdsError(f"run folder {folder} exists: choose another, pass --overwrite, or go on: {how_to_resume(folder)}")
+        begun = (folder / "config.json").is_file()
+        rest = f", pass --overwrite, or go on: {how_to_resume(folder)}" if begun else ""
+        raise LpdsError(f"run folder {folder} exists{'' if begun else ' and holds no run'}: choose another{rest}")
     try:
         read_config(folder)
     except LpdsError as error:  # a policy's folder has a config.json, too

@@ -68,12 +68,15 @@ class CheckpointStore:
         Raises:
             LpdsError: there is none, or a file of it is broken.
         """
-        path = self.folder / "checkpoint.json"
+        facts = self.facts()
+        return self._read(facts["state"]), facts
+
+    def facts(self) -> dict[str, Any]:
+        """Its counters alone; errors as in :meth:`load`."""
         try:
-            facts = read_object(path, "a checkpoint", {"state": dict, "replay": list})
+            return read_object(self.folder / "checkpoint.json", "a checkpoint", {"state": dict, "replay": list})
         except FileNotFoundError:
             raise LpdsError(f"no checkpoint in {self.folder}") from None
-        return self._read(facts["state"]), facts
 
     def load_replay(self, facts: dict[str, Any], replay: Replay) -> None:
         """Fill a replay from the segments that a checkpoint names."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -82,7 +83,8 @@ def _finish(run: Any) -> int:
             print(f"report: {report}")
     learned = run.steered is not None and not run.unlearned
     if learned and not run.worse and keeps_all_noise(read_config(run.folder)["settings"]):
-        print(f"less noise may do better still, or far worse, and costs modes; look: lpds eval {run.folder} --noise-scale 0.3")
+        look = f"lpds eval {shlex.quote(str(run.folder))} --noise-scale 0.3"
+        print(f"less noise may do better still, or far worse, and costs modes; look: {look}")
     print(run.verdict())
     return 0 if run.finished else 130
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -122,4 +123,4 @@ def how_to_resume(folder: Path) -> str:
     except (OSError, LpdsError, KeyError, TypeError):  # what is said beside a fault must not become another
         own = {}
     given = "".join(f", {name}={name}" for name, needed in own.items() if needed)
-    return f"lpds.resume({str(folder)!r}{given})" if given else f"lpds resume {folder}"
+    return f"lpds.resume({str(folder)!r}{given})" if given else f"lpds resume {shlex.quote(str(folder))}"

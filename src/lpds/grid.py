@@ -154,6 +154,13 @@ def run_grid(
     cells = [_with_budget(cell) for cell in cells]
     for cell in cells:
         _check_settings(cell, out)
+        if evidence is not None:
+            _check_settings(cell, evidence)
+            if (kept := _budget_of(evidence / cell.path)) > max(int(cell.settings["steps"]), _budget_of(out / cell.path)):
+                raise LpdsError(
+                    f"{evidence / cell.path} holds a run of {kept:,} steps, which one of {int(cell.settings['steps']):,} would "
+                    "replace: choose another --evidence, or as many --steps"
+                )
         if (had := _budget_of(out / cell.path)) > int(cell.settings["steps"]):
             say(f"{cell.path}: has {had:,} steps, more than the {int(cell.settings['steps']):,} asked for")
     waiting = [cell for cell in cells if not _done(cell, out)]
@@ -163,6 +170,8 @@ def run_grid(
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
+                if _done(cell, out):  # another grid on the same folder was there first
+                    continue
                 running.append((cell, _start(cell, out), time.monotonic()))
             time.sleep(0.1)
             for entry in [entry for entry in running if entry[1].poll() is not None]:
@@ -233,7 +242,7 @@ def _check_settings(cell: Cell, out: Path) -> None:
         if word in cell.settings or name in options:
             asked[word], found[word] = _option(word, cell.settings.get(word)), options.get(name)
     passing = {"steps"}  # a larger budget is gone on to
-    if ":" in str(found["decoder"]):  # a path may be written in several ways
+    if _place(decoder) == _place(found["decoder"]):  # a path may be written in several ways
         passing.add("decoder")
     # a run from before a setting existed had its default
     wrong = [key for key, value in asked.items() if key not in passing and key in found and found[key] != value]
@@ -242,6 +251,13 @@ def _check_settings(cell: Cell, out: Path) -> None:
         raise LpdsError(
             f"{folder} is a run with other settings ({said}): choose another --out, or another name for the variant"
         )
+
+
+def _place(reference: str | None) -> str | None:
+    """A reference to a decoder with the path in it written from the root, where there is one."""
+    scheme, colon, place = str(reference).partition(":")
+    path, further, name = place.partition(":")  # python:FILE:NAME
+    return f"{scheme}:{Path(path).resolve()}{further}{name}" if colon and Path(path).exists() else reference
 
 
 def _resolved(cell: Cell) -> tuple[Task, Preset, RunSettings, Any]:
@@ -298,7 +314,8 @@ def _start(cell: Cell, out: Path) -> subprocess.Popen[bytes]:
     else:
         words = ["steer", cell.task, "--method", cell.method, "--seed", str(cell.seed), "--out", str(folder)]
         for key, value in cell.settings.items():
-            words += [f"--{key.replace('_', '-')}"] if key in SWITCHES else [f"--{key.replace('_', '-')}", value]
+            word = f"--{key.replace('_', '-')}"
+            words.append(word if key in SWITCHES else f"{word}={value}")  # as one word: a value may begin with a minus
     folder.parent.mkdir(parents=True, exist_ok=True)
     environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(f"{folder}.log", "ab") as log:

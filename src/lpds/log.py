@@ -6,6 +6,8 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TextIO
 
@@ -107,6 +109,10 @@ class Display:
         """Show one row of metrics."""
         if self._quiet:
             return
+        with self._quiet_when_nobody_reads():
+            self._show(row, last)
+
+    def _show(self, row: dict[str, Any], last: bool) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=row["step"], figures=figures(row))
         elif last or row["step"] >= self._next_line:
@@ -120,15 +126,30 @@ class Display:
         """Print one line, above the bar if there is one."""
         if self._quiet:
             return
+        with self._quiet_when_nobody_reads():
+            self._say(line)
+
+    def _say(self, line: str) -> None:
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
         else:
             print(line, file=self._stream, flush=True)
 
+    @contextmanager
+    def _quiet_when_nobody_reads(self) -> Iterator[None]:
+        """A reader that is gone (``| head``, a terminal that was closed) costs the words, not the run."""
+        try:
+            yield
+        except OSError:
+            self._quiet = True
+            with suppress(OSError, ValueError):  # what is still held back would raise again when Python ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
     def close(self) -> None:
         """Take the bar down."""
         if self._bar is not None:
-            self._bar.stop()
+            with self._quiet_when_nobody_reads():
+                self._bar.stop()
             self._bar = None
 
 

@@ -51,7 +51,9 @@ class Runner:
         display: Display,
         tensorboard: bool = False,
         demonstrations: dict[str, Tensor] | None = None,
+        held: int = 0,
     ) -> None:
+        # held: decisions of demonstrations that a checkpoint's replay has, in place of the demonstrations themselves
         self.c, self.method_name, self.method, self.decoder, self.out = settings, method_name, method, decoder, out
         self._env, self._generator, self._device, self._display = env, generator, device, display
         c, chunk = settings, decoder.spec.action_shape[0]
@@ -68,7 +70,7 @@ class Runner:
             kept_next=method.kept_next,
         )
         # a decision takes at least one step, so a run never inserts more rows than it has steps
-        self._given = 0 if demonstrations is None else len(demonstrations["obs"]) // c.num_envs * c.num_envs
+        self._given = held if demonstrations is None else len(demonstrations["obs"]) // c.num_envs * c.num_envs
         capacity = min(c.replay_size, c.steps + c.num_envs + self._given)
         least = self._given + -(-c.warmup_steps // chunk)
         if self._given and c.replay_size < least:
@@ -76,7 +78,9 @@ class Runner:
                 f"replay_size {c.replay_size:,} does not hold the {self._given:,} decisions of the demonstrations beside the "
                 f"warm-up's: {least:,} would"
             )
-        block = method.block_rounds(c.steps // (c.num_envs * chunk)) * c.num_envs
+        self._block = method.block_rounds(c.steps // (c.num_envs * chunk))
+        """Rounds that are learned from at once; those of the first budget for a run whose budget grew."""
+        block = self._block * c.num_envs
         if getattr(method, "recalls", False) and block > capacity:
             raise LpdsError(
                 f"replay_size {c.replay_size:,} does not hold the {block:,} decisions that {method_name} learns from at once: "
@@ -196,7 +200,7 @@ class Runner:
             self._display.say(f"{self.step:>8,}  warm-up done{fitted}")
         self._owed += c.updates_per_decision * c.num_envs
         self._rounds += 1
-        if self._rounds % self.method.block_rounds(c.steps // (c.num_envs * self.decoder.spec.action_shape[0])) == 0:
+        if self._rounds % self._block == 0:
             updates = int(self._owed)
             self._owed -= updates
             for metrics in self.method.learn(self, updates):
@@ -356,6 +360,8 @@ class Runner:
             "owed": self._owed,
             "warm": self._warm,
             "rounds": self._rounds,
+            "block": self._block,
+            "given": self._given,
             "behind": self._behind,
             "ignores_seed": self.ignores_seed,
             **self._recent.facts(),
@@ -410,6 +416,7 @@ class Runner:
         self.store.load_replay(facts, self.replay)
         self.step, self.updates, self._owed, self._warm = (facts[key] for key in ("step", "updates", "owed", "warm"))
         self._rounds, self._behind = facts.get("rounds", 0), facts.get("behind", False)
+        self._block = facts.get("block", self._block)
         self.ignores_seed = facts.get("ignores_seed", False)
         self._recent.restore(facts)
         self._next = facts["next"]
@@ -417,9 +424,11 @@ class Runner:
             self._next = {what: self.step if at == NEVER else at for what, at in self._next.items()}
         self._wall, self._started = facts["wall_s"], time.perf_counter()
         self._last_row = (self._wall, self.step, self.updates)
-        self.open_logs(facts["log_sizes"])
         broken = self.collector.restore(part("collector."), facts["episodes"])
         self.replay.cut([lane for lane in broken if facts["episodes"][lane]["length"]])
+        # only now that nothing can fail any more: rows behind the checkpoint go, among them the last evaluation's
+        (self.out / "summary.json").unlink(missing_ok=True)
+        self.open_logs(facts["log_sizes"])
         for complaint in broken.values():
             self._display.say(complaint)
 

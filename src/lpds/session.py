@@ -129,6 +129,7 @@ def build_runner(
     display: Display,
     tensorboard: bool,
     demonstrations: dict[str, Tensor] | None = None,
+    held: int = 0,
 ) -> Runner:
     """Make the loop around a method."""
     return Runner(
@@ -143,6 +144,7 @@ def build_runner(
         display=display,
         tensorboard=tensorboard,
         demonstrations=demonstrations,
+        held=held,
     )
 
 

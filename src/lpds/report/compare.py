@@ -116,7 +116,7 @@ class CompareReport:
                     cells += [_say(row.success, ".0%"), _say((mean, low, high), "+.0f")]
                 table.append([*cells, _say(row.difference, sign=True), _say(row.improvement, ".2f")])
             widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-            words = ["verdict", *(row.verdict + (_hint(row) if row.verdict == "undecided" else "") for row in rows)]
+            words = ["verdict", *(row.verdict + (hint(row) if row.verdict == "undecided" else "") for row in rows)]
             lines.append(f"{task}: against {reference}")
             for cells, word in zip(table, words, strict=True):
                 label, *rest = (
@@ -321,7 +321,8 @@ def _finished(run: RunData) -> bool:
     return comparison is not None and comparison.final
 
 
-def _hint(row: Row) -> str:
+def hint(row: Row) -> str:
+    """What would decide an undecided comparison."""
     if row.pairs < FEWEST_PAIRS:
         return f": fewer than {FEWEST_PAIRS} episodes cannot decide it"
     if row.more:

@@ -18,6 +18,7 @@ QUIET = "#8a8a8a"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5539c", "#c08a00", "#3f9fd8", "#7a7a7a", "#8c564b")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">")
+LONGEST_LABEL = 60
 LEVEL_DASHES: tuple[Any, ...] = ((0, (7, 3)), (0, (1, 1.8)), (0, (7, 2, 1, 2)), (0, (2, 3)))
 STYLE: Any = {
     "font.family": ["DejaVu Sans"],
@@ -98,6 +99,12 @@ def _render(data: FigureData, form: str) -> bytes:
     return stream.getvalue()
 
 
+def _label(text: str) -> str:
+    """A name as it is drawn: no mathematics in it, and no longer than a legend can hold; the CSV has the whole."""
+    text = text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL // 2]}…{text[-LONGEST_LABEL // 2 :]}"
+    return text.replace("$", r"\$")
+
+
 def _draw(ax: Any, panel: Panel) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -105,7 +112,7 @@ def _draw(ax: Any, panel: Panel) -> None:
         {"line": _line, "dots": _dots, "cloud": _cloud, "final": _final}[series.kind](ax, series, panel.log)
     for index, level in enumerate(panel.levels):
         dash = LEVEL_DASHES[index % len(LEVEL_DASHES)]
-        ax.axhline(level.value, color=INK, lw=1.1, ls=dash, label=level.label, zorder=2.5)
+        ax.axhline(level.value, color=INK, lw=1.1, ls=dash, label=_label(level.label), zorder=2.5)
         if level.low is not None and level.high is not None:
             ax.axhspan(level.low, level.high, color=QUIET, alpha=0.22, lw=0, zorder=1)
             for edge in (level.low, level.high):  # in grey the bands of curves look the same but for these
@@ -121,9 +128,9 @@ def _draw(ax: Any, panel: Panel) -> None:
     if panel.mark is not None:
         ax.axvline(panel.mark, color=INK, lw=1.0, ls=(0, (1, 2.5)), label="warm-up ends", zorder=1.5)
     _scale_y(ax, panel)
-    ax.set_title(panel.title, loc="left")
-    ax.set_xlabel(panel.xlabel)
-    ax.set_ylabel(panel.ylabel)
+    ax.set_title(_label(panel.title), loc="left")
+    ax.set_xlabel(_label(panel.xlabel))
+    ax.set_ylabel(_label(panel.ylabel))
     ax.grid(visible=True, color=QUIET, alpha=0.25, lw=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
@@ -159,7 +166,9 @@ def _line(ax: Any, series: Series, log: bool) -> None:
     colour, dash, marker = _look(series.group)
     y = np.where(series.y > 0.0, series.y, np.nan) if log else series.y
     every = max(1, math.ceil(len(series.x) / 12))
-    ax.plot(series.x, y, color=colour, ls=dash, lw=1.7, marker=marker, ms=4.2, markevery=every, label=series.label, zorder=4)
+    ax.plot(
+        series.x, y, color=colour, ls=dash, lw=1.7, marker=marker, ms=4.2, markevery=every, label=_label(series.label), zorder=4
+    )
     if series.low is not None and series.high is not None:
         low = np.where(series.low > 0.0, series.low, np.nan) if log else series.low
         ax.fill_between(series.x, low, series.high, color=colour, alpha=0.18, lw=0, zorder=2)
@@ -185,7 +194,7 @@ def _cloud(ax: Any, series: Series, log: bool) -> None:
         ms=4.0 if frozen else 3.0,
         mew=0.6 if frozen else 0.0,
         alpha=0.55,
-        label=series.label,
+        label=_label(series.label),
         zorder=2 if frozen else 3,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from lpds.errors import LpdsError, one_line
 from lpds.files import write_atomically
-from lpds.report.compare import Row, compare
+from lpds.report.compare import Row, compare, hint
 from lpds.report.figures import matplotlib_figure, png, svg
 from lpds.report.glossary import GLOSSARY
 from lpds.report.panels import FigureData, to_csv
@@ -137,7 +138,15 @@ def interval(what: str, found: Interval, sign: bool = False) -> str:
 
 
 def _by_task(runs: Sequence[RunData]) -> dict[str, list[Group]]:
-    return {task: group_runs(members) for task, members in by_task(runs).items()}
+    return {task: [_each_seed_once(g) for g in group_runs(members)] for task, members in by_task(runs).items()}
+
+
+def _each_seed_once(group: Group) -> Group:
+    """A run and its copy are one draw, not two that agree; what is finished stands for the seed."""
+    kept: dict[Any, RunData] = {}
+    for run in sorted(group.runs, key=lambda run: (c := run.comparison()) is None or not c.final):  # stable
+        kept.setdefault(run.seed, run)
+    return replace(group, runs=tuple(run for run in group.runs if kept[run.seed] is run))
 
 
 def _page(runs: Sequence[RunData]) -> str:
@@ -198,9 +207,7 @@ def _comparison(folders: Sequence[Path]) -> list[str]:
     heads += ["success", "against the reference", ""] if told else [""]
     rows = []
     for row in report.rows:
-        word = row.verdict
-        if word == "undecided" and row.more:
-            word += f"; {row.more:,} more episodes{' a seed' if row.seeds > 1 else ''} would decide it"
+        word = row.verdict + (hint(row) if row.verdict == "undecided" else "")
         cells = [interval("return", found, sign=signed) for found, signed in _shown(row)]
         if told:
             cells += [interval("success", row.success), interval("success", row.success_difference, sign=True)]

@@ -125,21 +125,27 @@ def _training(groups: Sequence[Group]) -> Iterable[Series]:
 
 
 def _frozen_levels(groups: Sequence[Group], what: str) -> list[Level]:
-    """One level for every decoder; an episode that several runs share counts once."""
-    by_decoder: dict[str, dict[tuple[int, int], float]] = {}
+    """One level for every decoder, of the episodes that its curves start with; one that several runs share counts once.
+
+    Where no run of a decoder has such a start, as the frozen policy's own has none, the level is the last evaluation's.
+    """
+    runs: dict[str, list[RunData]] = {}
     for group in groups:
         for run in group.runs:
             decoder = run.config.get("decoder", {})
-            episodes = by_decoder.setdefault(decoder.get("fingerprint") or decoder.get("name") or "?", {})
-            for row in run.curve_start() or run.frozen_rows():  # the curve's own episodes, which it starts from
-                if row.get(what) is not None:
-                    episodes[row["seed"], row["episode"]] = row[what]
+            runs.setdefault(decoder.get("fingerprint") or decoder.get("name") or "?", []).append(run)
     levels = []
-    told = {key: np.array(list(values.values()), np.float64) for key, values in by_decoder.items() if values}
-    for fingerprint, values in told.items():
-        mean, low, high = column_interval(what, values)
-        name = f"frozen policy {fingerprint[:6]}" if len(told) > 1 else "frozen policy"
-        levels.append(Level(f"{name} ({len(values)} episodes)", mean, low, high))
+    for fingerprint, members in runs.items():
+        starts = [row for run in members for row in run.curve_start()]
+        rows = starts or [row for run in members for row in run.frozen_rows()]
+        episodes = {(row["seed"], row["episode"]): row[what] for row in rows if row.get(what) is not None}
+        if not episodes:
+            continue
+        values = np.array(list(episodes.values()), np.float64)
+        name = f"frozen policy {fingerprint[:6]}" if len(runs) > 1 else "frozen policy"
+        levels.append(
+            Level(f"{name} ({len(values)} episodes{'' if starts else ', last evaluation'})", *column_interval(what, values))
+        )
     return levels
 
 
@@ -152,16 +158,17 @@ def _metric(
     """One metric of every group, or what it is above another: the run's values, or the mean over seeds with their range."""
     series = []
     for index, group in enumerate(groups):
-        seeds = []
+        seeds, apart = [], 1.0
         for run in group.runs:
             x, y = run.column(key)
+            apart = max(apart, _rows_apart(run, x))
             y = y if less is None else y - run.column(less)[1]
             y = y if np.isnan(y).all() else change(y)
             if not np.isnan(y).all():
                 seeds.append((x, y))
         if not seeds:
             continue
-        table = _by_step(seeds)
+        table = _by_step(seeds, apart)
         table = table[:, :, ~np.isnan(table[1]).all(0)]
         x, y = np.nanmean(table[0], 0), np.nanmean(table[1], 0)
         low, high = (np.nanmin(table[1], 0), np.nanmax(table[1], 0)) if len(seeds) > 1 else (None, None)
@@ -169,14 +176,23 @@ def _metric(
     return series
 
 
-def _by_step(seeds: Sequence[tuple[Array, Array]]) -> Array:
+def _rows_apart(run: RunData, x: Array) -> float:
+    """Steps between a run's rows: what its settings say, unless its rounds are longer."""
+    c = run.run_settings
+    told = float(min(c["log_every"], max(1, c["steps"] // 25)))
+    seen = float(np.median(np.diff(x))) if len(x) > 1 else told
+    return told if seen < 1.5 * told else seen
+
+
+def _by_step(seeds: Sequence[tuple[Array, Array]], interval: float) -> Array:
     """Steps and values [2, S, N] of several seeds' rows, which fall due at multiples of the same number of steps.
 
+    A row comes at the end of the round in which it falls due, so a few steps after its multiple, and not the same few in
+    every seed: it is the multiple before it that they share.
     Where one seed was logged more often, as at first in a run whose budget grew, its rows of one multiple are averaged.
     """
     if len(seeds) == 1:
         return np.stack(seeds[0])[:, None]
-    interval = max([1.0, *(float(np.median(np.diff(x))) for x, _ in seeds if len(x) > 1)])
     bins = [np.floor(x / interval).astype(int) for x, _ in seeds]
     keys = np.unique(np.concatenate(bins))
     table = np.full((2, len(seeds), len(keys)), np.nan)

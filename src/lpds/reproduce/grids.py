@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from lpds.errors import unknown_name
+from lpds.errors import LpdsError, unknown_name
 from lpds.files import write_atomically, write_json
 from lpds.grid import Cell, grid_cells, run_grid
 from lpds.report.compare import CompareReport, compare
@@ -184,9 +185,12 @@ def reproduce(
     budget = what.steps if steps is None else steps
     cells = grid_cells(what.suite, what.methods, seeds, budget)
     finished = run_grid(cells, runs or out / "runs", jobs=jobs, say=say)
+    if not finished:
+        raise LpdsError(f"none of the {len(cells)} runs finished, so there is nothing to draw: what each said last is above")
     report = compare(finished)
     pictures = _pictures(what, finished, out)
-    command = f"lpds reproduce {name} --seeds {seeds} --steps {budget}{'' if runs is None else f' --runs {runs}'}"
+    command = f"lpds reproduce {name} --seeds {seeds} --steps {budget}"
+    command += "" if runs is None else f" --runs {shlex.quote(str(runs))}"
     page = _page(command, what, cells, report, pictures, finished)
     write_json(out / "summary.json", {"format_version": FORMAT_VERSION, "figure": name, **report.to_json()})
     write_atomically(out / "README.md", lambda stream: stream.write(page.encode()))
