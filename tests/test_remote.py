@@ -47,6 +47,29 @@ def test_actions_are_the_local_ones_to_the_bit_whatever_the_batch(name):
             assert torch.equal(remote(obs[:4], odd), local(obs[:4], odd))
 
 
+def test_what_was_learned_on_a_served_function_opens_where_it_rounds_otherwise(tmp_path, refused):
+    """A function's fingerprint is of what it decodes, so a GPU's may differ from this machine's in a rounded figure."""
+    weight = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+
+    def made(change=0.0):
+        def act(obs, w):
+            return torch.tanh((obs @ weight)[:, None, :2] + w) * (1.0 + change)
+
+        return lpds.wrap_decoder(act, obs_shape=(2,), latent_shape=(4, 2), action_shape=(4, 2), name="mine")
+
+    there = next(made(change) for change in np.geomspace(1e-6, 5e-4, 60) if made(change).fingerprint != made().fingerprint)
+    with served(there) as (_, remote):
+        run = lpds.steer("toy", decoder=remote, out=tmp_path / "run", **TINY)
+        assert remote.probe == there.probe
+        assert "probe" not in remote.describe()
+    with served(made()) as (_, again):
+        assert lpds.load_policy(run.folder, decoder=again).decoder is again
+    here = made()
+    assert lpds.load_policy(run.folder, decoder=here).decoder is here
+    with refused("weights, sampler or normaliser differ"):
+        lpds.load_policy(run.folder, decoder=made(0.02))
+
+
 def test_a_batch_is_cut_only_if_asked():
     sizes = []
 

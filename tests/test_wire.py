@@ -196,6 +196,8 @@ def test_what_the_decoder_raises_stays_on_the_servers_side():
         ({"feature_size": 0}, "feature_size must be a positive number or nil"),
         ({"feature_size": "many"}, "feature_size must be a positive number or nil"),
         ({"decodes_states": 1}, "decodes_states and shares_context truth values"),
+        ({"probe": 3}, "probe must be a text of at most"),
+        ({"probe": "A" * 70_000}, "probe must be a text of at most"),
         ({"shares_context": None}, "decodes_states and shares_context truth values"),
         ({"name": 3}, "name and fingerprint"),
         ({"max_batch": 0}, "max_bytes and max_batch"),

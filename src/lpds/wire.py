@@ -30,6 +30,7 @@ from lpds.types import Decoder, LatentSpec, Shape
 
 PROTOCOL = "lpds-decoder"
 VERSION = 2
+LONGEST_PROBE = 65_536
 MAX_BYTES = 64 * 2**20
 """Of one message."""
 MAX_BATCH = 4096
@@ -253,11 +254,13 @@ class Served:
     """Whether observations, or their features, can be decoded again."""
     shares_context: bool
     """Whether what depends on the observation alone is dear, and kept by the server."""
+    probe: str | None = None
+    """Of a function, what it decodes at a few inputs, by which it is known again on another machine."""
 
 
 def describe_decoder(decoder: Decoder, facts: dict[str, Any], max_bytes: int, max_batch: int) -> dict[str, Any]:
     """The first message of a connection."""
-    size = getattr(decoder, "feature_size", None)
+    size, probe = getattr(decoder, "feature_size", None), getattr(decoder, "probe", None)
     low, high = (bound.detach().cpu().numpy().astype(np.float32) for bound in decoder.action_range())
     return {
         "protocol": PROTOCOL,
@@ -273,6 +276,7 @@ def describe_decoder(decoder: Decoder, facts: dict[str, Any], max_bytes: int, ma
         "feature_size": None if size is None else int(size),
         "decodes_states": bool(decoder.decodes_states),
         "shares_context": bool(getattr(decoder, "shares_context", False)),
+        "probe": probe if probe is None or len(probe) <= LONGEST_PROBE else None,
     }
 
 
@@ -308,6 +312,9 @@ def read_description(message: dict[str, Any]) -> Served:
         raise WireError(
             "message", "feature_size must be a positive number or nil, decodes_states and shares_context truth values"
         )
+    probe = message.get("probe")  # a server of before has none
+    if not (probe is None or (isinstance(probe, str) and len(probe) <= LONGEST_PROBE)):
+        raise WireError("message", f"probe must be a text of at most {LONGEST_PROBE:,} characters, or nil")
     low, high = (torch.from_numpy(row) for row in ranges)
     said = (one_line(name)[:100], one_line(fingerprint)[:100])
-    return Served(*said, spec, (low, high), facts, limits[0], limits[1], size, again is True, shares is True)
+    return Served(*said, spec, (low, high), facts, limits[0], limits[1], size, again is True, shares is True, probe)

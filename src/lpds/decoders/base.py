@@ -39,6 +39,7 @@ class BaseDecoder(ABC):
         self.reference = reference
         self.options: dict[str, Any] = {}
         self._cached_fingerprint: str | None = None
+        self._cached_probe: str | None = None
 
     @property
     def spec(self) -> LatentSpec:
@@ -63,7 +64,7 @@ class BaseDecoder(ABC):
 
     def forget(self) -> None:
         """Take the fingerprint anew when it is asked for next: what is inside may have changed since."""
-        self._cached_fingerprint = None
+        self._cached_fingerprint = self._cached_probe = None
 
     def __call__(self, obs: Tensor, w: Tensor) -> Tensor:
         """Decode a batch.

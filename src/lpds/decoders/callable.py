@@ -142,26 +142,18 @@ class CallableDecoder(BaseDecoder):
     @property
     def probe(self) -> str:
         """Some of the actions (and features) that the fingerprint is made of, unrounded: float32 in base64."""
-        with one_thread():
-            obs, w = self._probe()
-            told = _some(self(obs, w).flatten(0, 1).float())
-            if self._features is not None:
-                told = torch.cat([told, _some(self.features(self.prepare(obs)).T)])
-        return base64.b64encode(told.cpu().numpy().astype("<f4").tobytes()).decode()
+        if self._cached_probe is None:
+            with one_thread():
+                obs, w = self._probe()
+                told = _some(self(obs, w).flatten(0, 1).float())
+                if self._features is not None:
+                    told = torch.cat([told, _some(self.features(self.prepare(obs)).T)])
+            self._cached_probe = base64.b64encode(told.cpu().numpy().astype("<f4").tobytes()).decode()
+        return self._cached_probe
 
     def resembles(self, probe: str) -> bool:
-        """Whether they are the same to :data:`ROUNDING`, of each action coordinate's largest and of the features' largest."""
-        try:
-            there = np.frombuffer(base64.b64decode(probe, validate=True), "<f4")
-        except ValueError:
-            return False
-        here = np.frombuffer(base64.b64decode(self.probe), "<f4")
-        if there.shape != here.shape:
-            return False
-        steps, columns = self.spec.action_shape
-        actions = len(_rows_kept(2 * len(PROBE_SCALES) * steps, columns)) * columns
-        split = [x[:actions].reshape(-1, columns) for x in (here, there)], [x[actions:, None] for x in (here, there)]
-        return all(bool(np.all(np.abs(x - y) <= ROUNDING * np.abs(x).max(0, initial=0.0))) for x, y in split)
+        """Whether they are the same to rounding; see :func:`same_to_rounding`."""
+        return same_to_rounding(self.probe, probe, self.spec.action_shape)
 
     def _fingerprint(self) -> str:
         with one_thread():  # a product that is split otherwise rounds otherwise
@@ -217,6 +209,26 @@ class CallableDecoder(BaseDecoder):
             obs = draw(1, shape)
         # pictures as pictures: its functions may insist on it
         return self.plausible(obs), draw(0, self.spec.latent_shape, scaled=False)
+
+
+def same_to_rounding(one: str, other: str, action_shape: tuple[int, int]) -> bool:
+    """Whether two probes differ by at most :data:`ROUNDING` of an action coordinate's largest, and of the features' largest.
+
+    Args:
+        one: of :attr:`CallableDecoder.probe`.
+        other: likewise, of the same shapes; a text that is none is not the same.
+        action_shape: (T, A).
+    """
+    try:
+        x, y = (np.frombuffer(base64.b64decode(text, validate=True), "<f4") for text in (one, other))
+    except ValueError:
+        return False
+    steps, columns = action_shape
+    actions = len(_rows_kept(2 * len(PROBE_SCALES) * steps, columns)) * columns
+    if x.shape != y.shape or len(x) < actions:
+        return False
+    pairs = (x[:actions].reshape(-1, columns), y[:actions].reshape(-1, columns)), (x[actions:, None], y[actions:, None])
+    return all(bool(np.all(np.abs(a - b) <= ROUNDING * np.abs(a).max(0, initial=0.0))) for a, b in pairs)
 
 
 def _rows_kept(rows: int, columns: int) -> list[int]:

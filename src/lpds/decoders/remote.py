@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lpds.decoders.base import BaseDecoder
+from lpds.decoders.callable import same_to_rounding
 from lpds.decoders.link import TOKEN_VARIABLE, Link, Lost
 from lpds.errors import DecoderFault, LpdsError
 from lpds.wire import Array, one_line, pack
@@ -105,6 +106,15 @@ class RemoteDecoder(BaseDecoder):
         """Of the served decoder; ``None`` where its server does not say."""
         told = self._served.facts.get("signal_at_start")
         return told if isinstance(told, float) and 0.0 <= told <= 1.0 else None
+
+    @property
+    def probe(self) -> str | None:
+        """Of the served decoder."""
+        return self._served.probe
+
+    def resembles(self, probe: str) -> bool:
+        """Whether the served decoder's is the same up to rounding."""
+        return self.probe is not None and same_to_rounding(self.probe, probe, self.spec.action_shape)
 
     @property
     def feature_size(self) -> int | None:
