@@ -79,7 +79,7 @@ def test_its_policy_acts_on_pictures(whole, refused):
     assert np.array_equal(policy.act(obs, eps), moved)
     states = where({key: torch.from_numpy(obs[key]) for key in SHAPES}).numpy()
     assert np.array_equal(policy.shift(states), shift)  # states of a replay will do for Delta
-    with refused("obs must be", "picture"):
+    with refused("obs must be", "it lacks speed"):
         policy.act({"picture": obs["picture"]})
     with refused("obs must be", "(12, 12, 3)"):
         policy.act(states)

@@ -288,7 +288,7 @@ def test_an_entry_that_the_decoder_does_not_name_is_left_out(tmp_path, refused):
     alone = policy.act({"state": state}, eps=eps)
     for more in ({"task": ["lift", "lift"]}, {"t": np.zeros(2)}, {"unused": np.full((2, 1), np.nan)}):
         assert np.array_equal(policy.act({"state": state, **more}, eps=eps), alone)
-    with refused("obs lacks 'state'", "given: pose"):
+    with refused("obs must be a dict of state; it lacks state"):
         policy.act({"pose": state})
 
 

@@ -81,7 +81,7 @@ class SteeredPolicy:
         if isinstance(spec.obs_shape, Mapping) and isinstance(obs, Mapping):  # what the decoder does not name is left out
             missing = [key for key in spec.obs_shape if key not in obs]
             if missing:
-                raise LpdsError(f"obs lacks {', '.join(map(repr, missing))} (given: {', '.join(map(str, obs))})")
+                raise LpdsError(f"obs must be a dict of {', '.join(spec.obs_shape)}; it lacks {', '.join(missing)}")
             obs = {key: obs[key] for key in spec.obs_shape}
         try:
             arrays = as_arrays(obs)
