@@ -239,3 +239,10 @@ def test_a_grid_with_demonstrations_goes_on_and_its_evidence_names_no_machine(tm
     assert lines == ["1 runs, 1 finished before"]
     assert json.loads((finished[0] / "config.json").read_text())["run"]["demos"] == str(tmp_path / "demos.npz")
     assert json.loads((Path("kept") / cells[0].path / "config.json").read_text())["run"]["demos"] == "demos.npz"
+    assert run_grid(cells, Path("runs"), evidence=Path("kept")) == finished  # its own evidence is no other run's
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    elsewhere = [Cell("toy", "lpds", "demos", 0, {**cells[0].settings, "demos": str(tmp_path / "demos.npz")})]
+    for _ in range(2):
+        run_grid(elsewhere, tmp_path / "runs", evidence=Path("kept"))
+    assert json.loads((Path("kept") / cells[0].path / "config.json").read_text())["run"]["demos"] == "demos.npz"

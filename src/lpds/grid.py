@@ -214,8 +214,8 @@ def copy_evidence(run: Path, target: Path) -> None:
             write_json(path, facts)
     config = json.loads((target / "config.json").read_text())
     demos = config["run"].get("demos", "")
-    if demos and Path(demos).is_relative_to(Path.cwd()):  # likewise
-        config["run"]["demos"] = Path(demos).relative_to(Path.cwd()).as_posix()
+    if demos != _as_kept(demos):
+        config["run"]["demos"] = _as_kept(demos)
         write_json(target / "config.json", config)
     shutil.rmtree(final, ignore_errors=True)
     target.rename(final)
@@ -244,6 +244,8 @@ def _check_settings(cell: Cell, out: Path) -> None:
     passing = {"steps"}  # a larger budget is gone on to
     if _place(decoder) == _place(found["decoder"]):  # a path may be written in several ways
         passing.add("decoder")
+    if run.demos and str(found["demos"]) == _as_kept(run.demos):  # evidence
+        passing.add("demos")
     # a run from before a setting existed had its default
     wrong = [key for key, value in asked.items() if key not in passing and key in found and found[key] != value]
     if wrong:
@@ -251,6 +253,14 @@ def _check_settings(cell: Cell, out: Path) -> None:
         raise LpdsError(
             f"{folder} is a run with other settings ({said}): choose another --out, or another name for the variant"
         )
+
+
+def _as_kept(demos: str) -> str:
+    """A place of demonstrations as evidence has it; a place elsewhere means nothing on another machine, its name may."""
+    if ":" in demos:
+        return demos
+    below = Path(demos).is_relative_to(Path.cwd())
+    return Path(demos).relative_to(Path.cwd()).as_posix() if below else Path(demos).name
 
 
 def _place(reference: str | None) -> str | None:
