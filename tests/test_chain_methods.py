@@ -216,6 +216,28 @@ def test_the_first_step_of_an_iteration_has_ratio_one(make_diffusion):
     assert all(torch.equal(value, before[key]) for key, value in method.policy_tensors().items())
 
 
+@pytest.mark.parametrize("name", ["dql", "idql"])
+def test_after_the_warm_up_fits_the_slow_critics_are_the_fitted_ones(name, make_diffusion):
+    """V of IDQL and both targets go by the slow copy; at its own rate some hundred fits would leave it where it began."""
+    decoder = make_diffusion()
+    method = learner(name, decoder)
+    rows = {key: value.flatten(0, 1) for key, value in rollout(method, decoder, lambda a: a.sum((1, 2)) + 50.0).items()}
+    none = torch.empty(len(rows["obs"]), 0, 6)
+    batch = Batch(*(rows[key] for key in ("obs", "action", "reward", "discount", "next_obs")), none, none)
+    generator = torch.Generator().manual_seed(0)
+
+    def step(**how):
+        drawn = {key: torch.randn(shape, generator=generator) for key, shape in method.noise_shapes(len(none)).items()}
+        method.update(batch, drawn, **how)
+
+    for _ in range(5):
+        step(critics_only=True)
+    fast, slow = method.q.state_dict(), method.q_slow.state_dict()
+    assert all(torch.equal(slow[key], value) for key, value in fast.items())
+    step()
+    assert not all(torch.equal(method.q_slow.state_dict()[key], value) for key, value in method.q.state_dict().items())
+
+
 def test_clip_range_and_value_clip():
     c = DPPOSettings(clip=0.1, clip_base=0.01)
     found = clip_range(torch.arange(10), 10, c)

@@ -492,9 +492,9 @@ def test_the_bandit_is_learned(kind):
 
 
 @both
-def test_raw_inputs_unless_scaling_is_asked_for(kind):
+def test_inputs_are_scaled_unless_they_are_asked_for_raw(kind):
     obs = 100.0 + 20.0 * torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
-    raw, scaled = learner(kind), learner(kind, input_scaling=True)
+    raw, scaled = learner(kind, input_scaling=False), learner(kind)
     for method in (raw, scaled):
         method.calibrate(obs, obs, 1.0)
     assert torch.equal(raw.policy.scaling(obs), obs)
@@ -517,7 +517,7 @@ def test_the_stored_latent_leads_through_the_decoder_to_the_executed_chunk():
 
 
 @both
-@pytest.mark.parametrize("options", [{}, {"deterministic_eval": True, "input_scaling": True, "box": 2.5}])
+@pytest.mark.parametrize("options", [{}, {"deterministic_eval": True, "input_scaling": False, "box": 2.5}])
 def test_a_saved_policy_opens_to_the_bit(kind, options):
     method = learner(kind, toy_decoder(), **options)
     obs, eps = states(method.decoder.spec)

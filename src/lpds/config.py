@@ -195,8 +195,9 @@ class DSRLSACSettings(CriticSettings):
     """Rounds of decisions between two blocks of updates."""
     deterministic_eval: bool = False
     """Evaluate and save tanh of the mean in place of a sample; what collects always samples."""
-    input_scaling: bool = False
-    """Scale observations and chunks by the warm-up's mean and deviation; the released code feeds them raw."""
+    input_scaling: bool = True
+    """Scale observations and chunks by the warm-up's mean and deviation; the released code's environments scale theirs by the
+    data's range, and False feeds them raw."""
     activation: str = "tanh"
     """The released layout; relu is cheaper."""
 

@@ -36,8 +36,8 @@ from lpds.types import Batch, Decoder, Metrics, Shape
 class DQLSettings(ChainSettings):
     """Settings of DQL."""
 
-    # 16 samples of the replay for every decision, in batches of 1000; the released runs let the critics alone learn for five
-    # iterations of 64 updates, without which the actor climbs random ones
+    # 16 samples of the replay for every decision, in batches of 1000; the released runs of gym let the critics alone learn for
+    # some 1,300 updates, by TD, without which the actor climbs random ones: here for 320, on the warm-up's returns
     run_defaults: ClassVar[Mapping[str, Any]] = {"updates_per_decision": 0.016, "batch_size": 1_000, "warmup_fits": 320}
     eta: float = 1.0
     """Weight of the Q term."""
@@ -153,7 +153,8 @@ class DQL(Learner[ChainPolicy]):
                 self.settings.eta,
             )
             descend(self.adam_actor, actor)
-        polyak(list(self.q_slow.parameters()), list(self.q.parameters()), self.settings.tau)
+        # the fits are too few for a slow copy to follow
+        polyak(list(self.q_slow.parameters()), list(self.q.parameters()), 1.0 if critics_only else self.settings.tau)
         return {
             "td_loss": loss.detach() / self.reward_scale.square(),
             "q_action": q.detach().mean() / self.reward_scale,

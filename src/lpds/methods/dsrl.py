@@ -23,9 +23,12 @@ Facts of the released code, and where this differs from it:
 - *Box.* Its ``action_magnitude`` acts in SAC only; released NA draws latents in [-1, 1]. Hence ``box`` 1.5 and 1.0.
 - *Noise.* The base noise eps of a decision is the Gaussian that the actor squashes, so evaluations are paired.
 - *Policy.* A scale below 1 mixes eps back in, 0 is the frozen policy. Masked latent columns keep eps.
-- *Warm-up.* Chunks of the frozen policy on N(0, I), stored with eps / b. With ``warmup_fits`` the critics are first fitted
+- *Inputs.* Its environments scale observations and chunks to [-1, 1] by the data's range; here the warm-up's mean and
+  deviation do (``input_scaling``), as for LP-DS.
+- *Warm-up.* Chunks of the frozen policy on N(0, I), stored with eps / b; its SAC clips those to the box, also where they
+  act, which would be another frozen policy here. With ``warmup_fits`` the critics are first fitted
   to its returns (and Q^W distilled), the actor and the temperature left alone; the released code does no such fit.
-- *Options* that it lacks: ``temperature`` fixed, ``input_scaling``, several ``distill_noises``, ``deterministic_eval``.
+- *Options* that it lacks: ``temperature`` fixed, several ``distill_noises``, ``deterministic_eval``.
 """
 
 from __future__ import annotations

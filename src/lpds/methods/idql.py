@@ -37,8 +37,8 @@ from lpds.types import Batch, Decision, Decoder, Metrics, Shape
 class IDQLSettings(ChainSettings):
     """Settings of IDQL."""
 
-    # 128 samples of the replay for every decision, in batches of 1000; the released runs let the critics alone learn for five
-    # iterations of 16; a row of metrics decodes N chunks for its entropy
+    # 128 samples of the replay for every decision, in batches of 1000; the released runs of gym let the critics alone learn
+    # for some 10,000 updates, by TD: on the warm-up's returns 80 do; a row of metrics decodes N chunks for its entropy
     run_defaults: ClassVar[Mapping[str, Any]] = {
         "updates_per_decision": 0.128,
         "batch_size": 1_000,
@@ -178,7 +178,8 @@ class IDQL(Learner[CandidatePolicy]):
         q = self.q(obs, action)
         loss = twin_loss(q, y)
         descend(self.adam_q, loss)
-        polyak(list(self.q_slow.parameters()), list(self.q.parameters()), self.settings.tau)
+        # the fits are too few for a slow copy to follow, and V and the choice go by it
+        polyak(list(self.q_slow.parameters()), list(self.q.parameters()), 1.0 if critics_only else self.settings.tau)
         if not critics_only:
             cloning = self.chain.noise_loss(action, self.chain.times(noise["time"]), noise["clone"], obs)
             descend(self.adam_chain, cloning)
