@@ -164,7 +164,7 @@ def test_episodes_to_decide_is_what_makes_the_interval_touch_zero():
     assert half(n) <= d.mean() <= half(n - 1)
     assert episodes_to_decide(np.zeros(3), np.array([5.0, 5.1, 4.9])) == 0
     assert episodes_to_decide(np.zeros(2), [1.0, -1.0]) is None
-    assert episodes_to_decide([0.0], [1.0]) == 0
+    assert episodes_to_decide([0.0], [1.0]) is None  # one pair has no bounds
 
 
 def test_the_episodes_that_would_decide_it_do_when_they_come_again_and_none_are_promised_that_would_not():

@@ -12,7 +12,16 @@ from scripted import identity_decoder
 
 import lpds
 from lpds.metrics import TIE_FLOOR, knn_entropy, mode_coverage, mode_shares, share_beyond, typicality
-from lpds.stats import bootstrap_mean, paired_difference, wilson
+from lpds.stats import (
+    bootstrap_mean,
+    crossed_difference,
+    crossed_mean,
+    mean_over_seeds,
+    paired_difference,
+    share_difference,
+    told_apart,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 10), (1, 10), (5, 10), (10, 10), (33, 40), (400, 400), (0, 1)])
@@ -191,3 +200,23 @@ def test_the_frozen_policys_entropy_is_its_own_and_less_noise_lowers_it(actions)
     assert action_entropy(BasePolicy(), decoder, obs, frozen) == frozen.entropy
     less = action_entropy(Quiet(), decoder, obs, frozen) - frozen.entropy
     assert less == pytest.approx(min(actions, COMPONENTS) * math.log(0.25), abs=1e-4)
+
+
+def test_all_or_none_leave_a_difference_of_shares_its_chance():
+    """0 of 50 against 50 of 50: Wilson's 0.929 and 0.071, put together by square and add; never beyond one."""
+    edge = wilson(0, 50)[2]
+    none, everything = np.zeros((1, 50)), np.ones((3, 50))
+    found = share_difference(none, everything)
+    assert found == pytest.approx((1.0, 1.0 - math.sqrt(2.0) * edge, 1.0))
+    assert share_difference(everything, none) == pytest.approx((-1.0, -1.0, -1.0 + math.sqrt(2.0) * edge))
+    few, seeds = (np.arange(50) < 2)[None].astype(float), np.stack([np.arange(50) < n for n in (50, 47, 36)]).astype(float)
+    assert crossed_difference(few, seeds)[2] > 1.0 == share_difference(few, seeds)[2]
+    some, more = (np.arange(50) % 3 == 0).astype(float), (np.arange(50) % 2 == 0).astype(float)
+    assert share_difference(some, more) == crossed_difference(some, more)
+
+
+def test_one_value_has_no_bounds():
+    for found in (bootstrap_mean([5.0]), crossed_mean([[5.0]]), crossed_difference([0.0], [5.0]), mean_over_seeds([[5.0]])):
+        assert found[0] == 5.0
+        assert np.isnan(found[1:]).all()
+    assert told_apart(crossed_difference([0.0], [5.0]), 1) == 0

@@ -16,7 +16,7 @@ def do_list(arguments: argparse.Namespace) -> int:
     import json
 
     from lpds.registry import DECODER_FORMS, METHODS, TASKS, resolve
-    from lpds.stats import told
+    from lpds.stats import brackets, told
     from lpds.zoo import FOLDER, names
 
     print("tasks:")
@@ -31,7 +31,8 @@ def do_list(arguments: argparse.Namespace) -> int:
         card = FOLDER / name / "card.json"
         facts = json.loads(card.read_text()) if card.is_file() else {}
         interval = facts.get("return")
-        level = "return {} [{}, {}]".format(*told(interval, least=0)) if interval else ""
+        mean, *bounds = told(interval, least=0) if interval else ("",)
+        level = f"return {mean}{brackets(*bounds)}" if mean else ""
         if facts.get("success"):
             level += ", success {:.0%} [{:.0%}, {:.0%}]".format(*facts["success"])
         print(f"  {name:<20}{facts.get('decoder', {}).get('kind', ''):<11}{level}")
@@ -197,7 +198,7 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
     """Train a decoder."""
     from lpds.files import check_writable
     from lpds.pretrain.build import pretrain
-    from lpds.stats import told
+    from lpds.stats import brackets, told
 
     check_writable(arguments.out / "card.json" if arguments.out.is_dir() else arguments.out)
     with _bar("gradient steps") as advance:
@@ -213,7 +214,8 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
             changes=_settings(arguments),
             progress=lambda done, total, loss: advance(done, total),
         )
-    level = ", return {} [{}, {}]".format(*told(card["return"], least=0)) if card["return"] else ""
+    mean, *bounds = told(card["return"], least=0) if card["return"] else ("",)
+    level = f", return {mean}{brackets(*bounds)}" if mean else ""
     print(f"{arguments.out}: fingerprint {card['fingerprint'][:12]}{level}")
     return 0
 

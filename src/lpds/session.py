@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -167,8 +168,9 @@ def drive(runner: Runner, display: Display) -> Run:
             where = f"the run is saved at step {runner.step}{rest}: {how_to_resume(folder)}"
             raise type(fault)(f"{fault}; {where}") from fault
         run = Run(folder, True, reports[0], reports[1], "" if runner.learned else runner.why_not)
-        mean, low, high = run.difference or (0.0, 0.0, 0.0)
-        summary = {"format_version": FORMAT_VERSION, "difference": [mean, low, high], "verdict": run.verdict()}
+        found = run.difference or (0.0, 0.0, 0.0)
+        difference = [None if math.isnan(value) else value for value in found]  # a single pair has no bounds
+        summary = {"format_version": FORMAT_VERSION, "difference": difference, "verdict": run.verdict()}
         summary |= {"ignores_seed": True} if runner.ignores_seed else {}
         summary |= {} if runner.learned else {"learned": False}
         write_json(folder / "summary.json", summary)

@@ -36,12 +36,12 @@ def bootstrap_mean(x: npt.ArrayLike, *, level: float = 0.95, resamples: int = 10
         seed: of the resampling, so that a report is the same twice.
 
     Returns:
-        (mean, low, high); all NaN for an empty sample.
+        (mean, low, high); the bounds are NaN for a single value, all of it for an empty sample.
     """
     values = np.asarray(x, np.float64)
     values = values[~np.isnan(values)]
-    if values.size == 0:
-        return math.nan, math.nan, math.nan
+    if values.size < 2:
+        return float(values[0]) if values.size else math.nan, math.nan, math.nan
     rng, rows = np.random.default_rng(seed), max(1, RESAMPLED_AT_ONCE // values.size)
     sizes = [min(rows, resamples - at) for at in range(0, resamples, rows)]
     means = np.concatenate([values[rng.integers(values.size, size=(size, values.size))].mean(1) for size in sizes])
@@ -52,14 +52,12 @@ def bootstrap_mean(x: npt.ArrayLike, *, level: float = 0.95, resamples: int = 10
 
 def _expanded_tail(size: int, level: float) -> float:
     """Share of resamples to leave out on each side, for a sample of this size."""
-    if size < 2:
-        return (1 - level) / 2
     wide = math.sqrt(size / (size - 1)) * float(student.ppf((1 + level) / 2, size - 1))
     return float(norm.cdf(-wide))
 
 
-def wilson(successes: int, trials: int) -> Interval:
-    """Wilson's 95 % score interval of a proportion, as (share, low, high)."""
+def wilson(successes: float, trials: int) -> Interval:
+    """Wilson's 95 % score interval of a proportion, as (share, low, high); a mean over seeds need not be whole successes."""
     if trials == 0:
         return math.nan, math.nan, math.nan
     z2, p = Z95**2, successes / trials
@@ -107,6 +105,11 @@ def told(found: npt.ArrayLike, sign: bool = False, least: int = 1) -> list[str]:
     return [format(float(value), form) for value in values]
 
 
+def brackets(low: str, high: str) -> str:
+    """ " [low, high]" of two figures in words; nothing where there are no bounds."""
+    return "" if "nan" in low else f" [{low}, {high}]"
+
+
 def verdict_line(returns: tuple[float, float], success: tuple[float, float] | None, difference: Interval, pairs: int) -> str:
     """Say in one line how the steered policy compares with the frozen one.
 
@@ -129,7 +132,7 @@ def verdict_line(returns: tuple[float, float], success: tuple[float, float] | No
     if success is not None:
         parts.append(f"success {success[0]:.0%} -> {success[1]:.0%}")
     mean, low, high = told(difference, sign=True)
-    return f"{'; '.join(parts)}; paired difference {mean} [{low}, {high}]: {word}"
+    return f"{'; '.join(parts)}; paired difference {mean}{brackets(low, high)}: {word}"
 
 
 def iqm(x: npt.ArrayLike) -> float:
@@ -191,7 +194,7 @@ def mean_over_seeds(seeds: Sequence[npt.ArrayLike]) -> Interval:
     if len({values.size for values in groups}) > 1:
         groups = [np.array([values.mean()]) for values in groups]
     table = np.stack(groups)
-    return (float(table.mean()), math.nan, math.nan) if table.size == 1 else crossed_mean(table)
+    return crossed_mean(table)
 
 
 def share_over_seeds(seeds: Sequence[npt.ArrayLike]) -> Interval:
@@ -228,13 +231,40 @@ def crossed_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, level: float = 0.9
         level: coverage.
 
     Returns:
-        (estimate, low, high); a single pair has no interval but its own value.
+        (estimate, low, high); a single pair has no bounds (NaN).
     """
     first, second = (np.atleast_2d(np.asarray(x, np.float64)) for x in (a, b))
     estimate = float(second.mean() - first.mean())
+    if first.size == second.size == 1:
+        return estimate, math.nan, math.nan
     variance, freedom = _crossed_variance(first, second)
     half = float(student.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
     return estimate, estimate - half, estimate + half
+
+
+def share_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> Interval:
+    """:func:`crossed_difference` of successes [S_a, E] and [S_b, E], with the bounds of :func:`share_bounds`."""
+    return share_bounds(crossed_difference(a, b), a, b)
+
+
+def share_bounds(found: Interval, a: npt.ArrayLike, b: npt.ArrayLike) -> Interval:
+    """Bounds of a difference of shares: within -1 and 1, and with chance left where a sample has none.
+
+    Where all of one side succeed or fail, its values do not scatter, and yet fifty episodes do not tell 100 % from 95: there
+    the interval is no narrower than the two shares' Wilson intervals put together (square and add, Newcombe 1998).
+
+    Args:
+        found: (estimate, low, high) of mean ``b - a``.
+        a: [S_a, E] or [E] successes, 0 or 1.
+        b: [S_b, E] or [E], the same episodes.
+    """
+    estimate, low, high = found
+    sides = [np.atleast_2d(np.asarray(x, np.float64)) for x in (a, b)]
+    if any(x.min() == x.max() for x in sides):
+        (p, p_low, p_high), (q, q_low, q_high) = (wilson(float(x.mean()) * x.shape[1], x.shape[1]) for x in sides)
+        low = float(np.fmin(low, estimate - math.hypot(q - q_low, p_high - p)))
+        high = float(np.fmax(high, estimate + math.hypot(q_high - q, p - p_low)))
+    return estimate, max(-1.0, low), min(1.0, high)
 
 
 def crossed_mean(values: npt.ArrayLike, *, level: float = 0.95) -> Interval:

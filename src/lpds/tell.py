@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lpds.evaluation import EvalReport
-from lpds.stats import noise_share, paired_difference, told
+from lpds.stats import Interval, brackets, noise_share, paired_difference, share_bounds, told
 
 
 def table(rows: Sequence[tuple[str, EvalReport]]) -> str:
@@ -19,7 +19,7 @@ def table(rows: Sequence[tuple[str, EvalReport]]) -> str:
     lines = [f"{'':<{width}}{'episodes':>9}{'return':>10}{'95 % interval':>22}{'success':>10}{'95 % interval':>18}"]
     for name, report in rows:
         mean, low, high = told(report.interval("return"))
-        line = f"{name:<{width}}{len(report.returns):>9}{mean:>10}{f'[{low}, {high}]':>22}"
+        line = f"{name:<{width}}{len(report.returns):>9}{mean:>10}{brackets(low, high):>22}"
         share, share_low, share_high = report.interval("success")
         if not math.isnan(share):
             line += f"{share:>10.1%}{f'[{share_low:.1%}, {share_high:.1%}]':>18}"
@@ -32,12 +32,18 @@ def differences(rows: Sequence[tuple[str, EvalReport]]) -> list[str]:
     pairs = [(later, rows[0]) for later in rows[1:]] + [(rows[-1], middle) for middle in rows[1:-1]]
     lines = []
     for (name, report), (other, reference) in pairs:
-        line = "{} [{}, {}]".format(*told(paired_difference(reference.returns, report.returns), sign=True))
+        mean, *bounds = told(paired_difference(reference.returns, report.returns), sign=True)
+        line = mean + brackets(*bounds)
         if not np.isnan([reference.successes, report.successes]).any():
-            points = 100.0 * np.asarray(paired_difference(reference.successes, report.successes))
-            line += ", success {:+.0f} points [{:+.0f}, {:+.0f}]".format(*points)
+            points = 100.0 * np.asarray(_shares(reference.successes, report.successes))
+            share, *bounds = (format(value, "+.0f") for value in points)
+            line += f", success {share} points{brackets(*bounds)}"
         lines.append(f"{name} against {other}: paired difference {line}")
     return lines
+
+
+def _shares(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> Interval:
+    return share_bounds(paired_difference(a, b), a, b)
 
 
 def keeps_all_noise(settings: Mapping[str, Any]) -> bool:

@@ -192,7 +192,7 @@ def _level(decoder: Any, task: str | None, env: str | None, episodes: int) -> di
     report = evaluate(decoder, task, env=env, episodes=episodes, seed=CARD_SEED)
     success = report.interval("success")
     return {
-        "return": list(report.interval("return")),
+        "return": [None if math.isnan(value) else value for value in report.interval("return")],
         "success": None if math.isnan(success[0]) else list(success),
         "episodes": episodes,
         "evaluation_seed": CARD_SEED,

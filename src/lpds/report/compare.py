@@ -24,6 +24,7 @@ from lpds.stats import (
     iqm,
     mean_over_seeds,
     probability_of_improvement,
+    share_difference,
     share_over_seeds,
     told,
     told_apart,
@@ -213,6 +214,9 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
         notes.append(
             f"{task}: one seed only, so intervals are for other episodes of that run, not for other runs: {', '.join(alone)}"
         )
+    two = [side.label for side in sides if side.method != "frozen" and len(side.runs) == 2]
+    if two:
+        notes.append(f"{task}: two seeds only, whose intervals may be too narrow (they cover 89 to 95 %): {', '.join(two)}")
     for side, row in zip(sides, rows, strict=True):
         if side is not (chosen or own[side.decoder]) and not row.pairs:
             notes.append(
@@ -244,7 +248,7 @@ def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
             difference = crossed_difference(a, b)
             more = episodes_to_decide(a, b)
             c, d = (s.columns["success"][:, [s.keys.index(key) for key in shared]] for s in (reference, side))
-            success = NAN3 if np.isnan(c).any() or np.isnan(d).any() else crossed_difference(c, d)
+            success = NAN3 if np.isnan(c).any() or np.isnan(d).any() else share_difference(c, d)
         if shared and len(a) > 1 and len(b) > 1:  # a run against a single one is no probability
             improvement = probability_of_improvement(a.mean(1), b.mean(1))
             if min(len(a), len(b)) < FEWEST_SEEDS:  # resampling three runs that are all better finds no other world

@@ -21,7 +21,7 @@ from lpds.report.panels import FigureData, to_csv
 from lpds.report.read import Comparison, Group, RunData, column_interval, group_runs, read_runs
 from lpds.report.series import figures_of
 from lpds.report.worlds import by_task
-from lpds.stats import Interval, crossed_difference, mean_over_seeds, share_over_seeds
+from lpds.stats import Interval, crossed_difference, mean_over_seeds, share_difference, share_over_seeds
 
 WORSE = "WARNING: the steered policy is worse than the frozen one"
 SEEDS = (
@@ -266,8 +266,9 @@ def _pooled(done: Sequence[Comparison], what: str) -> list[str]:
     before = column_interval(what, done[0].frozen[what]) if shared else over([c.frozen[what] for c in done])
     after = over([c.steered[what] for c in done])
     # with one frozen policy and its episodes: crossed, as in the comparison; else over the seeds' own differences
+    crossed = share_difference if what.startswith("success") else crossed_difference
     difference = (
-        crossed_difference(done[0].frozen[what], np.stack([c.steered[what] for c in done]))
+        crossed(done[0].frozen[what], np.stack([c.steered[what] for c in done]))
         if shared
         else mean_over_seeds([c.steered[what] - c.frozen[what] for c in done])
     )

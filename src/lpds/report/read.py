@@ -22,7 +22,7 @@ from lpds.files import read_object
 from lpds.log import read_json_lines
 from lpds.metrics import quiet_nats
 from lpds.registry import METHOD_SETTINGS, resolve
-from lpds.stats import Interval, bootstrap_mean, paired_difference, told_apart, verdict_line, wilson
+from lpds.stats import Interval, bootstrap_mean, paired_difference, share_bounds, told_apart, verdict_line, wilson
 
 Array = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -53,7 +53,10 @@ class Comparison:
 
     def difference(self, what: str = "return") -> Interval:
         """Paired difference, steered minus frozen, with a 95 % interval."""
-        return paired_difference(self.frozen[what], self.steered[what])
+        before, after = self.frozen[what], self.steered[what]
+        said = ~(np.isnan(before) | np.isnan(after))
+        found = paired_difference(before[said], after[said])
+        return share_bounds(found, before[said], after[said]) if what.startswith("success") and said.any() else found
 
     @property
     def worse(self) -> bool:
