@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from scripted import CPU, TINY, identity_decoder
@@ -221,3 +223,17 @@ def test_eval_compares_with_the_frozen_policy_at_the_noise_that_acts(tmp_path, c
         main(["eval", str(tmp_path / "run"), "--episodes", "6", *arguments])
         found = set(re.findall(r"frozen, noise x([0-9.]+)", capsys.readouterr().out))
         assert found == ({told} if told else set())
+
+
+def test_what_less_noise_alone_brings_is_not_put_down_to_the_shift(tmp_path):
+    """With hardly any Delta all that is left of a quiet run's difference is the quiet, and its verdict says so."""
+    run = lpds.steer("toy", out=tmp_path / "run", **TINY, delta=1e-9, eval_noise_scale=0.25)
+    assert run.quiet is not None
+    assert run.quiet.noise_scale == 0.25
+    np.testing.assert_allclose(run.quiet.returns, run.steered.returns, atol=1e-2)
+    assert not np.allclose(run.quiet.returns, run.frozen.returns, atol=1e-2)
+    assert "against the frozen policy with 0.25 of its noise, too" in run.verdict()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["verdict"] == run.verdict()
+    whole = lpds.steer("toy", out=tmp_path / "whole", **TINY)
+    assert whole.quiet is None
+    assert "too" not in whole.verdict()

@@ -78,7 +78,8 @@ def _finish(run: Any) -> int:
     from lpds.tell import keeps_all_noise, table
 
     if run.frozen is not None and run.steered is not None:
-        print(table([("frozen", run.frozen), ("steered", run.steered)]))
+        quiet = [(f"frozen, noise x{run.quiet.noise_scale:g}", run.quiet)] if run.quiet else []
+        print(table([("frozen", run.frozen), *quiet, ("steered", run.steered)]))
         report = run.folder / "report.html"
         if report.is_file():
             print(f"report: {report}")

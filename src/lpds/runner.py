@@ -321,7 +321,7 @@ class Runner:
     def _evaluate_curve(self) -> None:
         self.evaluate(self.c.eval_episodes, self.c.eval_seed + CURVE_SEED, float(self.learned), "curve")
 
-    def evaluate(self, episodes: int, seed: int, scale: float, kind: str) -> EvalReport:
+    def evaluate(self, episodes: int, seed: int, scale: float, kind: str, noise_scale: float = 1.0) -> EvalReport:
         """Evaluate what acts now and write one line an episode; before anything is learned the frozen policy acts."""
         chunk = self.decoder.spec.action_shape[0]
         report = evaluate_policy(
@@ -331,6 +331,7 @@ class Runner:
             episodes=episodes,
             seed=seed,
             scale=scale if self.learned else 0.0,
+            noise_scale=noise_scale,
             device=self._device,
         )
         report = replace(report, scale=scale)

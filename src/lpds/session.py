@@ -25,7 +25,7 @@ from lpds.files import how_to_resume, write_json
 from lpds.log import Display
 from lpds.registry import METHODS, resolve
 from lpds.runner import Runner
-from lpds.stats import Interval, paired_difference, told_apart, verdict_line
+from lpds.stats import Interval, brackets, paired_difference, told, told_apart, verdict_line
 from lpds.types import Decoder, Method
 
 FORMAT_VERSION = 1
@@ -44,6 +44,8 @@ class Run:
     """The last evaluation at scale 1, the same episodes and noise."""
     unlearned: str = ""
     """Why nothing was learned, so that both are the frozen policy's; empty where something was."""
+    quiet: EvalReport | None = None
+    """The last evaluation of the frozen policy with as little noise as the steered one has, where that is less than all."""
 
     @property
     def difference(self) -> Interval | None:
@@ -66,7 +68,17 @@ class Run:
         returns = (float(self.frozen.returns.mean()), float(self.steered.returns.mean()))
         rates = (self.frozen.interval("success")[0], self.steered.interval("success")[0])
         success = None if np.isnan(self.frozen.successes).all() else rates
-        return verdict_line(returns, success, self.difference, len(self.frozen.returns))
+        return verdict_line(returns, success, self.difference, len(self.frozen.returns)) + self._beside_quiet()
+
+    def _beside_quiet(self) -> str:
+        """What is left of the difference where the frozen policy, too, has less noise."""
+        if self.quiet is None or self.steered is None:
+            return ""
+        found = paired_difference(self.quiet.returns, self.steered.returns)
+        mean, low, high = told(found, sign=True)
+        word = {1: "better", -1: "WORSE", 0: "not told apart"}[told_apart(found, len(self.quiet.returns))]
+        other = f"the frozen policy with {self.quiet.noise_scale:g} of its noise, too"
+        return f"; against {other}, {mean}{brackets(low, high)}: {word}"
 
 
 def build_learner(
@@ -160,14 +172,16 @@ def drive(runner: Runner, display: Display) -> Run:
             _check_untouched(runner.decoder)
             if not finished:
                 return Run(folder, False, None, None)
-            reports = silence_is_failure(
-                [runner.evaluate(c.final_episodes, c.eval_seed, scale, "final") for scale in (0.0, 1.0)]
-            )
+            reports = [runner.evaluate(c.final_episodes, c.eval_seed, scale, "final") for scale in (0.0, 1.0)]
+            k = getattr(runner.method.policy, "noise_scale", 1.0)
+            if runner.learned and k < 1.0:  # less noise alone may do as well
+                reports.append(runner.evaluate(c.final_episodes, c.eval_seed, 0.0, "final quiet", noise_scale=k))
+            frozen, steered, *quiet = silence_is_failure(reports)
         except RunFault as fault:
             rest = ", only its last evaluation is missing" if finished else ""
             where = f"the run is saved at step {runner.step}{rest}: {how_to_resume(folder)}"
             raise type(fault)(f"{fault}; {where}") from fault
-        run = Run(folder, True, reports[0], reports[1], "" if runner.learned else runner.why_not)
+        run = Run(folder, True, frozen, steered, "" if runner.learned else runner.why_not, *quiet)
         found = run.difference or (0.0, 0.0, 0.0)
         difference = [None if math.isnan(value) else value for value in found]  # a single pair has no bounds
         summary = {"format_version": FORMAT_VERSION, "difference": difference, "verdict": run.verdict()}

@@ -106,7 +106,7 @@ def told(found: npt.ArrayLike, sign: bool = False, least: int = 1) -> list[str]:
 
 
 def brackets(low: str, high: str) -> str:
-    """ " [low, high]" of two figures in words; nothing where there are no bounds."""
+    """Bounds of an interval in words, to follow its estimate; nothing where there are none."""
     return "" if "nan" in low else f" [{low}, {high}]"
 
 

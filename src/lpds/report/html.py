@@ -172,10 +172,12 @@ def _page(runs: Sequence[RunData]) -> str:
 
 
 def _lede(runs: Sequence[RunData]) -> str:
+    less = any(run.evaluated_noise < 1.0 for run in runs)
+    noise = "the same noise, of which the steered one keeps a part where eval_noise_scale says so" if less else "the same noise"
     count = "One run" if len(runs) == 1 else f"{len(runs)} runs"
     return (
         f'<p class="quiet">{count}. Frozen is the policy as it was; steered is what the run made of it. '
-        "Both play the same episodes with the same noise, so differences are paired; brackets are 95 % "
+        f"Both play the same episodes with {noise}, so differences are paired; brackets are 95 % "
         "intervals; steps are primitive environment steps, warm-up included.</p>"
     )
 
