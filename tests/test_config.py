@@ -255,6 +255,8 @@ def test_a_named_preset_lies_between_the_task_and_the_caller(tmp_path, refused):
     run, method = resolve_settings(HOPPER, "lpds", {"distill_noises": 3}, resolve_preset("paper", "lpds"))
     assert (run.warmup_fits, method.kept_noises, method.activation, method.width) == (0, 0, "tanh", 128)
     assert (method.distill_noises, method.delta) == (3, 0.5)
+    assert run.gamma**8 == pytest.approx(0.99)  # chunks of 8 there: as much a decision as with chunks of 4
+    assert resolve_settings(HALFCHEETAH, "lpds", {}, resolve_preset("paper", "lpds"))[0].gamma ** 4 == pytest.approx(0.99)
     run, method = resolve_settings(HALFCHEETAH, "dsrl-na", {}, resolve_preset("released", "dsrl-na", "halfcheetah"))
     assert (run.warmup_steps, run.discount, run.reward_scale, method.width, method.box) == (32_016, "dsrl", 1.0, 1024, 1.0)
     _, method = resolve_settings(WALKER2D, "lpds", {}, resolve_preset("quiet", "lpds"))

@@ -501,3 +501,18 @@ def test_metrics_are_in_reward_units():
         outs.append(m.diagnose(data, drawn) | m._td(data, obs, drawn["next"]))
     for key, value in outs[0].items():
         assert float(outs[1][key]) == pytest.approx(float(value), rel=1e-4, abs=1e-5), key
+
+
+@pytest.mark.parametrize(
+    ("changes", "idle"),
+    [
+        ({}, {"shift_rank", "kept_next", "eval_noise_updates"}),
+        ({"shift_form": "lowrank", "shift_rank": 1, "target_actions": "kept", "eval_noise_scale": 0.5}, set()),
+        ({"dual": "fixed"}, {"shift_rank", "kept_next", "eval_noise_updates", "dual_step"}),
+        ({"dual": "off"}, {"shift_rank", "kept_next", "eval_noise_updates", "dual_step", "alpha_init", "delta"}),
+        ({"dual": "off", "state_cap": 2.0}, {"shift_rank", "kept_next", "eval_noise_updates", "dual_step", "alpha_init"}),
+    ],
+)
+def test_settings_that_others_leave_idle_are_named(changes, idle):
+    """A grid over delta with dual=off would be one run under several names."""
+    assert set(learner(**changes).ignores) == idle

@@ -104,6 +104,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "adroit-pen": {"delta": 0.66},
                 **{f"adroit-{name}": {"delta": 0.35} for name in ("hammer", "door", "relocate")},
             },
+            run_by_task={"hopper": {"gamma": 0.99**0.125}},  # 0.99 a decision, as elsewhere
             decoders={"hopper": "hopper-c8"},
         ),
         "quiet": Preset(method={"eval_noise_scale": 0.3, "eval_noise_updates": 5_000}),

@@ -26,7 +26,10 @@ class BaseMethod(Learner[Policy]):
     """The floor of every comparison."""
 
     learns = False
-    ignores = ("updates_per_decision", "batch_size", "n_step", "warmup_fits", "reward_scale", "demos")
+    ignores = (
+        *("updates_per_decision", "batch_size", "n_step", "warmup_fits", "demos"),
+        *("gamma", "discount", "reward_scale", "reward_offset"),
+    )
     decodes = False
     sees_pictures = True
 

@@ -68,6 +68,7 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
         super().__init__()
         c = settings
         self.settings, self.decoder, self._device = c, decoder, device
+        self.ignores = ("target_entropy",) if c.temperature else ()
         self.policy = GaussianLatentPolicy(decoder.spec, c, generator).to(device)
         self.critic, self.slow = self._make_critic(inputs, generator), self._make_critic(inputs, generator)
         self.slow.requires_grad_(False).load_state_dict(self.critic.state_dict())

@@ -56,7 +56,10 @@ class SearchPolicy(LatentPolicy):
 class GoldenTicket(Learner[LatentPolicy]):
     """The search; its state is the tickets, what they earned, and who plays which."""
 
-    ignores = ("updates_per_decision", "batch_size", "n_step", "warmup_fits", "reward_scale", "demos")
+    ignores = (
+        *("updates_per_decision", "batch_size", "n_step", "warmup_fits", "demos"),
+        *("gamma", "discount", "reward_scale", "reward_offset"),
+    )
     divides_budget = True
     """A larger budget is another search: its phases are shares of the whole."""
 

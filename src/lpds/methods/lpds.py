@@ -69,6 +69,7 @@ class LPDS(Learner[ShiftPolicy]):
         kept = c.target_actions == "kept" or (c.target_actions == "auto" and not decoder.decodes_states)
         self.kept_next = c.kept_next if kept else 0
         self.decodes = not (self.kept_noises and self.kept_next)
+        self.ignores = (*type(self).ignores, *_idle(c, kept))
         shifted = self._shifted_spec()
         self.delta = delta_to_sum(c.delta, c.delta_unit, shifted.free_size)
         self.remark = self._remark(shifted.free_size)
@@ -342,6 +343,19 @@ class LPDS(Learner[ShiftPolicy]):
     def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ShiftPolicy:
         """Build Delta again from a saved policy."""
         return open_shift(ShiftPolicy, decoder.spec, settings, tensors)
+
+
+def _idle(c: LPDSSettings, kept: bool) -> tuple[str, ...]:
+    """Settings that others leave without an effect."""
+    idle = {
+        "shift_rank": c.shift_form != "lowrank",
+        "kept_next": not kept,
+        "eval_noise_updates": c.eval_noise_scale == 1.0,
+        "dual_step": c.dual != "adaptive",
+        "alpha_init": c.dual == "off",
+        "delta": c.dual == "off" and math.isinf(c.state_cap),
+    }
+    return tuple(name for name, is_idle in idle.items() if is_idle)
 
 
 def _each(rows: Tensor, count: int) -> Tensor:
