@@ -52,7 +52,7 @@ zoo: $(READY)
 	for data in toy hopper walker2d halfcheetah adroit-pen adroit-hammer adroit-door adroit-relocate robomimic-lift robomimic-can robomimic-square; do \
 		test -f data/$$data.npz || $(BIN)/lpds demos $$data $(if $(EXPERTS),--experts $(EXPERTS)) --out data/$$data.npz || exit 1; done
 	for name in $(ZOO); do data=$${name%-flow}; data=$${data%-c8}; \
-		$(BIN)/lpds pretrain $$name --data data/$$data.npz --out src/lpds/zoo/$$name || exit 1; done
+		$(BIN)/lpds pretrain $$name --data data/$$data.npz --overwrite --out src/lpds/zoo/$$name || exit 1; done
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 import gymnasium
 import numpy as np
@@ -58,6 +59,15 @@ MALFORMED = {
         {"step": lambda o, r, e, c, i: (o, np.ones(1), e, c, i)},
         "a reward of shape [1], not one",
     ),
+    "no reward": ({"step": lambda o, r, e, c, i: (o, None, e, c, i)}, "gives a NoneType as reward, not a real number"),
+    "complex reward": ({"step": lambda o, r, e, c, i: (o, 1j, e, c, i)}, "gives a complex as reward, not a real number"),
+    "a word for an end": ({"step": lambda o, r, e, c, i: (o, r, "False", c, i)}, "gives a str as terminated, not True or"),
+    "two ends": ({"step": lambda o, r, e, c, i: (o, r, e, np.zeros(2, bool), i)}, "gives a ndarray as truncated, not True"),
+    "observation of words": (
+        {"step": lambda o, r, e, c, i: (np.array(["a", "b"]), r, e, c, i)},
+        "gives no numbers in the observation (",
+    ),
+    "the program's end": ({"step": lambda *given: sys.exit("no licence")}, "raised SystemExit: no licence"),
     "longer observation": (
         {"step": lambda o, r, e, c, i: (np.ones(3, np.float32), r, e, c, i)},
         "an observation of shape [3], not [2] as its space declares",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,12 @@ from lpds.zoo import load_decoder
 
 FORMAT_VERSION = 1
 CONFIG_KEYS = {"task": str, "method": str, "env": object, "env_name": str, "decoder": dict, "run": dict, "settings": dict}
+
+RUN_CONTENTS = (
+    *("config.json", "passport.json", "summary.json", "metrics.jsonl", "episodes.jsonl", "eval.jsonl", "states.safetensors"),
+    *("checkpoint", "policy", "tensorboard", "report.html", "figures", "*.mp4", "*.gif", ".*.tmp"),
+)
+"""What a run folder holds of its own, and what is made from it; ``overwrite`` takes a folder of nothing else."""
 
 
 @kept_threads()
@@ -90,6 +98,11 @@ def steer(
     )
     for name in sorted(settings.keys() & set(getattr(learner, "ignores", ()))):
         display.say(f"{method} makes no use of {name}")
+    if getattr(frozen, "blind", False):
+        display.say(
+            f"WARNING: decoder {frozen.name!r} gives the same actions for different noises, so there is nothing to steer: "
+            "start its sampler from the w that it is given"
+        )
     _make_room(folder, overwrite)  # only now that nothing else stands against the run
     with locked(folder):
         config = {
@@ -228,7 +241,7 @@ def evaluate(
     Returns:
         Per-episode records and intervals.
     """
-    if isinstance(policy, str):
+    if isinstance(policy, str | os.PathLike):
         policy = load_decoder(policy)
     if not isinstance(policy, SteeredPolicy | BaseDecoder) and not hasattr(policy, "decode"):
         raise LpdsError(f"evaluate takes a policy of load_policy, a decoder or its reference, not a {type(policy).__name__}")
@@ -329,7 +342,16 @@ def _check_room(folder: Path, overwrite: bool) -> bool:
         read_config(folder)
     except LpdsError as error:  # a policy's folder has a config.json, too
         raise LpdsError(f"{folder} is not empty and holds no run ({error}): it is not overwritten") from None
+    others = sorted(path.name for path in folder.iterdir() if not _of_a_run(path.name))
+    if others:
+        named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        raise LpdsError(f"{folder} holds {named} beside its run: move that away, or choose another --out; nothing was deleted")
     return True
+
+
+def _of_a_run(name: str) -> bool:
+    """Whether a run, or what is made of it, has a file or folder of this name."""
+    return any(fnmatch(name, pattern) for pattern in RUN_CONTENTS)
 
 
 def _make_room(folder: Path, overwrite: bool) -> None:
@@ -341,7 +363,7 @@ def _make_room(folder: Path, overwrite: bool) -> None:
 
 
 def _as_decoder(decoder: Decoder | str) -> Decoder:
-    if isinstance(decoder, str):
+    if isinstance(decoder, str | os.PathLike):
         return load_decoder(decoder)
     check_decoder(decoder)
     if isinstance(decoder, BaseDecoder):

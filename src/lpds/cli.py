@@ -117,6 +117,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     pretrain.add_argument("--normalization", type=Path, help="npz of ranges, for DPPO data (stored scaled)")
     pretrain.add_argument("--out", type=Path, required=True)
+    pretrain.add_argument("--overwrite", action="store_true", help="replace a decoder that is there; its runs open no more")
     pretrain.add_argument("--task", help="task to evaluate on for the card (default: the recipe's)")
     pretrain.add_argument("--env", help="a Gymnasium id to evaluate on for the card")
     pretrain.add_argument("--episodes", type=int, default=100, help="episodes behind the card's return; 0 for none")

@@ -214,6 +214,7 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
             instruction=arguments.instruction,
             changes=_settings(arguments),
             progress=lambda done, total, loss: advance(done, total),
+            overwrite=arguments.overwrite,
         )
     mean, *bounds = told(card["return"], least=0) if card["return"] else ("",)
     level = f", return {mean}{brackets(*bounds)}" if mean else ""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lpds.checks import check_decoder, check_share
-from lpds.compact import as_learned, is_compact, look
+from lpds.compact import as_learned, look
 from lpds.errors import LpdsError, one_line
 from lpds.files import read_object, write_atomically, write_json
 from lpds.observations import Arrays, as_arrays, parts, shapes_fit
@@ -66,9 +66,10 @@ class SteeredPolicy:
         """Delta(s), float32 [B, H, L]; zeros for a method that does not shift.
 
         Args:
-            obs: as in :meth:`act`; or, where the decoder offers features, states [B, F] out of a replay.
+            obs: as in :meth:`act`; or, where those are no vectors, states [B, F] out of a replay.
         """
-        replayed = is_compact(self.decoder) and getattr(obs, "shape", ())[1:] == as_learned(self.decoder).spec.obs_shape
+        learned = as_learned(self.decoder)
+        replayed = learned is not self.decoder and getattr(obs, "shape", ())[1:] == learned.spec.obs_shape
         state = torch.as_tensor(np.asarray(obs, np.float32)) if replayed else look(self.decoder, self._observed(obs)).state
         shift = self.policy.shift(state)
         if shift is None:

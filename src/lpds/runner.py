@@ -93,6 +93,11 @@ class Runner:
         display.say(self.replay.describe_memory())
         if method.remark:
             display.say(method.remark)
+        if method.learns and c.warmup_steps > c.steps:
+            display.say(
+                f"WARNING: the warm-up of {c.warmup_steps:,} steps takes the whole budget of {c.steps:,}, so nothing will be "
+                "learned: a smaller --warmup-steps, or more --steps"
+            )
         if method.kept_next:
             display.say(
                 f"targets: {method.kept_next} chunks of the next state, decoded when a decision is made and kept with it"
@@ -309,8 +314,9 @@ class Runner:
             "wall_s": round(wall, 3),
             "updates": self.updates,
             **self._recent.row(),
-            "env_steps_per_s": (self.step - past_step) / span,
-            "updates_per_s": (self.updates - past_updates) / span,
+            # a finished run that goes on writes its last row again: no step was taken since, and that is no rate
+            "env_steps_per_s": (self.step - past_step) / span if self.step > past_step or not self.step else None,
+            "updates_per_s": (self.updates - past_updates) / span if self.step > past_step or not self.step else None,
         }
         self._last_row = (wall, self.step, self.updates)
         self._files["metrics"].write(row)

@@ -177,6 +177,11 @@ def drive(runner: Runner, display: Display) -> Run:
             if runner.learned and k < 1.0:  # less noise alone may do as well
                 reports.append(runner.evaluate(c.final_episodes, c.eval_seed, 0.0, "final quiet", noise_scale=k))
             frozen, steered, *quiet = silence_is_failure(reports)
+        except KeyboardInterrupt:
+            if finished:
+                told = f"the run is saved at step {runner.step}, only its last evaluation is missing: {how_to_resume(folder)}"
+                display.say(told)
+            raise
         except RunFault as fault:
             rest = ", only its last evaluation is missing" if finished else ""
             where = f"the run is saved at step {runner.step}{rest}: {how_to_resume(folder)}"

@@ -155,6 +155,13 @@ class CallableDecoder(BaseDecoder):
         """Whether they are the same to rounding; see :func:`same_to_rounding`."""
         return same_to_rounding(self.probe, probe, self.spec.action_shape)
 
+    @property
+    def blind(self) -> bool:
+        """Whether the probe's actions are the same for other noises: such a decoder cannot be steered."""
+        with one_thread():
+            obs, w = self._probe()
+            return bool(torch.equal(self(obs, w), self(obs, w.flip(0))))
+
     def _fingerprint(self) -> str:
         with one_thread():  # a product that is split otherwise rounds otherwise
             return self._hash()
@@ -170,15 +177,20 @@ class CallableDecoder(BaseDecoder):
             )
         )
         try:
-            first, second = self(obs, w), self(obs, w)
+            first = self(obs, w)
+            # other rows in between: a running normaliser, or an ensemble over time, is none on the same batch twice
+            rows = torch.arange(len(w) - 2, -1, -1)
+            self({key: value[rows] for key, value in obs.items()} if isinstance(obs, Mapping) else obs[rows], w[rows])
+            second = self(obs, w)
         except DecoderFault as fault:
             raise DecoderFault(f"{fault}{drawn}") from fault
         if not bool(torch.isfinite(first).all()):
             raise LpdsError(f"decoder {self.name!r} returned NaN or infinite actions{drawn or ' on its examples'}")
         if not torch.equal(first, second):
             raise LpdsError(
-                f"decoder {self.name!r} is stochastic: the same observation and latent gave two different actions. "
-                "Use a deterministic sampler (DDIM with eta 0, or an ODE solver) and pass it the initial noise w"
+                f"decoder {self.name!r} is stochastic or has a memory: the same observation and latent gave two different "
+                "actions. Use a deterministic sampler (DDIM with eta 0, or an ODE solver), pass it the initial noise w, and "
+                "freeze running means and ensembles over time"
             )
         # Two decimals, in the unit of each action coordinate (metres a step are small numbers), are far above rounding
         # noise and far below any change that matters. The 1.5 keeps the unit's own jumps away from 1, 0.1, ...

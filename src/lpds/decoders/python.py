@@ -48,6 +48,12 @@ def load_python(place: str, **options: Any) -> BaseDecoder:
             options = {}
     except LpdsError:
         raise
+    except SystemExit as error:
+        told = f" ({error})" if isinstance(error.code, str) else ""
+        raise LpdsError(
+            f"decoder {reference!r} ended the program when it was imported{told}: put its main part behind "
+            "if __name__ == '__main__'"
+        ) from error
     except Exception as error:  # any code at all may be inside
         raise LpdsError(f"decoder {reference!r}: {one_line(error)}") from error
     if not isinstance(made, BaseDecoder):

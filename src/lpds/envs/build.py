@@ -44,7 +44,7 @@ def environment_factory(env: EnvLike, render_mode: str | None = None, *, keep_di
         make = resolve("environment", ENVIRONMENTS, env)
         return _flattening(functools.partial(make, render_mode=render_mode), keep_dict), env
     if ":" not in env and env not in gymnasium.registry:
-        raise unknown_name("environment", env, [*ENVIRONMENTS, *gymnasium.registry])
+        raise unknown_name("environment", env, ["MODULE:ID of one that MODULE registers", *ENVIRONMENTS, *gymnasium.registry])
     # an environment of one's own may not know the word
     drawing: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     return _flattening(lambda: gymnasium.make(env, **drawing), keep_dict), env

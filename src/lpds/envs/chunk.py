@@ -98,6 +98,14 @@ def _observed_space(space: Any, name: str) -> gymnasium.spaces.Space[Any]:
     return one
 
 
+def _kind(value: Any) -> str:
+    """The letter of numpy for what a value is: b, i, u and f are real numbers."""
+    try:
+        return np.asarray(value).dtype.kind
+    except (TypeError, ValueError, RuntimeError):  # a tensor with a gradient, say
+        return "O"
+
+
 def _said(value: Any) -> str:
     """What an environment returned, for a message."""
     if isinstance(value, tuple):
@@ -191,7 +199,7 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
             raise LpdsError(f"num_envs and chunk must be at least 1, not {num_envs} and {chunk}")
         self._lanes = _lanes(factory, num_envs, name)
         first = self._lanes[0].env
-        box, observation = first.action_space, first.observation_space
+        box, observation = (getattr(first, space, None) for space in ("action_space", "observation_space"))
         if not isinstance(box, gymnasium.spaces.Box) or len(box.shape) != 1:
             raise LpdsError(f"{name} has action space {box}; steering needs a Box with one axis")
         self.name, self.num_envs, self.chunk = name, num_envs, chunk
@@ -353,7 +361,12 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         lane.obs = self._observed(index, obs)
         if np.ndim(reward):
             raise self._fault(index, f"gives a reward of shape {list(np.shape(reward))}, not one number")
+        if _kind(reward) not in "biuf":
+            raise self._fault(index, f"gives {_said(reward)} as reward, not a real number")
         self._check_finite(index, reward, "the reward")
+        for name, flag in (("terminated", terminated), ("truncated", truncated)):
+            if np.ndim(flag) or _kind(flag) not in "biu":
+                raise self._fault(index, f"gives {_said(flag)} as {name}, not True or False")
         says = self._success(index, info)
         return float(reward), bool(terminated) or (self._end_at_success and bool(says)), bool(truncated), says
 
@@ -385,11 +398,15 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
     def _guarded(self, index: int, call: Callable[[], Any]) -> Any:
         try:
             return call()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._fault(index, f"raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
     def _check_finite(self, index: int, value: Any, what: str) -> None:
-        if not all(np.isfinite(part).all() for part in parts(value).values()):
+        try:
+            finite = all(np.isfinite(np.asarray(part, np.float64)).all() for part in parts(value).values())
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise self._fault(index, f"gives no numbers in {what} ({one_line(error)})") from None
+        if not finite:
             raise self._fault(index, f"returned NaN or infinity in {what}")
 
     def _fault(self, index: int, what: str) -> EnvironmentFault:

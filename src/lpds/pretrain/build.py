@@ -42,6 +42,7 @@ def pretrain(
     instruction: str | None = None,
     changes: dict[str, Any] | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train a decoder and write it with its ``card.json``.
 
@@ -56,10 +57,17 @@ def pretrain(
         instruction: what a pi0 is told.
         changes: differences from the recipe's :class:`CloneSettings`; with ``kind`` one of :data:`MAKERS`, from that kind's.
         progress: called with (step, steps, running loss).
+        overwrite: replace a decoder that is there; runs that were made on it no longer open then.
 
     Returns:
         The card.
+
+    Raises:
+        LpdsError: there is a decoder in ``out``, or what the data, the settings or the environment refuse.
     """
+    there = [name for name in ("decoder.safetensors", "model.safetensors", "card.json") if (out / name).exists()]
+    if there and not overwrite:
+        raise LpdsError(f"{out} holds {', '.join(there)} already: choose another --out, or pass --overwrite")
     recipe, changes = ZOO.get(name), dict(changes or {})
     demonstrations = open_data(data, normalization)
     task = task or (recipe.task if recipe is not None and env is None else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in FOLDER.glob(f"*/{WEIGHTS}"))
 
 
-def load_decoder(reference: str, **options: Any) -> BaseDecoder:
+def load_decoder(reference: str | os.PathLike[str], **options: Any) -> BaseDecoder:
     """Open a frozen policy.
 
     Args:
@@ -36,6 +37,7 @@ def load_decoder(reference: str, **options: Any) -> BaseDecoder:
     Raises:
         LpdsError: unknown name (the nearest are suggested), or what the kind refuses.
     """
+    reference = os.fspath(reference)
     try:
         decoder = _open(reference, options)
     except TypeError as error:
