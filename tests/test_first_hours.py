@@ -124,3 +124,20 @@ class _Sum:
 
     def shift(self, obs, scale=1.0):
         return scale * obs.sum(1)[:, None, None].expand(-1, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--instruction", "hi"], "takes no --instruction"),
+        (["--decoder-device", "cpu"], "takes no --decoder-device"),
+        (["--decoder-activation", "mish"], "takes no --decoder-activation"),
+        (["--ode-steps", "10"], "--ode-steps is not an option of the diffusion decoder"),
+        (["--rows-at-once", "3"], "takes no --rows-at-once"),
+    ],
+)
+def test_an_option_of_another_kind_of_decoder_has_its_flags_name(given, told, capsys):
+    from lpds.cli import main
+
+    assert main(["check", "toy", *given]) != 0
+    assert told in capsys.readouterr().err

@@ -396,9 +396,25 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(reference: str, arguments: argparse.Namespace) -> Any:
+    from lpds.errors import LpdsError
     from lpds.zoo import load_decoder
 
-    return load_decoder(reference, **_options(arguments))
+    options = _options(arguments)
+    try:
+        return load_decoder(reference, **options)
+    except LpdsError as error:  # a loader knows its options by other names than the command line
+        told = str(error)
+        for name in options:
+            flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
+            told = told.replace(f"got an unexpected keyword argument '{name}'", f"this kind of decoder takes no {flag}")
+            told = told.replace(f"{name} is not an option of", f"{flag} is not an option of")
+        if told == str(error):
+            raise
+        raise type(error)(told) from None
+
+
+FLAGS = {"steps": "--ode-steps", "activation": "--decoder-activation", "task": "--instruction", "device": "--decoder-device"}
+"""What the command line calls a decoder's options, where it is not their name."""
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
