@@ -17,7 +17,7 @@ import lpds
 from lpds.checks import choose
 from lpds.evaluation import EvalReport
 from lpds.files import write_atomically, write_json
-from lpds.stats import paired_difference
+from lpds.stats import bootstrap_mean
 from lpds.zoo import environment_of, names
 
 EVALUATION_SEED = 2000
@@ -65,7 +65,7 @@ def main() -> None:
         for steps in arguments.steps:
             report, row = measure(name, steps, arguments.episodes)
             first = report if first is None else first
-            row["difference"] = None if report is first else paired_difference(first.returns, report.returns)
+            row["difference"] = None if report is first else bootstrap_mean(report.returns - first.returns)
             rows.append(row)
             print(json.dumps(row), flush=True)
             cells.append(cell(row))

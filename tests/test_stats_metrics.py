@@ -79,6 +79,16 @@ def test_a_paired_difference_sees_what_two_intervals_do_not():
     assert paired_difference(a, a) == (0.0, 0.0, 0.0)
 
 
+def test_a_verdict_has_the_interval_of_the_comparison_which_is_that_of_the_paired_t_test():
+    rng = np.random.default_rng(1)
+    a, b = rng.gamma(1.0, 100.0, size=(2, 20))
+    test = stats.ttest_rel(b, a)
+    bounds = test.confidence_interval()
+    assert paired_difference(a, b) == pytest.approx(((b - a).mean(), bounds.low, bounds.high))
+    assert paired_difference(a, b) == pytest.approx(crossed_difference(a[None], b[None]))
+    assert np.isnan(paired_difference([math.nan], [1.0])).all()
+
+
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_entropy_of_a_gaussian(d):
     rng = np.random.default_rng(d)

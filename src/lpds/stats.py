@@ -67,9 +67,14 @@ def wilson(successes: float, trials: int) -> Interval:
     return p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
-def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0) -> Interval:
-    """Mean of ``b - a`` over pairs with a bootstrap interval; the pairs share seed and noise."""
-    return bootstrap_mean(np.asarray(b, np.float64) - np.asarray(a, np.float64), seed=seed)
+def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> Interval:
+    """Mean of ``b - a`` [E] over pairs that share seed and noise: :func:`crossed_difference` of one run with another.
+
+    Pairs of which one is NaN are left out. A verdict and a comparison of the same pairs so say the same.
+    """
+    values = np.asarray(b, np.float64) - np.asarray(a, np.float64)
+    values = values[~np.isnan(values)]
+    return crossed_mean(values) if values.size else (math.nan, math.nan, math.nan)
 
 
 def noise_share(outcomes: npt.ArrayLike) -> float:
