@@ -22,7 +22,9 @@ def test_every_cell_of_every_figure_has_settings_that_resolve(name):
     assert len({cell.path for cell in cells}) == len(cells)
     for cell in cells:
         words = {key: value for key, value in cell.settings.items() if key != "decoder"}
-        values = {key: value if key in ("dual", "sampler") else float(value) for key, value in words.items()}
+        said = {"true": True, "false": False}
+        values = {key: value if key in ("dual", "sampler") else said.get(value, value) for key, value in words.items()}
+        values = {key: float(value) if str(value)[0].isdigit() else value for key, value in values.items()}
         run, method = resolve_settings(resolve("task", TASKS, cell.task), cell.method, values)
         assert run.steps == what.steps
         for key, value in values.items():
