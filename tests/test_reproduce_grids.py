@@ -23,8 +23,10 @@ def test_every_cell_of_every_figure_has_settings_that_resolve(name):
     for cell in cells:
         words = {key: value for key, value in cell.settings.items() if key != "decoder"}
         said = {"true": True, "false": False}
-        values = {key: value if key in ("dual", "sampler") else said.get(value, value) for key, value in words.items()}
-        values = {key: float(value) if str(value)[0].isdigit() else value for key, value in values.items()}
+        values = {
+            key: said[value] if value in said else value if key in ("dual", "sampler") else float(value)
+            for key, value in words.items()
+        }
         run, method = resolve_settings(resolve("task", TASKS, cell.task), cell.method, values)
         assert run.steps == what.steps
         for key, value in values.items():
