@@ -78,7 +78,7 @@ def _finish(run: Any) -> int:
     from lpds.tell import keeps_all_noise, table
 
     if run.frozen is not None and run.steered is not None:
-        quiet = [(f"frozen, noise x{run.quiet.noise_scale:g}", run.quiet)] if run.quiet else []
+        quiet = [(f"frozen, noise x{run.quiet.noise_scale:.3g}", run.quiet)] if run.quiet else []
         print(table([("frozen", run.frozen), *quiet, ("steered", run.steered)]))
         report = run.folder / "report.html"
         if report.is_file():

@@ -77,7 +77,7 @@ class Run:
         found = paired_difference(self.quiet.returns, self.steered.returns)
         mean, low, high = told(found, sign=True)
         word = {1: "better", -1: "WORSE", 0: "not told apart"}[told_apart(found, len(self.quiet.returns))]
-        other = f"the frozen policy with {self.quiet.noise_scale:g} of its noise, too"
+        other = f"the frozen policy with {self.quiet.noise_scale:.3g} of its noise, too"
         return f"; against {other}, {mean}{brackets(low, high)}: {word}"
 
 
