@@ -141,3 +141,30 @@ def test_an_option_of_another_kind_of_decoder_has_its_flags_name(given, told, ca
 
     assert main(["check", "toy", *given]) != 0
     assert told in capsys.readouterr().err
+
+
+def test_an_interrupted_last_evaluation_says_what_is_saved(tmp_path, monkeypatch, capsys):
+    from lpds.runner import Runner
+
+    evaluate = Runner.evaluate
+
+    def interrupted(self, episodes, seed, scale, kind, **more):
+        if kind == "final":
+            raise KeyboardInterrupt
+        return evaluate(self, episodes, seed, scale, kind, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Runner, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lpds.steer("toy", out=tmp_path / "run", **LOUD, steps=400)
+    assert "only its last evaluation is missing: lpds resume" in "".join(capsys.readouterr())
+    assert lpds.resume(tmp_path / "run", quiet=True).steered is not None
+
+
+def test_two_options_of_other_kinds_keep_their_own_flags(capsys):
+    from lpds.cli import main
+
+    assert main(["check", "toy-flow", "--ddim-steps", "5", "--ode-steps", "4"]) != 0
+    said = capsys.readouterr().err
+    assert "--ddim-steps is not an option of" in said
+    assert "ode-steps" not in said

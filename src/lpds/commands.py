@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import signal
 import sys
@@ -407,7 +408,7 @@ def _load(reference: str, arguments: argparse.Namespace) -> Any:
         for name in options:
             flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
             told = told.replace(f"got an unexpected keyword argument '{name}'", f"this kind of decoder takes no {flag}")
-            told = told.replace(f"{name} is not an option of", f"{flag} is not an option of")
+            told = re.sub(rf"(?<![\w-]){name} is not an option of", f"{flag} is not an option of", told)
         if told == str(error):
             raise
         raise type(error)(told) from None
