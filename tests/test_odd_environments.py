@@ -65,7 +65,13 @@ MALFORMED = {
     "two ends": ({"step": lambda o, r, e, c, i: (o, r, e, np.zeros(2, bool), i)}, "gives a ndarray as truncated, not True"),
     "observation of words": (
         {"step": lambda o, r, e, c, i: (np.array(["a", "b"]), r, e, c, i)},
-        "gives no numbers in the observation (",
+        "gives no real numbers in the observation",
+    ),
+    "ragged observation": ({"step": lambda o, r, e, c, i: ([[1.0], [1.0, 2.0]], r, e, c, i)}, "gives no real numbers in the"),
+    "ragged reward": ({"step": lambda o, r, e, c, i: (o, [[1.0], [1.0, 2.0]], e, c, i)}, "gives a list as reward, not a real"),
+    "observation with a gradient": (
+        {"step": lambda o, r, e, c, i: (torch.ones(2, requires_grad=True), r, e, c, i)},
+        "gives no real numbers in the observation",
     ),
     "the program's end": ({"step": lambda *given: sys.exit("no licence")}, "raised SystemExit: no licence"),
     "longer observation": (
