@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lpds import commands as run
+from lpds.decoder_flags import add_decoder_options
 from lpds.errors import LpdsError, unknown_name
 from lpds.registry import DECODER_FORMS
 
@@ -90,7 +91,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         "--noises", type=int, default=1, help="play the same episodes under so many noises: what does the noise decide?"
     )
     evaluate.add_argument("--json", action="store_true", help="one JSON line an episode")
-    _decoder_options(evaluate)
+    add_decoder_options(evaluate)
 
     check = _command(commands, "check", "the decoder doctor: can this policy be steered?", run.do_check)
     check.add_argument("decoder", help=f"zoo name, {', '.join(DECODER_FORMS)}")
@@ -98,7 +99,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     check.add_argument(
         "--samples", type=int, help="observations to probe with, 16 or more (default: 256, or 16 for a slow decoder)"
     )
-    _decoder_options(check)
+    add_decoder_options(check)
 
     demos = _command(commands, "demos", "roll out the data of a zoo recipe", run.do_demos)
     demos.add_argument("name")
@@ -169,7 +170,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     serve.add_argument("--max-mb", type=int, default=64, help="largest request")
     serve.add_argument("--max-batch", type=int, default=4096, help="most rows of a request")
     serve.add_argument("--max-kept", type=int, default=256, help="most rows of prepared observations that are kept")
-    _decoder_options(serve)
+    add_decoder_options(serve)
 
     reproduce = _command(commands, "reproduce", "the paper's figures", run.do_reproduce)
     reproduce.add_argument("figure", help="toy, gym, fig2, ablation, delta, residual or flow")
@@ -239,7 +240,7 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     parser.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
     parser.add_argument("--tensorboard", action="store_true")
     parser.add_argument("--quiet", action="store_true")
-    _decoder_options(parser)
+    add_decoder_options(parser)
     if list(words[:1]) != ["steer"]:
         return
     peek = _Parser(prog="lpds steer", add_help=False)
@@ -273,28 +274,6 @@ def _fields(group: Any, kind: type[Any], changes: Any) -> None:
             metavar=str(field.type).upper(),
             help=f"default {default:g}" if isinstance(default, float) else f"default {default}",
         )
-
-
-def _decoder_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("decoder options")
-    group.add_argument("--normalization", help="npz of ranges (dppo:)")
-    group.add_argument("--ddim-steps", type=int, help="DDIM steps (diffusion)")
-    group.add_argument("--ode-steps", type=int, help="steps of the ODE solver (flow; lerobot: pi0, pi05, SmolVLA)")
-    group.add_argument("--denoising-steps", type=int, help="steps of the training schedule (dppo:)")
-    group.add_argument("--decoder-activation", choices=["relu", "mish"], help="of a dppo: network")
-    group.add_argument("--execute", type=int, help="steps of the decoded chunk to execute (dppo:, lerobot:)")
-    group.add_argument(
-        "--flat", action="store_true", default=None, help="one vector in place of a dict (lerobot: without images)"
-    )
-    group.add_argument(
-        "--flat-order", metavar="KEY,KEY", help="order of the vectors in --flat, where there are several (lerobot:)"
-    )
-    group.add_argument("--instruction", help="what the robot is told (lerobot: pi0, pi05, SmolVLA)")
-    group.add_argument("--tokenizer", help="folder of the instruction's tokenizer (lerobot:)")
-    group.add_argument("--decoder-device", help="where the policy runs, cuda for instance (lerobot:; default cpu)")
-    group.add_argument("--timeout", type=float, help="seconds to wait for an answer (remote:)")
-    group.add_argument("--retries", type=int, help="attempts to reach a lost server again (remote:)")
-    group.add_argument("--rows-at-once", type=int, help="cut larger batches into several requests (remote:)")
 
 
 def _clone_options(parser: argparse.ArgumentParser) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from lpds.decoder_flags import decoder_options, load_given
 
 
 def do_list(arguments: argparse.Namespace) -> int:
@@ -47,10 +48,10 @@ def do_steer(arguments: argparse.Namespace) -> int:
     from lpds.registry import TASKS, resolve
 
     reference = arguments.decoder
-    if reference is None and _options(arguments) and arguments.task is not None:  # options of the task's own decoder
+    if reference is None and decoder_options(arguments) and arguments.task is not None:  # options of the task's own decoder
         named = resolve_preset(arguments.preset, arguments.method, arguments.task).decoders
         reference = named.get(arguments.task, resolve("task", TASKS, arguments.task).decoder)
-    decoder = None if reference is None else _load(reference, arguments)
+    decoder = None if reference is None else load_given(reference, arguments)
     run = steer(
         arguments.task,
         arguments.method,
@@ -109,7 +110,7 @@ def do_eval(arguments: argparse.Namespace) -> int:
     from lpds.zoo import environment_of
 
     folder = Path(arguments.run)
-    is_run, given = (folder / "policy").is_dir(), _options(arguments)
+    is_run, given = (folder / "policy").is_dir(), decoder_options(arguments)
     if not is_run and (folder / "config.json").is_file():
         raise LpdsError(f"the run in {folder} has no policy yet, which its first checkpoint brings: {how_to_resume(folder)}")
     if is_run and given:
@@ -118,7 +119,7 @@ def do_eval(arguments: argparse.Namespace) -> int:
         raise LpdsError(f"{arguments.run} is a frozen policy, which has no Delta that --scale could turn down")
     if not is_run and arguments.decoder is not None:
         raise LpdsError(f"{arguments.run} is a decoder: --decoder says where a run's is")
-    policy: Any = load_policy(folder, arguments.decoder) if is_run else _load(arguments.run, arguments)
+    policy: Any = load_policy(folder, arguments.decoder) if is_run else load_given(arguments.run, arguments)
     env, task = arguments.env, arguments.task
     if env is None and task is None:
         env = read_config(folder)["env"] if is_run else environment_of(arguments.run)
@@ -168,7 +169,7 @@ def do_check(arguments: argparse.Namespace) -> int:
     from lpds.doctor import check
     from lpds.zoo import environment_of
 
-    decoder = _load(arguments.decoder, arguments)
+    decoder = load_given(arguments.decoder, arguments)
     env = arguments.env or environment_of(arguments.decoder)
     tell = (lambda name: print(f"\r  {name} ...".ljust(40), end="", file=sys.stderr)) if sys.stderr.isatty() else None
     report = check(decoder, env, samples=arguments.samples, progress=tell)
@@ -294,7 +295,7 @@ def do_serve_decoder(arguments: argparse.Namespace) -> int:
     from lpds.deploy.decoder_server import DecoderServer
 
     token = _token(arguments.token_file)
-    decoder = _load(arguments.decoder, arguments)
+    decoder = load_given(arguments.decoder, arguments)
     server = DecoderServer(
         decoder,
         host=arguments.host,
@@ -394,46 +395,3 @@ class _bar:  # noqa: N801 - reads as a function
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {key.removeprefix("set_"): value for key, value in vars(arguments).items() if key.startswith("set_")}
-
-
-def _load(reference: str, arguments: argparse.Namespace) -> Any:
-    from lpds.errors import LpdsError
-    from lpds.zoo import load_decoder
-
-    options = _options(arguments)
-    try:
-        return load_decoder(reference, **options)
-    except LpdsError as error:  # a loader knows its options by other names than the command line
-        told = str(error)
-        for name in options:
-            flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
-            told = told.replace(f"got an unexpected keyword argument '{name}'", f"this kind of decoder takes no {flag}")
-            told = re.sub(rf"(?<![\w-]){name} is not an option of", f"{flag} is not an option of", told)
-        if told == str(error):
-            raise
-        raise type(error)(told) from None
-
-
-FLAGS = {"steps": "--ode-steps", "activation": "--decoder-activation", "task": "--instruction", "device": "--decoder-device"}
-"""What the command line calls a decoder's options, where it is not their name."""
-
-
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The decoder options that were given, by the loaders' names."""
-    options = {
-        "normalization": arguments.normalization,
-        "ddim_steps": arguments.ddim_steps,
-        "steps": arguments.ode_steps,
-        "denoising_steps": arguments.denoising_steps,
-        "activation": arguments.decoder_activation,
-        "execute": arguments.execute,
-        "flat": arguments.flat,
-        "flat_order": arguments.flat_order,
-        "task": arguments.instruction,
-        "tokenizer": arguments.tokenizer,
-        "device": arguments.decoder_device,
-        "timeout": arguments.timeout,
-        "retries": arguments.retries,
-        "rows_at_once": arguments.rows_at_once,
-    }
-    return {key: value for key, value in options.items() if value is not None}

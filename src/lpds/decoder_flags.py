@@ -1,0 +1,69 @@
+"""A decoder's options on the command line: one table of how they are offered, what loaders call them, and loading by them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+from lpds.errors import LpdsError
+
+FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "normalization": ("--normalization", {"help": "npz of ranges (dppo:)"}),
+    "ddim_steps": ("--ddim-steps", {"type": int, "help": "DDIM steps (diffusion)"}),
+    "steps": ("--ode-steps", {"type": int, "help": "steps of the ODE solver (flow; lerobot: pi0, pi05, SmolVLA)"}),
+    "denoising_steps": ("--denoising-steps", {"type": int, "help": "steps of the training schedule (dppo:)"}),
+    "activation": ("--decoder-activation", {"choices": ["relu", "mish"], "help": "of a dppo: network"}),
+    "execute": ("--execute", {"type": int, "help": "steps of the decoded chunk to execute (dppo:, lerobot:)"}),
+    "flat": (
+        "--flat",
+        {"action": "store_true", "default": None, "help": "one vector in place of a dict (lerobot: without images)"},
+    ),
+    "flat_order": (
+        "--flat-order",
+        {"metavar": "KEY,KEY", "help": "order of the vectors in --flat, where there are several (lerobot:)"},
+    ),
+    "task": ("--instruction", {"help": "what the robot is told (lerobot: pi0, pi05, SmolVLA)"}),
+    "tokenizer": ("--tokenizer", {"help": "folder of the instruction's tokenizer (lerobot:)"}),
+    "device": ("--decoder-device", {"help": "where the policy runs, cuda for instance (lerobot:; default cpu)"}),
+    "timeout": ("--timeout", {"type": float, "help": "seconds to wait for an answer (remote:)"}),
+    "retries": ("--retries", {"type": int, "help": "attempts to reach a lost server again (remote:)"}),
+    "rows_at_once": ("--rows-at-once", {"type": int, "help": "cut larger batches into several requests (remote:)"}),
+}
+"""By the loaders' name of an option: the flag, and how argparse offers it."""
+
+
+def add_decoder_options(parser: argparse.ArgumentParser) -> None:
+    """Offer every option of every kind of decoder."""
+    group = parser.add_argument_group("decoder options")
+    for flag, offered in FLAGS.values():
+        group.add_argument(flag, **offered)
+
+
+def decoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, by the loaders' names."""
+    values = vars(arguments)
+    options = {name: values[flag.removeprefix("--").replace("-", "_")] for name, (flag, _) in FLAGS.items()}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def load_given(reference: str, arguments: argparse.Namespace) -> Any:
+    """Load a decoder with the options that were given.
+
+    Raises:
+        LpdsError: as :func:`lpds.zoo.load_decoder`, with options by their flags: a loader knows them by other names.
+    """
+    from lpds.zoo import load_decoder
+
+    options = decoder_options(arguments)
+    try:
+        return load_decoder(reference, **options)
+    except LpdsError as error:
+        told = str(error)
+        for name in options:
+            flag = FLAGS[name][0]
+            told = told.replace(f"got an unexpected keyword argument '{name}'", f"this kind of decoder takes no {flag}")
+            told = re.sub(rf"(?<![\w-]){name} is not an option of", f"{flag} is not an option of", told)
+        if told == str(error):
+            raise
+        raise type(error)(told) from None
