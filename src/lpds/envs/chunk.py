@@ -7,9 +7,9 @@ after the k-th step. Nothing else in the project multiplies by gamma inside a ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -18,16 +18,16 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from lpds.checks import check_seed
+from lpds.envs.answers import Step, observed_space, read_reset, read_step
 from lpds.errors import DecoderFault, EnvironmentFault, LpdsError, one_line, unknown_name
-from lpds.observations import Arrays, as_arrays, is_picture, parts, stack
+from lpds.observations import Arrays, as_arrays, stack
 from lpds.random import episode_seed
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 DISCOUNTS = ("exact", "dsrl")
-SUCCESS_KEYS = ("success", "is_success")
-"""Where a step's info says whether the task is done; the first that says anything counts."""
 
 
 def chunk_return(
@@ -55,64 +55,6 @@ def chunk_return(
     else:
         raise unknown_name("discount convention", convention, DISCOUNTS)
     return reward.astype(np.float32), np.where(terminated, 0.0, discount).astype(np.float32)
-
-
-def told_success(info: Mapping[str, Any]) -> tuple[str | None, bool | None]:
-    """The key under which an info says something of success, and what; NaN says nothing.
-
-    Raises:
-        ValueError: what it says is neither yes nor no (0 and 1 are).
-    """
-    for key in SUCCESS_KEYS:
-        says = info.get(key)
-        if says is None:
-            continue
-        found = np.asarray(says)
-        value = float(found.item()) if found.size == 1 and found.dtype.kind in "biuf" else np.inf
-        if np.isnan(value):
-            continue
-        if value not in (0.0, 1.0):  # a share of the way, or -1 for a failure, would count as a success
-            raise ValueError(f"says {key} = {says!r}, which is neither yes nor no (0 or 1)")
-        return key, bool(value)
-    return None, None
-
-
-def _observed_space(space: Any, name: str) -> gymnasium.spaces.Space[Any]:
-    """What the observations are here: vectors and pictures, one or several."""
-
-    def part(box: Any) -> gymnasium.spaces.Space[Any] | None:
-        if not isinstance(box, gymnasium.spaces.Box) or not box.shape:
-            return None
-        return box if is_picture(box.dtype, box.shape) else gymnasium.spaces.Box(-np.inf, np.inf, box.shape, np.float32)
-
-    if isinstance(space, gymnasium.spaces.Dict):
-        boxes = {key: box for key, entry in space.items() if (box := part(entry)) is not None}
-        if boxes and len(boxes) == len(space.spaces):
-            return gymnasium.spaces.Dict(boxes)
-    one = part(space)
-    if one is None:
-        raise LpdsError(
-            f"{name} has observation space {space}; a Box, or a Dict of them, is needed "
-            "(gymnasium.wrappers.FlattenObservation makes one of most others)"
-        )
-    return one
-
-
-def _kind(value: Any) -> str:
-    """The letter of numpy for what a value is: b, i, u and f are real numbers."""
-    try:
-        return np.asarray(value).dtype.kind
-    except (TypeError, ValueError, RuntimeError):  # a tensor with a gradient, say
-        return "O"
-
-
-def _said(value: Any) -> str:
-    """What an environment returned, for a message."""
-    if isinstance(value, tuple):
-        return f"({', '.join(type(part).__name__ for part in value)})"
-    if isinstance(value, Mapping):
-        return f"a dict of {', '.join(map(str, value))}"
-    return f"a {type(value).__name__}"
 
 
 @dataclass
@@ -215,7 +157,7 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         self.metadata = {**first.metadata, "autoreset_mode": autoreset}
         self.render_mode = first.render_mode
         self.spec = first.spec
-        self.single_observation_space = _observed_space(observation, name)
+        self.single_observation_space = observed_space(observation, name)
         low, high = np.tile(box.low, (chunk, 1)), np.tile(box.high, (chunk, 1))
         self.single_action_space = gymnasium.spaces.Box(low, high, dtype=box.dtype.type)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -274,13 +216,14 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
                     f"step {lane.steps})"
                 )
             for position in range(self.chunk):
-                reward, ended, cut, says = self._primitive_step(index, actions[index, position])
-                rewards[index, position] = reward
+                answer = self._primitive_step(index, actions[index, position])
+                rewards[index, position] = answer.reward
                 k[index] += 1
-                said = np.nan if says is None else float(says)
+                said = np.nan if answer.success is None else float(answer.success)
                 success[index], success_last[index] = np.fmax(success[index], said), said
-                if ended or cut:
-                    terminated[index], truncated[index], lane.over = ended, cut and not ended, True
+                if answer.terminated or answer.truncated:
+                    terminated[index], lane.over = answer.terminated, True
+                    truncated[index] = answer.truncated and not answer.terminated
                     break
         done = terminated | truncated
         final = self._observations()
@@ -315,8 +258,8 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
             for position in range(self.chunk):
                 if lane.over:
                     return as_arrays(lane.obs)
-                _, ended, cut, _ = self._primitive_step(index, chunk[position])
-                lane.over = ended or cut
+                answer = self._primitive_step(index, chunk[position])
+                lane.over = answer.terminated or answer.truncated
         return as_arrays(lane.obs)
 
     @property
@@ -345,67 +288,28 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         else:
             lane.seed = episode_seed(False, self._base_seed, index, episode)
         given = self._guarded(index, lambda: lane.env.reset(seed=lane.seed))
-        if not isinstance(given, tuple) or len(given) != 2:
-            raise self._fault(index, f"gives {_said(given)} at reset, not (observation, info) as Gymnasium defines it")
-        lane.obs = self._observed(index, given[0])
+        lane.obs = self._read(index, read_reset, given)
 
-    def _primitive_step(self, index: int, action: Array) -> tuple[float, bool, bool, bool | None]:
+    def _primitive_step(self, index: int, action: Array) -> Step:
         lane = self._lanes[index]
         clipped = np.clip(action, self._low, self._high).astype(self._act_dtype)
         lane.steps += 1  # a fault names the step that it happened in, whether the environment raised or returned NaN
         given = self._guarded(index, lambda: lane.env.step(clipped))
-        if not isinstance(given, tuple) or len(given) != 5 or not isinstance(given[4], Mapping):
-            wanted = "(observation, reward, terminated, truncated, info), info a dict, as Gymnasium defines it"
-            raise self._fault(index, f"gives {_said(given)} at a step, not {wanted}")
-        obs, reward, terminated, truncated, info = given
-        lane.obs = self._observed(index, obs)
-        if _kind(reward) not in "biuf":
-            raise self._fault(index, f"gives {_said(reward)} as reward, not a real number")
-        if np.ndim(reward):
-            raise self._fault(index, f"gives a reward of shape {list(np.shape(reward))}, not one number")
-        self._check_finite(index, reward, "the reward")
-        for name, flag in (("terminated", terminated), ("truncated", truncated)):
-            if _kind(flag) not in "biu" or np.ndim(flag):
-                raise self._fault(index, f"gives {_said(flag)} as {name}, not True or False")
-        says = self._success(index, info)
-        return float(reward), bool(terminated) or (self._end_at_success and bool(says)), bool(truncated), says
+        step = self._read(index, read_step, given)
+        lane.obs, self.success_key = step.obs, step.success_key or self.success_key
+        return step._replace(terminated=step.terminated or (self._end_at_success and bool(step.success)))
 
-    def _observed(self, index: int, obs: Any) -> Any:
-        """An observation, if it is what the space declares and finite."""
-        space = self.single_observation_space
-        declared = dict(space.items()) if isinstance(space, gymnasium.spaces.Dict) else {"": space}
-        if isinstance(obs, Mapping) != isinstance(space, gymnasium.spaces.Dict) or not set(declared) <= set(parts(obs)):
-            raise self._fault(index, f"gives {_said(obs)} as observation, not what its space declares: {space}")
-        for key, box in declared.items():
-            if _kind(parts(obs)[key]) not in "biuf":
-                raise self._fault(index, f"gives no real numbers in the observation{f' {key!r}' if key else ''}")
-            if (shape := np.shape(parts(obs)[key])) != box.shape:
-                named = f" {key!r}" if key else ""
-                declares = f"not {list(box.shape or ())} as its space declares"
-                raise self._fault(index, f"gives an observation{named} of shape {list(shape)}, {declares}")
-        if isinstance(obs, Mapping):  # what is not declared may be anything
-            obs = {key: obs[key] for key in declared}
-        self._check_finite(index, obs, "the observation")
-        return obs
-
-    def _success(self, index: int, info: dict[str, Any]) -> bool | None:
-        """What the environment says of success; None where it says nothing, which NaN is, too."""
+    def _read(self, index: int, read: Callable[[Any, gymnasium.spaces.Space[Any]], T], given: Any) -> T:
         try:
-            key, says = told_success(info)
+            return read(given, self.single_observation_space)
         except ValueError as error:
             raise self._fault(index, str(error)) from None
-        self.success_key = key or self.success_key
-        return says
 
     def _guarded(self, index: int, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except (Exception, SystemExit) as error:
             raise self._fault(index, f"raised {type(error).__name__}: {' '.join(str(error).split())}") from error
-
-    def _check_finite(self, index: int, value: Any, what: str) -> None:
-        if not all(np.isfinite(part).all() for part in parts(value).values()):
-            raise self._fault(index, f"returned NaN or infinity in {what}")
 
     def _fault(self, index: int, what: str) -> EnvironmentFault:
         lane = self._lanes[index]

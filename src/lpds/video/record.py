@@ -10,7 +10,8 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from lpds.envs.chunk import EnvFactory, told_success
+from lpds.envs.answers import told_success
+from lpds.envs.chunk import EnvFactory
 from lpds.errors import LpdsError
 
 Array = npt.NDArray[Any]
