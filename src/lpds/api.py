@@ -118,7 +118,7 @@ def steer(
         }
         write_json(folder / "config.json", config)
         write_json(folder / "passport.json", passport)
-        runner.open_logs()
+        runner.records.open()
         return drive(runner, display)
 
 
@@ -202,7 +202,7 @@ def resume(
                 raise LpdsError(f"{fit} ({one_line(error)})") from error
         else:  # killed before the first checkpoint: the whole run is one deterministic function of its settings
             (folder / "summary.json").unlink(missing_ok=True)
-            runner.open_logs({"metrics": 0, "episodes": 0, "eval": 0})
+            runner.records.open({"metrics": 0, "episodes": 0, "eval": 0})
         # written only now that nothing stands against going on; the summary, whose last evaluation is made again, is gone first
         known = config["decoder"]
         if frozen.reference is not None:  # where it is now

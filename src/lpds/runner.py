@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lpds.checkpoint import CheckpointStore
-from lpds.collect import Collector, EpisodeRecord
+from lpds.collect import Collector
 from lpds.compact import as_learned
 from lpds.config import CURVE_SEED, RunSettings
 from lpds.diagnose import SHOWN, FrozenEntropy, action_entropy, frozen_entropy, probe_rows
@@ -21,9 +20,9 @@ from lpds.envs.build import EnvLike, make_env, make_eval_env
 from lpds.errors import LpdsError, RunFault
 from lpds.evaluation import EvalReport, evaluate_policy, seed_ignored
 from lpds.files import how_to_resume
-from lpds.log import METRIC_KEYS, Display, JsonLines, TensorBoard
+from lpds.log import Display
 from lpds.policy import save_policy, save_states
-from lpds.recent import Recent
+from lpds.records import Records
 from lpds.replay import Replay
 from lpds.types import Batch, Decoder, Method
 
@@ -107,30 +106,17 @@ class Runner:
             for start in range(0, self._given, c.num_envs):
                 self.replay.insert({name: value[start : start + c.num_envs] for name, value in rows.items()})
         self.store = CheckpointStore(out / "checkpoint")
-        self._board = TensorBoard(out / "tensorboard") if tensorboard else None
+        self.records = Records(out, device=device, say=display.say, tensorboard=tensorboard)
         self.step = self.updates = 0
         self._owed, self._warm, self._rounds = 0.0, False, 0
-        self._recent = Recent()
         self._behind = False  # a fault came between a round and what is learned from it
-        self._sums: dict[str, Tensor] = {}
         self._probe = torch.empty(0, self._learned.spec.obs_size, device=device)  # states of the entropy, from the warm-up
         self._frozen_entropy: FrozenEntropy | None = None
         self._begun: dict[int, npt.NDArray[np.float32]] = {}  # first observations of an evaluation, by its seed
         self.ignores_seed = False
         """Whether an episode of one seed was seen to begin in two ways."""
         self._next = {"log": 0, "eval": 0, "checkpoint": c.checkpoint_every}
-        self._wall, self._started, self._last_row = 0.0, time.perf_counter(), (0.0, 0, 0)
         self.stop_requested = False
-
-    def open_logs(self, sizes: dict[str, int] | None = None) -> None:
-        """Start the run's files, or cut them back to a checkpoint."""
-        names = ("metrics", "episodes", "eval")
-        self._files = {name: JsonLines(self.out / f"{name}.jsonl", sizes[name] if sizes else None) for name in names}
-        for name, stream in self._files.items():
-            if stream.lost:
-                self._display.say(
-                    f"WARNING: {name}.jsonl lacks {stream.lost:,} bytes that the checkpoint counts on: rows are missing"
-                )
 
     def train(self) -> bool:
         """Run to the end of the budget.
@@ -155,14 +141,14 @@ class Runner:
                 if self.stop_requested:
                     self.save()
                     return False
-                rows, records, taken = self.collector.step(self.method.behaviour, self._scale, self.method.target)
+                rows, ended, taken = self.collector.step(self.method.behaviour, self._scale, self.method.target)
                 if not self.step:
                     self._tell_success()
                 self.replay.insert(rows)
                 self.step += taken
-                self._record(records)
+                self.records.episodes(self.step, ended)
                 if self._warm:
-                    self.method.observe([record.lane for record in records], [record.total for record in records])
+                    self.method.observe([record.lane for record in ended], [record.total for record in ended])
                 if self.step >= c.warmup_steps and self.method.learns:
                     self._learn()
             if not self.learned:
@@ -200,7 +186,7 @@ class Runner:
             fits = 0 if "warmup_fits" in unused else c.warmup_fits
             for _ in range(fits):
                 batch = self.replay.sample(c.batch_size, self._generator, self._noises, returns)
-                self._sum(self.method.update(batch, self._noise(), critics_only=True))
+                self.records.add(self.method.update(batch, self._noise(), critics_only=True))
             fitted = f": critics fitted {fits} times to its returns" if fits else ""
             self._display.say(f"{self.step:>8,}  warm-up done{fitted}")
         self._owed += c.updates_per_decision * c.num_envs
@@ -209,7 +195,7 @@ class Runner:
             updates = int(self._owed)
             self._owed -= updates
             for metrics in self.method.learn(self, updates):
-                self._sum(metrics)
+                self.records.add(metrics)
                 self.updates += 1
 
     def _tell_success(self) -> None:
@@ -281,47 +267,21 @@ class Runner:
 
     # -- records ---------------------------------------------------------------------------------------------------
 
-    def _record(self, records: list[EpisodeRecord]) -> None:
-        for record in records:
-            success = self._recent.add(record.total, record.success)
-            row = {"step": self.step, "seed": record.seed, "return": record.total, "success": success}
-            self._files["episodes"].write({**row, "length": record.length})
-
-    def _sum(self, metrics: dict[str, Tensor]) -> None:
-        for key, value in metrics.items():
-            held = self._sums.setdefault(key, torch.zeros(2, dtype=torch.float64, device=value.device))
-            held += torch.stack([value, torch.ones_like(value)])  # sum and count; stays on the device
-
     def _log(self) -> None:
         self._check_learned()
-        row: dict[str, Any] = dict.fromkeys(METRIC_KEYS)
+        measured: dict[str, float] = {}
         if self.updates and len(self.replay) >= 8:
             probe = torch.Generator().manual_seed(self.c.seed)
             batch = self.replay.sample(self.c.batch_size, probe, self._noises)
-            row |= {key: float(value) for key, value in self.method.diagnose(batch, self._noise(probe)).items()}
+            measured |= {key: float(value) for key, value in self.method.diagnose(batch, self._noise(probe)).items()}
             if self._learned.decodes_states:
                 if self._frozen_entropy is None:  # a function of the probe's states, so a resumed run finds the same
                     self._frozen_entropy = frozen_entropy(self.method.policy, self._learned, self._probe)
-                row["action_entropy"] = action_entropy(self.method.policy, self._learned, self._probe, self._frozen_entropy)
-                row["action_entropy_frozen"] = self._frozen_entropy.entropy
-        row |= {key: float(value[0] / value[1]) for key, value in self._sums.items()}
-        self._sums = {}
-        wall = self._wall_s()
-        past_wall, past_step, past_updates = self._last_row
-        span = max(wall - past_wall, 1e-9)
-        row |= {
-            "step": self.step,
-            "wall_s": round(wall, 3),
-            "updates": self.updates,
-            **self._recent.row(),
-            # a finished run that goes on writes its last row again: no step was taken since, and that is no rate
-            "env_steps_per_s": (self.step - past_step) / span if self.step > past_step or not self.step else None,
-            "updates_per_s": (self.updates - past_updates) / span if self.step > past_step or not self.step else None,
-        }
-        self._last_row = (wall, self.step, self.updates)
-        self._files["metrics"].write(row)
-        if self._board is not None:
-            self._board.write(row)
+                measured["action_entropy"] = action_entropy(
+                    self.method.policy, self._learned, self._probe, self._frozen_entropy
+                )
+                measured["action_entropy_frozen"] = self._frozen_entropy.entropy
+        row = self.records.metrics(self.step, self.updates, measured)
         self._display.show(row, last=self.step >= self.c.steps)
 
     def _evaluate_curve(self) -> None:
@@ -344,8 +304,7 @@ class Runner:
         if not self.ignores_seed and not np.array_equal(self._begun.setdefault(seed, report.first_obs), report.first_obs):
             self.ignores_seed = True
             self._display.say(f"{seed_ignored(self.collector.env.name)}, and a resumed run is another one")
-        for row in report.rows():
-            self._files["eval"].write({"step": self.step, "kind": kind, **row})
+        self.records.evaluation(self.step, kind, report)
         return report
 
     # -- exact resume ----------------------------------------------------------------------------------------------
@@ -359,7 +318,7 @@ class Runner:
         self._check_learned()
         tensors = {f"method.{key}": value for key, value in self.method.tensors().items()}
         tensors |= {f"collector.{key}": value for key, value in self.collector.tensors().items()}
-        tensors |= {f"sums.{key}": value for key, value in self._sums.items()}
+        tensors |= {f"sums.{key}": value for key, value in self.records.tensors().items()}
         tensors |= {"generator": self._generator.get_state(), "probe": self._probe}
         facts = {
             "step": self.step,
@@ -371,11 +330,9 @@ class Runner:
             "given": self._given,
             "behind": self._behind,
             "ignores_seed": self.ignores_seed,
-            **self._recent.facts(),
+            **self.records.facts(),
             "next": self._next,
-            "wall_s": self._wall_s(),
             "episodes": self.collector.facts(),
-            "log_sizes": {name: stream.size() for name, stream in self._files.items()},
         }
         # the checkpoint last: with it in place there is nothing left to write at this step
         # a fresh actor may act at random: until there is something to show, what is saved is the frozen policy
@@ -397,7 +354,7 @@ class Runner:
 
     def _learner_state(self) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Tensor, tuple[Any, ...]]:
         """Copies of all that :meth:`_learn` changes."""
-        sums = {key: value.clone() for key, value in self._sums.items()}
+        sums = {key: value.clone() for key, value in self.records.sums.items()}
         counters = (self._warm, self._owed, self._rounds, self.updates)
         return self.method.tensors(), self._generator.get_state(), sums, self._probe, counters
 
@@ -406,7 +363,7 @@ class Runner:
     ) -> None:
         self.method.load_tensors(method)
         self._generator.set_state(generator)
-        self._sums, self._probe = sums, probe
+        self.records.sums, self._probe = sums, probe
         self._warm, self._owed, self._rounds, self.updates = counters
 
     def restore(self) -> None:
@@ -417,7 +374,6 @@ class Runner:
             return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
         self.method.load_tensors(part("method."))
-        self._sums = {key: value.to(self._device) for key, value in part("sums.").items()}
         self._generator.set_state(tensors["generator"])
         self._probe = tensors["probe"].to(self._device)
         self.store.load_replay(facts, self.replay)
@@ -425,27 +381,22 @@ class Runner:
         self._rounds, self._behind = facts.get("rounds", 0), facts.get("behind", False)
         self._block = facts.get("block", self._block)
         self.ignores_seed = facts.get("ignores_seed", False)
-        self._recent.restore(facts)
+        self.records.restore(part("sums."), facts, self.step, self.updates)
         self._next = facts["next"]
         if self.step < self.c.steps:  # a finished run was given a larger budget: everything is due again
             self._next = {what: self.step if at == NEVER else at for what, at in self._next.items()}
-        self._wall, self._started = facts["wall_s"], time.perf_counter()
-        self._last_row = (self._wall, self.step, self.updates)
         broken = self.collector.restore(part("collector."), facts["episodes"])
         self.replay.cut([lane for lane in broken if facts["episodes"][lane]["length"]])
         # only now that nothing can fail any more: rows behind the checkpoint go, among them the last evaluation's
         (self.out / "summary.json").unlink(missing_ok=True)
-        self.open_logs(facts["log_sizes"])
+        self.records.open(facts["log_sizes"])
         for complaint in broken.values():
             self._display.say(complaint)
 
     def close(self) -> None:
         """Close environments and files."""
         self.collector.env.close()
-        for stream in self._files.values():
-            stream.close()
-        if self._board is not None:
-            self._board.close()
+        self.records.close()
 
     # -- small parts -----------------------------------------------------------------------------------------------
 
@@ -457,6 +408,3 @@ class Runner:
         source = generator or self._generator
         shapes = self.method.noise_shapes(self.c.batch_size)
         return {name: torch.randn(shape, generator=source).to(self._device) for name, shape in shapes.items()}
-
-    def _wall_s(self) -> float:
-        return self._wall + time.perf_counter() - self._started
