@@ -60,12 +60,13 @@ def main() -> None:
     areas = {name: area_under_curve(*map(list, zip(*curve(run).items(), strict=True))) for name, run in finished.items()}
     order = sorted(finished, key=lambda name: (name != "base", -areas[name]))
     steps = list(curve(finished["base"]))
-    task = json.loads((finished["base"] / "config.json").read_text())["task"]
+    config = json.loads((finished["base"] / "config.json").read_text())
+    task, preset = config["task"], f"--preset {config['preset']} " if config["preset"] else ""
     header = ["changed", *(f"{step // 1000}k" for step in steps), "area", "end, 95 % interval of its episodes"]
     lines = [
         f"# {task}: one change at a time",
         "",
-        f"`python benchmarks/screen.py RUNS results/screen/{task}`, runs by `lpds steer {task} --seed {base['seed']} "
+        f"`python benchmarks/screen.py RUNS {arguments.out}`, runs by `lpds steer {task} {preset}--seed {base['seed']} "
         f"--eval-seed {base['eval_seed']} --steps {steps[-1] // 1000 * 1000}` and what the first column says. Mean return of "
         "the evaluations (20 episodes a point); area: mean height of the curve. ONE seed: a few hundred are chance.",
         "",
