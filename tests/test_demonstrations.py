@@ -21,7 +21,7 @@ def made_up(lengths=(5, 4, 2), terminated=(True, False, False), size=2, actions=
     rng, count = np.random.default_rng(0), sum(lengths)
     return Demonstrations(
         obs=rng.normal(size=(count, size)).astype(np.float32),
-        actions=rng.normal(size=(count, actions)).astype(np.float32),
+        actions=rng.uniform(-1.0, 1.0, (count, actions)).astype(np.float32),
         episode_lengths=np.asarray(lengths, np.int64),
         episode_returns=np.full(len(lengths), np.nan),
         episode_source=np.zeros(len(lengths), np.int64),

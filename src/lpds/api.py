@@ -90,7 +90,7 @@ def steer(
     _check_room(folder, overwrite)
     device = _device(run_settings.device)
     learner, generator = build_learner(run_settings, method, method_settings, frozen, device)
-    rows = read_demonstrations(run_settings, method, learner, frozen)
+    rows = read_demonstrations(run_settings, method, learner, frozen, chosen_env)
     passport = make_passport(frozen, env=_env_name(chosen_env), seed=run_settings.seed, device=str(device))
     display = Display(run_settings.steps, quiet=quiet)
     runner = build_runner(
@@ -174,7 +174,7 @@ def resume(
         learner, generator = build_learner(settings, config["method"], method_settings, frozen, device)
         # once there is a checkpoint they are in its replay, and their file may be gone or another one
         held = CheckpointStore(folder / "checkpoint").facts().get("given") if begun else None
-        rows = None if held is not None else read_demonstrations(settings, config["method"], learner, frozen)
+        rows = None if held is not None else read_demonstrations(settings, config["method"], learner, frozen, chosen_env)
         if not (folder / "passport.json").is_file():  # a kill came before it
             passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
             write_json(folder / "passport.json", passport)

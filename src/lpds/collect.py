@@ -111,7 +111,7 @@ class Collector:
         chunks = action.cpu().numpy()
         next_obs, reward, terminated, truncated, info = self.env.step(chunks)
         rewards = info["rewards"] + self._offset * (np.arange(self.env.chunk) < info["k"][:, None])
-        summed, discount = chunk_return(rewards, info["k"], terminated, self._gamma, self._discount)
+        summed, discount = chunk_return(rewards, info["k"], terminated, self._gamma, self._discount, truncated)
         over = terminated | truncated
         ahead, following = self._look_ahead(next_obs, info["final_obs"], over, addresses, target or policy, scale)
         rows = {

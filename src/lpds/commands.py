@@ -81,7 +81,8 @@ def _finish(run: Any) -> int:
 
     if run.frozen is not None and run.steered is not None:
         quiet = [(f"frozen, noise x{run.quiet.noise_scale:.3g}", run.quiet)] if run.quiet else []
-        print(table([("frozen", run.frozen), *quiet, ("steered", run.steered)]))
+        start = [("untrained chain", run.start)] if run.start else []
+        print(table([("frozen", run.frozen), *quiet, *start, ("steered", run.steered)]))
         report = run.folder / "report.html"
         if report.is_file():
             print(f"report: {report}")
@@ -220,6 +221,9 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
         )
     mean, *bounds = told(card["return"], least=0) if card["return"] else ("",)
     level = f", return {mean}{brackets(*bounds)}" if mean else ""
+    short = card["data"].get("episodes_shorter_than_chunk")
+    if short:
+        print(f"{short} of {card['data']['episodes']} episodes are shorter than a chunk, and taught nothing")
     print(f"{arguments.out}: fingerprint {card['fingerprint'][:12]}{level}")
     return 0
 

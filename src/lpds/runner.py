@@ -24,7 +24,7 @@ from lpds.log import Display
 from lpds.policy import save_policy, save_states
 from lpds.records import Records
 from lpds.replay import Replay
-from lpds.types import Batch, Decoder, Method
+from lpds.types import Batch, Decoder, Method, Policy
 
 RETURN_STD = 10.0
 """Deviation that the warm-up's returns to go are scaled to where ``reward_scale`` is left open: a value network started
@@ -92,7 +92,8 @@ class Runner:
         display.say(self.replay.describe_memory())
         if method.remark:
             display.say(method.remark)
-        if method.learns and c.warmup_steps > c.steps:
+        self._warmup = 1 if "warmup_steps" in getattr(method, "ignores", ()) else c.warmup_steps
+        if method.learns and self._warmup > c.steps:
             display.say(
                 f"WARNING: the warm-up of {c.warmup_steps:,} steps takes the whole budget of {c.steps:,}, so nothing will be "
                 "learned: a smaller --warmup-steps, or more --steps"
@@ -149,7 +150,7 @@ class Runner:
                 self.records.episodes(self.step, ended)
                 if self._warm:
                     self.method.observe([record.lane for record in ended], [record.total for record in ended])
-                if self.step >= c.warmup_steps and self.method.learns:
+                if self.step >= self._warmup and self.method.learns:
                     self._learn()
             if not self.learned:
                 self._display.say(f"NOTHING WAS LEARNED: {self.why_not}")
@@ -287,11 +288,16 @@ class Runner:
     def _evaluate_curve(self) -> None:
         self.evaluate(self.c.eval_episodes, self.c.eval_seed + CURVE_SEED, float(self.learned), "curve")
 
-    def evaluate(self, episodes: int, seed: int, scale: float, kind: str, noise_scale: float = 1.0) -> EvalReport:
-        """Evaluate what acts now and write one line an episode; before anything is learned the frozen policy acts."""
+    def evaluate(
+        self, episodes: int, seed: int, scale: float, kind: str, noise_scale: float = 1.0, policy: Policy | None = None
+    ) -> EvalReport:
+        """Evaluate what acts now, or another policy, and write one line an episode.
+
+        Before anything is learned the frozen policy acts.
+        """
         chunk = self.decoder.spec.action_shape[0]
         report = evaluate_policy(
-            self.method.policy,
+            policy or self.method.policy,
             self.decoder,
             lambda lanes: make_eval_env(self._env, lanes, chunk, keep_dict=self.decoder.spec.takes_dict),
             episodes=episodes,

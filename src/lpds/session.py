@@ -46,6 +46,8 @@ class Run:
     """Why nothing was learned, so that both are the frozen policy's; empty where something was."""
     quiet: EvalReport | None = None
     """The last evaluation of the frozen policy with as little noise as the steered one has, where that is less than all."""
+    start: EvalReport | None = None
+    """The last evaluation of what the method started from, where that is not the frozen policy: the decoder's whole chain."""
 
     @property
     def difference(self) -> Interval | None:
@@ -68,17 +70,24 @@ class Run:
         returns = (float(self.frozen.returns.mean()), float(self.steered.returns.mean()))
         rates = (self.frozen.interval("success")[0], self.steered.interval("success")[0])
         success = None if np.isnan(self.frozen.successes).all() else rates
-        return verdict_line(returns, success, self.difference, len(self.frozen.returns)) + self._beside_quiet()
+        return verdict_line(returns, success, self.difference, len(self.frozen.returns)) + self._beside()
 
-    def _beside_quiet(self) -> str:
-        """What is left of the difference where the frozen policy, too, has less noise."""
-        if self.quiet is None or self.steered is None:
+    def _beside(self) -> str:
+        """What is left of the difference where the frozen policy, too, has less noise, or the method's own sampler."""
+        line = ""
+        if self.quiet is not None:
+            line += self._against(self.quiet, f"the frozen policy with {self.quiet.noise_scale:.3g} of its noise, too")
+        if self.start is not None:
+            line += self._against(self.start, "the untrained chain that it starts from")
+        return line
+
+    def _against(self, other: EvalReport, name: str) -> str:
+        if self.steered is None:
             return ""
-        found = paired_difference(self.quiet.returns, self.steered.returns)
+        found = paired_difference(other.returns, self.steered.returns)
         mean, low, high = told(found, sign=True)
-        word = {1: "better", -1: "WORSE", 0: "not told apart"}[told_apart(found, len(self.quiet.returns))]
-        other = f"the frozen policy with {self.quiet.noise_scale:.3g} of its noise, too"
-        return f"; against {other}, {mean}{brackets(low, high)}: {word}"
+        word = {1: "better", -1: "WORSE", 0: "not told apart"}[told_apart(found, len(other.returns))]
+        return f"; against {name}, {mean}{brackets(low, high)}: {word}"
 
 
 def build_learner(
@@ -102,7 +111,9 @@ def build_learner(
     return learner, generator
 
 
-def read_demonstrations(settings: RunSettings, method: str, learner: Method, decoder: Decoder) -> dict[str, Tensor] | None:
+def read_demonstrations(
+    settings: RunSettings, method: str, learner: Method, decoder: Decoder, env: EnvLike
+) -> dict[str, Tensor] | None:
     """Rows of the demonstrations that the settings name; ``None`` if they name none, or the method makes no use of any.
 
     A relative path is one from the working folder; a run keeps it from the root (:func:`at_home`).
@@ -111,16 +122,25 @@ def read_demonstrations(settings: RunSettings, method: str, learner: Method, dec
         return None
     if learner.extras:
         raise LpdsError(f"demos cannot serve {method}, which learns from more than chunks: {', '.join(learner.extras)}")
+    from lpds.envs.build import make_env
     from lpds.pretrain.datasets import open_data
+    from lpds.pretrain.fits import check_fits
     from lpds.pretrain.rows import demonstration_rows
 
-    return demonstration_rows(
-        open_data(settings.demos),
+    data = open_data(settings.demos)
+    rows = demonstration_rows(
+        data,
         decoder.spec,
         gamma=settings.gamma,
         discount=settings.discount,
         reward_offset=settings.reward_offset,
     )
+    one = make_env(env, 1, 1)
+    try:
+        check_fits(data, one, "demonstrations of this very task are needed (demos)")
+    finally:
+        one.close()
+    return rows
 
 
 def at_home(settings: RunSettings) -> RunSettings:
@@ -176,7 +196,10 @@ def drive(runner: Runner, display: Display) -> Run:
             k = getattr(runner.method.policy, "noise_scale", 1.0)
             if runner.learned and k < 1.0:  # less noise alone may do as well
                 reports.append(runner.evaluate(c.final_episodes, c.eval_seed, 0.0, "final quiet", noise_scale=k))
-            frozen, steered, *quiet = silence_is_failure(reports)
+            start = getattr(runner.method, "start", None)
+            if runner.learned and start is not None:  # so may another sampler of the same network
+                reports.append(runner.evaluate(c.final_episodes, c.eval_seed, 1.0, "final start", policy=start))
+            frozen, steered, *others = silence_is_failure(reports)
         except KeyboardInterrupt:
             if finished:
                 told = f"the run is saved at step {runner.step}, only its last evaluation is missing: {how_to_resume(folder)}"
@@ -186,7 +209,9 @@ def drive(runner: Runner, display: Display) -> Run:
             rest = ", only its last evaluation is missing" if finished else ""
             where = f"the run is saved at step {runner.step}{rest}: {how_to_resume(folder)}"
             raise type(fault)(f"{fault}; {where}") from fault
-        run = Run(folder, True, frozen, steered, "" if runner.learned else runner.why_not, *quiet)
+        run = Run(folder, True, frozen, steered, "" if runner.learned else runner.why_not)
+        for other in others:
+            run = replace(run, quiet=other) if other.noise_scale < 1.0 else replace(run, start=other)
         found = run.difference or (0.0, 0.0, 0.0)
         difference = [None if math.isnan(value) else value for value in found]  # a single pair has no bounds
         summary = {"format_version": FORMAT_VERSION, "difference": difference, "verdict": run.verdict()}

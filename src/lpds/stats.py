@@ -247,24 +247,31 @@ def crossed_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, level: float = 0.9
     return estimate, estimate - half, estimate + half
 
 
-def share_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> Interval:
+def share_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, same: bool = False) -> Interval:
     """:func:`crossed_difference` of successes [S_a, E] and [S_b, E], with the bounds of :func:`share_bounds`."""
-    return share_bounds(crossed_difference(a, b), a, b)
+    return share_bounds(crossed_difference(a, b), a, b, same=same)
 
 
-def share_bounds(found: Interval, a: npt.ArrayLike, b: npt.ArrayLike) -> Interval:
+def share_bounds(found: Interval, a: npt.ArrayLike, b: npt.ArrayLike, *, same: bool = False) -> Interval:
     """Bounds of a difference of shares: within -1 and 1, and with chance left where a sample has none.
 
     Where all of one side succeed or fail, its values do not scatter, and yet fifty episodes do not tell 100 % from 95: there
     the interval is no narrower than the two shares' Wilson intervals put together (square and add, Newcombe 1998).
 
+    Nor do fifty episodes that all went alike on both sides tell that the next one will: as many as a Wilson interval of none
+    in fifty leaves may go either way.
+
     Args:
         found: (estimate, low, high) of mean ``b - a``.
         a: [S_a, E] or [E] successes, 0 or 1.
         b: [S_b, E] or [E], the same episodes.
+        same: both are one policy, as their returns tell, so that nothing is left to chance.
     """
     estimate, low, high = found
     sides = [np.atleast_2d(np.asarray(x, np.float64)) for x in (a, b)]
+    if not same and all(bool((row == sides[0][0]).all()) for x in sides for row in x):
+        chance = wilson(0.0, sides[0].shape[1])[2]
+        low, high = min(low, -chance), max(high, chance)
     if any(x.min() == x.max() for x in sides):
         (p, p_low, p_high), (q, q_low, q_high) = (wilson(float(x.mean()) * x.shape[1], x.shape[1]) for x in sides)
         low = float(np.fmin(low, estimate - math.hypot(q - q_low, p_high - p)))

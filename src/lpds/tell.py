@@ -35,15 +35,16 @@ def differences(rows: Sequence[tuple[str, EvalReport]]) -> list[str]:
         mean, *bounds = told(paired_difference(reference.returns, report.returns), sign=True)
         line = mean + brackets(*bounds)
         if not np.isnan([reference.successes, report.successes]).any():
-            points = 100.0 * np.asarray(_shares(reference.successes, report.successes))
+            points = 100.0 * np.asarray(_shares(reference, report))
             share, *bounds = (format(value, "+.0f") for value in points)
             line += f", success {share} points{brackets(*bounds)}"
         lines.append(f"{name} against {other}: paired difference {line}")
     return lines
 
 
-def _shares(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> Interval:
-    return share_bounds(paired_difference(a, b), a, b)
+def _shares(reference: EvalReport, report: EvalReport) -> Interval:
+    a, b = reference.successes, report.successes
+    return share_bounds(paired_difference(a, b), a, b, same=np.array_equal(reference.returns, report.returns))
 
 
 def keeps_all_noise(settings: Mapping[str, Any]) -> bool:

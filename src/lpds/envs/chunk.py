@@ -8,6 +8,7 @@ after the k-th step. Nothing else in the project multiplies by gamma inside a ch
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,7 +32,12 @@ DISCOUNTS = ("exact", "dsrl")
 
 
 def chunk_return(
-    rewards: Array, k: Array, terminated: Array, gamma: float, convention: str = "exact"
+    rewards: Array,
+    k: Array,
+    terminated: Array,
+    gamma: float,
+    convention: str = "exact",
+    truncated: Array | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Turn the rewards of executed chunks into the reward and the discount of a semi-Markov transition.
 
@@ -40,7 +46,9 @@ def chunk_return(
         k: [N], steps executed, 1 .. T.
         terminated: [N], whether the episode ended for good (a time limit is not an end).
         gamma: discount per primitive step.
-        convention: ``"exact"`` (above), or ``"dsrl"``: the undiscounted sum, and gamma^T per decision whatever k.
+        convention: ``"exact"`` (above), or ``"dsrl"``: the undiscounted sum, gamma^T per decision whatever k, and 0 at a
+            time limit, too, which its released environments report as an end.
+        truncated: [N], whether it was cut off; default: nowhere.
 
     Returns:
         Reward [N] and discount [N], float32.
@@ -52,6 +60,7 @@ def chunk_return(
     elif convention == "dsrl":
         reward = rewards.sum(1)
         discount = np.full(len(k), gamma**steps)
+        terminated = terminated if truncated is None else terminated | truncated
     else:
         raise unknown_name("discount convention", convention, DISCOUNTS)
     return reward.astype(np.float32), np.where(terminated, 0.0, discount).astype(np.float32)
@@ -82,13 +91,19 @@ def _lanes(factory: EnvFactory, count: int, name: str) -> list[_Lane]:
                 )
             lanes.append(_Lane(env))
     except Exception as error:
-        for lane in lanes:
-            lane.env.close()
+        _close(lanes)
         if isinstance(error, LpdsError):
             raise
         there = f" ({len(lanes)} of {count} that are needed at once are made)" if lanes else ""
         raise LpdsError(f"environment {name} cannot be made: {one_line(error)}{there}") from error
     return lanes
+
+
+def _close(lanes: Sequence[_Lane]) -> None:
+    """Close them all; what one of them says against it costs nothing that was done before."""
+    for lane in lanes:
+        with suppress(Exception):
+            lane.env.close()
 
 
 class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
@@ -236,8 +251,7 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the sub-environments."""
-        for lane in self._lanes:
-            lane.env.close()
+        _close(self._lanes)
 
     # -- exact resume ----------------------------------------------------------------------------------------------
 

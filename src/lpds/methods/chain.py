@@ -262,6 +262,13 @@ class ChainPolicy:
         return Decision(self.chain.action(path[:, -1]), extra={"chain": path.flatten(1)})
 
 
+def untrained(chain: DecoderChain, method: str) -> ChainPolicy:
+    """The chain that a method starts from: what it gains over the frozen policy holds what this gains without learning."""
+    start = copy.copy(chain)
+    start.net = chain.frozen
+    return ChainPolicy(start, method, evaluation=True)
+
+
 def copies(module: nn.Module) -> dict[str, Tensor]:
     """The weights of a module, detached and cloned."""
     return {key: value.detach().clone() for key, value in module.state_dict().items()}

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lpds.checks import positive
 from lpds.errors import LpdsError
-from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, copies
+from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, copies, untrained
 from lpds.methods.critics import ValueMLP
 from lpds.methods.learner import Learner
 from lpds.methods.state import adam
@@ -184,6 +184,11 @@ class DPPO(Learner[ChainPolicy]):
         self.state.modules = {"net": self.chain.net, "value": self.value}
         self.state.optimisers = {"net": self.adam_policy, "value": self.adam_value}
         self.state.scalars = {"reward_scale": self.reward_scale, "fresh_rounds": self.fresh_rounds}
+
+    @property
+    def start(self) -> ChainPolicy:
+        """The chain as the decoder has it."""
+        return untrained(self.chain, "dppo")
 
     @property
     def behaviour(self) -> ChainPolicy:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lpds.checks import positive
 from lpds.errors import LpdsError
-from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, DenoisingChain, copies
+from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, DenoisingChain, copies, untrained
 from lpds.methods.critics import TwinQ, descend, twin_loss
 from lpds.methods.learner import Learner
 from lpds.methods.state import adam
@@ -116,6 +116,11 @@ class DQL(Learner[ChainPolicy]):
         self.state.modules = {"net": self.chain.net, "q": self.q, "q_slow": self.q_slow}
         self.state.optimisers = {"net": self.adam_actor, "q": self.adam_q}
         self.state.scalars = {"reward_scale": self.reward_scale}
+
+    @property
+    def start(self) -> ChainPolicy:
+        """The chain as the decoder has it."""
+        return untrained(self.chain, "dql")
 
     @property
     def behaviour(self) -> ChainPolicy:

@@ -58,7 +58,7 @@ class GoldenTicket(Learner[LatentPolicy]):
 
     ignores = (
         *("updates_per_decision", "batch_size", "n_step", "warmup_fits", "demos"),
-        *("gamma", "discount", "reward_scale", "reward_offset"),
+        *("gamma", "discount", "reward_scale", "reward_offset", "warmup_steps"),
     )
     divides_budget = True
     """A larger budget is another search: its phases are shares of the whole."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lpds.checks import positive
 from lpds.errors import LpdsError
-from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, copies, part
+from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, copies, part, untrained
 from lpds.methods.critics import TwinQ, ValueMLP, descend, twin_loss
 from lpds.methods.learner import Learner
 from lpds.methods.state import adam
@@ -152,6 +152,11 @@ class IDQL(Learner[CandidatePolicy]):
         self.state.modules = {"net": self.chain.net, "value": self.value, "q": self.q, "q_slow": self.q_slow}
         self.state.optimisers = {"net": self.adam_chain, "value": self.adam_value, "q": self.adam_q}
         self.state.scalars = {"reward_scale": self.reward_scale}
+
+    @property
+    def start(self) -> ChainPolicy:
+        """The chain as the decoder has it."""
+        return untrained(self.chain, "idql")
 
     @property
     def behaviour(self) -> CandidatePolicy:

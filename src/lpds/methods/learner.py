@@ -76,6 +76,11 @@ class Learner(ABC, Generic[P]):
         return self.policy
 
     @property
+    def start(self) -> Policy | None:
+        """What acts before anything is learned, where that is not the frozen policy as its decoder samples it."""
+        return None
+
+    @property
     def target(self) -> Policy:
         """What chooses the next chunks that are kept, where any are."""
         return self.policy

@@ -18,12 +18,11 @@ from lpds.files import write_json
 from lpds.pretrain.clone import CloneSettings, clone
 from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Demonstrations
+from lpds.pretrain.fits import check_fits
 from lpds.pretrain.recipes import DATA, SCRIPTED, ZOO
 from lpds.registry import resolve
 
 FORMAT_VERSION = 1
-MOSTLY = 0.5
-"""Share of steps with an action outside of the environment's box from which the data are taken to be of another unit."""
 MAKERS: dict[str, str] = {"pi0": "lpds.pretrain.pi0:make_pi0"}
 """Kinds that ``clone`` does not train: what makes (decoder, training) of (data, changes, out, instruction, progress)."""
 CARD_SEED = 1_000_000
@@ -84,7 +83,7 @@ def pretrain(
     card = {
         "format_version": FORMAT_VERSION,
         "name": name,
-        "data": data_card(name, demonstrations),
+        "data": data_card(name, demonstrations, decoder.spec.latent_shape[0]),
         "training": training,
         "decoder": decoder.describe(),
         "latent_shape": list(decoder.spec.latent_shape),
@@ -92,9 +91,13 @@ def pretrain(
         "fingerprint": decoder.fingerprint,
         "return": None,
     }
+    write_json(out / "card.json", card)  # before the evaluation: what was trained is not lost with an environment
     if measured:
-        card |= _level(decoder, task, env, episodes)
-    write_json(out / "card.json", card)
+        try:
+            card |= _level(decoder, task, env, episodes)
+        except LpdsError as error:
+            raise type(error)(f"{error}; the decoder is saved in {out}, its card without a return") from error
+        write_json(out / "card.json", card)
     return card
 
 
@@ -142,41 +145,19 @@ def _check_env(data: Demonstrations, task: str | None, env: str | None) -> None:
 
     found = make_env(env or resolve_task(task, None, None).env, 1, 1)
     try:
-        space, action = found.single_observation_space, found.primitive_action_space.shape
-        if space.shape is not None and (space.shape, action) != (data.obs.shape[1:], data.actions.shape[1:]):
-            raise LpdsError(
-                f"the data have {data.obs.shape[1]} observations and {data.actions.shape[1]} actions, but {found.name} has "
-                f"{list(space.shape)} and {list(action or ())}: name another --task or --env, or --episodes 0 for none"
-            )
-        own = getattr(getattr(found.first.unwrapped, "task", None), "name", None)  # robosuite's
-        if data.scene and isinstance(own, str) and own != data.scene:
-            raise LpdsError(
-                f"the data were recorded in {data.scene}, but {found.name} is {own}: name another --task or --env, or "
-                "--episodes 0 for none"
-            )
-        _check_range(data, found.primitive_action_space)
+        check_fits(data, found, "name another --task or --env, or --episodes 0 for none")
     finally:
         found.close()
 
 
-def _check_range(data: Demonstrations, box: Any) -> None:
-    """Refuse actions most of which the environment would clip: absolute ones, or others in another unit."""
-    slack = 1e-3 * (1.0 + np.abs(data.actions))
-    outside = (data.actions < box.low - slack) | (data.actions > box.high + slack)
-    share = float(outside.any(1).mean())
-    if share > MOSTLY:
-        at = int(outside.mean(0).argmax())
-        least, most, low, high = data.actions[:, at].min(), data.actions[:, at].max(), box.low[at], box.high[at]
-        raise LpdsError(
-            f"in {share:.0%} of the data's steps the action is outside of the environment's box: number {at} goes from "
-            f"{least:.3g} to {most:.3g}, the box from {low:.3g} to {high:.3g} "
-            "(absolute actions, or another unit?); --episodes 0 trains without an environment"
-        )
+def data_card(name: str, data: Demonstrations, chunk: int = 1) -> dict[str, Any]:
+    """What the data were, and how they came out; where they came from only if they say so themselves.
 
-
-def data_card(name: str, data: Demonstrations) -> dict[str, Any]:
-    """What the data were, and how they came out; where they came from only if they say so themselves."""
+    Episodes shorter than the chunk that the decoder gives teach it nothing, and are counted apart.
+    """
     facts: dict[str, Any] = {"transitions": len(data.obs), "episodes": len(data.episode_lengths)}
+    if short := int((data.episode_lengths < chunk).sum()):
+        facts["episodes_shorter_than_chunk"] = short
     returns = data.episode_returns
     if np.isfinite(returns).all():
         facts |= {"return_mean": float(returns.mean()), "return_std": float(returns.std())}

@@ -76,7 +76,7 @@ def _own(fields: dict[str, Any], obs: Any, actions: Any, lengths: Any) -> Demons
     return Demonstrations(
         obs=np.asarray(obs, np.float32),
         actions=np.asarray(actions, np.float32),
-        episode_lengths=np.asarray(lengths, np.int64),
+        episode_lengths=_whole(lengths),
         episode_returns=np.asarray(fields.get("episode_returns", np.full(episodes, np.nan)), np.float64),
         episode_source=np.asarray(fields.get("episode_source", np.zeros(episodes)), np.int64),
         rewards=np.asarray(fields.get("rewards", np.empty(0)), np.float32),
@@ -87,6 +87,14 @@ def _own(fields: dict[str, Any], obs: Any, actions: Any, lengths: Any) -> Demons
         recipe=str(fields.get("recipe", "")),
         scene=str(fields.get("scene", "")),
     )
+
+
+def _whole(lengths: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    found = np.asarray(lengths)
+    counted = found.astype(np.int64)
+    if not (counted == found).all():
+        raise LpdsError("episode_lengths must be whole numbers of steps")
+    return counted
 
 
 def _from_minari(name: str) -> Demonstrations:
@@ -124,6 +132,10 @@ def _checked(data: Demonstrations, name: str) -> Demonstrations:
     if data.obs.ndim != 2 or data.actions.ndim != 2:
         shapes = f"observations {list(data.obs.shape)} and actions {list(data.actions.shape)}"
         raise LpdsError(f"dataset {name}: {shapes} must be rows of vectors")
+    if data.episode_lengths.ndim != 1:
+        raise LpdsError(
+            f"dataset {name}: episode_lengths is {list(data.episode_lengths.shape)}, expected one number an episode"
+        )
     if not steps == len(data.actions) == int(data.episode_lengths.sum()):
         raise LpdsError(
             f"dataset {name}: {steps} observations, {len(data.actions)} actions and episodes of "

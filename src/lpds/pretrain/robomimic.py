@@ -37,7 +37,7 @@ def open_robomimic(path: Path, keys: Sequence[str] | None = None) -> Demonstrati
     try:
         with h5py.File(path, "r") as file:
             return _read(file, path, keys)
-    except OSError as error:
+    except (OSError, KeyError) as error:  # a KeyError: a link to nowhere
         raise LpdsError(f"dataset {path} cannot be read: {' '.join(str(error).split())}") from None
 
 
@@ -71,11 +71,11 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
         if len(set(rows.values())) > 1 or not rows["actions"]:
             said = ", ".join(f"{key} {count}" for key, count in rows.items())
             raise LpdsError(f"dataset {path}: the rows of {name} do not agree ({said})")
-        for key, value in fields.items():
-            found = _shape(value)[1:]
-            if widths.setdefault(key, found) != found:
+        for key, value in (fields | later).items():
+            found, own = _shape(value)[1:], key.removeprefix("next_obs/")
+            if widths.setdefault(own, found) != found:
                 raise LpdsError(
-                    f"dataset {path}: {key} of {name} has rows of {list(found)}, that of {names[0]} of {list(widths[key])}"
+                    f"dataset {path}: {key} of {name} has rows of {list(found)}, that of {names[0]} of {list(widths[own])}"
                 )
 
     def observation(group: Any) -> np.ndarray[Any, np.dtype[np.float32]]:

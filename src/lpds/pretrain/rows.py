@@ -61,7 +61,8 @@ def demonstration_rows(
     executed = np.arange(steps) < k[:, None]
     rewards = np.where(executed, data.rewards[index] + reward_offset, 0.0)
     last = first + k == ends[episode]
-    reward, factor = chunk_return(rewards, k, last & data.terminated[episode], gamma, discount)
+    ended = data.terminated[episode]
+    reward, factor = chunk_return(rewards, k, last & ended, gamma, discount, last & ~ended)
     following = data.obs[np.minimum(first + k, len(data.obs) - 1)]
     next_obs = np.where(last[:, None], data.final_obs[episode], following)
     return {

@@ -209,6 +209,12 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
             f"{task}: evaluated with less than all of the noise, which the frozen policy has: {', '.join(quiet)} (lpds eval "
             "RUN plays the frozen policy with as little)"
         )
+    chain = [side.label for side in sides if any(run.acts_by_chain for run in side.runs)]
+    if chain:
+        notes.append(
+            f"{task}: acts by the decoder's whole chain, where the frozen policy has its sampler, which by itself may be worth "
+            f"much: {', '.join(chain)} (the untrained chain is --method base --sampler chain)"
+        )
     alone = [side.label for side in sides if side.method != "frozen" and len(side.runs) == 1]
     if alone:
         notes.append(
@@ -248,7 +254,9 @@ def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
             difference = crossed_difference(a, b)
             more = episodes_to_decide(a, b)
             c, d = (s.columns["success"][:, [s.keys.index(key) for key in shared]] for s in (reference, side))
-            success = NAN3 if np.isnan(c).any() or np.isnan(d).any() else share_difference(c, d)
+            success = (
+                NAN3 if np.isnan(c).any() or np.isnan(d).any() else share_difference(c, d, same=difference == (0.0, 0.0, 0.0))
+            )
         if shared and len(a) > 1 and len(b) > 1:  # a run against a single one is no probability
             improvement = probability_of_improvement(a.mean(1), b.mean(1))
             if min(len(a), len(b)) < FEWEST_SEEDS:  # resampling three runs that are all better finds no other world

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from lpds.report.series import figures_of
 from lpds.report.worlds import by_task
 from lpds.stats import Interval, crossed_difference, mean_over_seeds, share_difference, share_over_seeds
 
+CHAIN = (
+    "steered acts by the decoder's whole chain, frozen by its sampler, which may make much of the difference by itself "
+    "(--method base --sampler chain)"
+)
 WORSE = "WARNING: the steered policy is worse than the frozen one"
 SEEDS = (
     "Rows of all seeds: 95 % intervals for other seeds and other episodes, which the seeds share (Student's, degrees of "
@@ -268,7 +273,8 @@ def _pooled(done: Sequence[Comparison], what: str) -> list[str]:
     before = column_interval(what, done[0].frozen[what]) if shared else over([c.frozen[what] for c in done])
     after = over([c.steered[what] for c in done])
     # with one frozen policy and its episodes: crossed, as in the comparison; else over the seeds' own differences
-    crossed = share_difference if what.startswith("success") else crossed_difference
+    same = all(np.array_equal(c.frozen["return"], c.steered["return"]) for c in done)
+    crossed = partial(share_difference, same=same) if what.startswith("success") else crossed_difference
     difference = (
         crossed(done[0].frozen[what], np.stack([c.steered[what] for c in done]))
         if shared
@@ -292,7 +298,8 @@ def _card(run: RunData, wide_open: bool) -> str:
     env, decoder = run.config.get("env_name"), run.config.get("decoder", {}).get("name")
     facts = f"Run folder {folder}; {facts}; environment {env}; decoder {decoder}."
     parts.append(f'<p class="quiet">{escape(facts)}</p>')
-    parts += [f'<p class="quiet">Note: {escape(note)}.</p>' for note in run.notes]
+    notes = [*run.notes, CHAIN] if run.acts_by_chain else run.notes
+    parts += [f'<p class="quiet">Note: {escape(note)}.</p>' for note in notes]
     body = "\n".join(part for part in parts if part)
     return body if wide_open else f"<details><summary>{escape(_name(run))}</summary>{body}</details>"
 

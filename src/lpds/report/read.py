@@ -56,7 +56,10 @@ class Comparison:
         before, after = self.frozen[what], self.steered[what]
         said = ~(np.isnan(before) | np.isnan(after))
         found = paired_difference(before[said], after[said])
-        return share_bounds(found, before[said], after[said]) if what.startswith("success") and said.any() else found
+        if not what.startswith("success") or not said.any():
+            return found
+        same = np.array_equal(self.frozen["return"], self.steered["return"])
+        return share_bounds(found, before[said], after[said], same=same)
 
     @property
     def worse(self) -> bool:
@@ -160,6 +163,12 @@ class RunData:
     def evaluated_noise(self) -> float:
         """That in what is evaluated and saved."""
         return self.noise_scale * float(self.config.get("settings", {}).get("eval_noise_scale", 1.0))
+
+    @property
+    def acts_by_chain(self) -> bool:
+        """Whether the steered policy runs the decoder's whole chain in place of its sampler."""
+        settings = self.config.get("settings", {})
+        return settings.get("sampler") == "chain" or "sampling_std" in settings
 
     @property
     def quiet_nats(self) -> float:

@@ -1,0 +1,51 @@
+"""Whether demonstrations are of the environment that they are to serve: by shape, by scene and by the actions' range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lpds.envs.chunk import ChunkedVectorEnv
+from lpds.errors import LpdsError
+from lpds.pretrain.experts import Demonstrations
+
+MOSTLY = 0.5
+"""Share of the steps whose actions an environment may clip before the data are taken to be in another unit."""
+
+
+def check_fits(data: Demonstrations, env: ChunkedVectorEnv, instead: str) -> None:
+    """Refuse an environment that is not the data's.
+
+    Args:
+        data: demonstrations.
+        env: where they are to serve.
+        instead: what a user may do, for the message.
+
+    Raises:
+        LpdsError: other shapes, another scene of robosuite's, or actions most of which the environment would clip.
+    """
+    space, action = env.single_observation_space, env.primitive_action_space.shape
+    if space.shape is not None and (space.shape, action) != (data.obs.shape[1:], data.actions.shape[1:]):
+        raise LpdsError(
+            f"the data have {data.obs.shape[1]} observations and {data.actions.shape[1]} actions, but {env.name} has "
+            f"{list(space.shape)} and {list(action or ())}: {instead}"
+        )
+    own = getattr(getattr(env.first.unwrapped, "task", None), "name", None)  # robosuite's
+    if data.scene and isinstance(own, str) and own != data.scene:
+        raise LpdsError(f"the data were recorded in {data.scene}, but {env.name} is {own}: {instead}")
+    _check_range(data, env.primitive_action_space, instead)
+
+
+def _check_range(data: Demonstrations, box: Any, instead: str) -> None:
+    """Refuse actions most of which the environment would clip: absolute ones, or others in another unit."""
+    slack = 1e-3 * (1.0 + np.abs(data.actions))
+    outside = (data.actions < box.low - slack) | (data.actions > box.high + slack)
+    share = float(outside.any(1).mean())
+    if share > MOSTLY:
+        at = int(outside.mean(0).argmax())
+        least, most, low, high = data.actions[:, at].min(), data.actions[:, at].max(), box.low[at], box.high[at]
+        raise LpdsError(
+            f"in {share:.0%} of the data's steps the action is outside of the environment's box: number {at} goes from "
+            f"{least:.3g} to {most:.3g}, the box from {low:.3g} to {high:.3g} (absolute actions, or another unit?): {instead}"
+        )
