@@ -149,7 +149,7 @@ def words_tokenizer(folder):
     return folder
 
 
-def flow(folder, patch, kind, tokenizer, size=56, **changes):
+def flow(folder, patch, kind, tokenizer, size=56, camera=CAMERA, **changes):
     """A tiny pi0, pi05 or SmolVLA with a 7-dimensional arm and one camera; it has to be opened under the same patch."""
     names = {"pi0": "PI0", "pi05": "PI05", "smolvla": "SmolVLA"}
     settings = {"chunk_size": 10, "n_action_steps": 6, "device": "cpu", "tokenizer_max_length": 60}
@@ -163,7 +163,7 @@ def flow(folder, patch, kind, tokenizer, size=56, **changes):
     module = importlib.import_module(f"lerobot.policies.{kind}.modeling_{kind}")
     torch.manual_seed(0)
     config = getattr(config_module, f"{names[kind]}Config")(
-        input_features={STATE: feature("STATE", 8), CAMERA: feature("VISUAL", 3, size, size)},
+        input_features={STATE: feature("STATE", 8), camera: feature("VISUAL", 3, size, size)},
         output_features={"action": feature("ACTION", 7)},
         **settings | changes,
     )

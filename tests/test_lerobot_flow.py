@@ -82,6 +82,37 @@ def test_actions_are_lerobots_own(made):
     assert not torch.allclose(action, decoder(obs, -w), atol=1e-4)
 
 
+def test_a_camera_is_one_by_its_type_whatever_it_is_called(tmp_path, tokenizer):
+    """LeRobot's singular key, beside an empty camera: that one is LeRobot's to pad, and not a black picture that is there."""
+    from lpds.decoders.lerobot.folder import import_lerobot
+
+    import_lerobot("pi0")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.shrink(patch, "pi0")
+        policy, folder = tiny.flow(tmp_path / "pi0", patch, "pi0", tokenizer, camera="observation.image", empty_cameras=1)
+        decoder = load_decoder(f"lerobot:{folder}")
+        obs, w = inputs(decoder, policy)
+        with torch.no_grad():
+            chunk = policy.predict_action_chunk(normalised(policy, obs), noise=w.clone())
+        torch.testing.assert_close(decoder(obs, w), scaled(folder, policy, chunk)[:, :6], rtol=1e-4, atol=1e-5)
+        drawn = decoder.plausible({k: torch.randn(3, *s) for k, s in decoder.spec.obs_shape.items()})["observation.image"]
+        assert float(drawn.min()) >= 0.0
+        assert float(drawn.max()) <= 1.0
+
+
+def test_pictures_and_numbers_in_other_types_are_the_same_or_refused(made):
+    _, policy, folder = made
+    decoder = load_decoder(f"lerobot:{folder}")
+    obs, w = inputs(decoder, policy)
+    if tiny.STATE in obs:
+        counts = torch.arange(8).expand(4, -1)
+        actions = [decoder({**obs, tiny.STATE: counts.to(kind)}, w) for kind in (torch.float32, torch.uint8, torch.int64)]
+        assert torch.equal(actions[0], actions[1])
+        assert torch.equal(actions[0], actions[2])
+    with pytest.raises(LpdsError, match=r"comes as float32 up to .*bytes \(uint8\), or floats from 0 to 1"):
+        decoder({**obs, tiny.CAMERA: 255.0 * obs[tiny.CAMERA]}, w)
+
+
 def test_an_instruction_goes_through_lerobots_own_tokenizer_step(made, tokenizer):
     from lerobot.policies.factory import make_pre_post_processors
 

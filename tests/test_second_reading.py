@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import gymnasium
 import h5py
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 import lpds
+from lpds.compact import as_learned, look
 from lpds.config import GoldenTicketSettings
+from lpds.decoders.base import as_picture
 from lpds.envs.chunk import ChunkedVectorEnv, chunk_return
 from lpds.errors import LpdsError
 from lpds.pretrain.build import data_card, pretrain
@@ -193,3 +196,48 @@ def test_a_method_that_acts_by_the_chain_is_set_against_the_untrained_chain(tmp_
     notes = lpds.compare([run.folder]).notes
     assert any("acts by the decoder's whole chain" in note and "dppo" in note for note in notes)
     assert torch.is_grad_enabled()
+
+
+def wrapped(**more):
+    made = {"obs_shape": {"a": (2,), "b": (3,)}, "latent_shape": (2, 1), "action_shape": (2, 1), "name": "own"}
+    return lpds.wrap_decoder(**{"fn": lambda seen, w: w + seen[:, :1, None], **made, **more})
+
+
+def test_a_prefix_is_computed_once_a_state_without_features_too():
+    rows = []
+
+    def prefix(obs):
+        rows.append(len(obs["a"]))
+        return obs["a"] + obs["b"][:, :2]
+
+    decoder = wrapped(prepare=prefix)
+    sight = look(decoder, {"a": np.ones((5, 2), np.float32), "b": np.ones((5, 3), np.float32)})
+    rows.clear()
+    w = torch.randn(20, 2, 1)
+    chunks = sight.decoder.decode(sight.decoder.prepare(sight.state.repeat_interleave(4, 0)), w)
+    assert rows == []
+    torch.testing.assert_close(chunks, w + 2.0)
+    again = as_learned(decoder)
+    torch.testing.assert_close(again.decode(again.prepare(sight.state.repeat_interleave(4, 0)), w), chunks)
+
+
+def test_options_that_a_run_could_not_note_down_are_refused_before_it(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import lpds\n"
+        "def make(model=None):\n"
+        "    return lpds.wrap_decoder(lambda s, w: w, obs_shape=2, latent_shape=(2, 1), action_shape=(2, 1), name=str(model))\n"
+    )
+    reference = f"python:{tmp_path / 'own.py'}:make"
+    decoder = lpds.load_decoder(reference, model=Path("x.pt"))
+    assert decoder.options == {"model": str(Path("x.pt").resolve())}
+    assert lpds.load_decoder(reference, model=np.float32(0.5)).options == {"model": 0.5}
+    with pytest.raises(LpdsError, match="option model is a object, which a run could not note down"):
+        lpds.load_decoder(reference, model=object())
+    with pytest.raises(LpdsError, match=r"feature_size must be a whole number, not 3\.5"):
+        wrapped(features=lambda seen: seen, feature_size=3.5)
+
+
+def test_drawn_pictures_have_shades_that_a_byte_can_have():
+    drawn = as_picture(torch.randn(4, 3, 8, 8))
+    torch.testing.assert_close(255.0 * drawn, (255.0 * drawn).round(), rtol=0.0, atol=1e-4)
+    assert bool(((drawn >= 0.0) & (drawn <= 1.0)).all())

@@ -18,13 +18,22 @@ def check_seed(name: str, value: Any) -> int:
     Raises:
         LpdsError: it is none.
     """
-    try:
-        seed = operator.index(value)
-    except TypeError:
-        raise LpdsError(f"{name} must be a whole number, not {value!r}") from None
+    seed = whole(name, value)
     if not 0 <= seed < LARGEST_SEED:
         raise LpdsError(f"{name} must be in 0 .. 2^32 - 1, not {seed}")
     return seed
+
+
+def whole(name: str, value: Any) -> int:
+    """A count as a plain integer.
+
+    Raises:
+        LpdsError: it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise LpdsError(f"{name} must be a whole number, not {value!r}") from None
 
 
 def choose(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -78,10 +78,14 @@ class _Shown(CompactDecoder):
 
     def prepare(self, obs: Tensor) -> Any:
         """The context of those B observations, each as often in a row as in ``obs``."""
-        times, rest = divmod(len(obs), max(1, self._rows))
-        if rest:
-            raise LpdsError(f"{len(obs)} states for {self._rows} observations: not a whole number each")
-        return self._context if times == 1 else self._inner.repeat(self._context, times)
+        return _repeated(self._inner, self._context, self._rows, len(obs))
+
+
+def _repeated(decoder: Any, context: Any, rows: int, wanted: int) -> Any:
+    times, rest = divmod(wanted, max(1, rows))
+    if rest:
+        raise LpdsError(f"{wanted} states for {rows} observations: not a whole number each")
+    return context if times == 1 else decoder.repeat(context, times)
 
 
 class WholeDecoder(CompactDecoder):
@@ -129,6 +133,20 @@ class WholeDecoder(CompactDecoder):
     def _channels_first(self, key: str) -> Shape:
         shape = self._shapes[key]
         return channels_first(shape) if has_channels_last(shape) else shape
+
+
+class _ShownWhole(WholeDecoder):
+    """As :class:`_Shown`, of a decoder whose states are the observations."""
+
+    def __init__(self, decoder: Any, obs: Any) -> None:
+        super().__init__(decoder)
+        self.seen = self.state(obs)
+        with torch.no_grad():
+            self._context = super().prepare(self.seen)
+
+    def prepare(self, obs: Tensor) -> Any:
+        """The context of those B observations, each as often in a row as in ``obs``."""
+        return _repeated(self._inner, self._context, len(self.seen), len(obs))
 
 
 def is_held_whole(decoder: Decoder) -> bool:
@@ -181,12 +199,15 @@ def look(decoder: Decoder, obs: Any, device: torch.device | None = None) -> Sigh
     """
     seen = conform(obs, decoder.spec, device)
     known: Any = decoder
-    compact = is_compact(decoder)
+    compact, shares = is_compact(decoder), getattr(decoder, "shares_context", False)
     if is_held_whole(decoder):
         refuse_other_pictures(obs, decoder)
+        if shares:
+            shown = _ShownWhole(decoder, seen)
+            return Sight(shown, shown.seen)
         whole = WholeDecoder(decoder)
         return Sight(whole, whole.state(seen))
-    if not compact and not getattr(decoder, "shares_context", False):
+    if not compact and not shares:
         return Sight(decoder, seen)
     with torch.no_grad():
         context = known.prepare(seen)

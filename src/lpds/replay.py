@@ -96,7 +96,10 @@ class Replay:
         shares = ", ".join(f"{name} {size / row:.0%}" for name, size in largest if size)
         usual = self.expected * row / 1e9
         less = f", {usual:.3g} GB where no chunk is cut short" if self.expected < self.capacity else ""
-        return f"replay: {self.capacity:,} decisions of {row:,} bytes, {self.memory / 1e9:.3g} GB at most{less} ({shares})"
+        ends = "; the pictures after an episode's last decision beside it" if "pictures" in self.row_bytes else ""
+        return (
+            f"replay: {self.capacity:,} decisions of {row:,} bytes, {self.memory / 1e9:.3g} GB at most{less} ({shares}){ends}"
+        )
 
     def _check_memory(self) -> None:
         if self.expected * sum(self.row_bytes.values()) > memory_of(self.device):

@@ -201,7 +201,7 @@ def as_picture(draws: Tensor) -> Tensor:
     if len(shape) >= 3 and has_channels_last(shape):
         return (256.0 * uniform(draws)).clamp(max=255.0).to(torch.uint8)
     if len(shape) >= 3 and has_channels_first(shape):
-        return uniform(draws)
+        return (256.0 * uniform(draws)).floor().clamp(max=255.0) / 255.0  # shades that a byte can have, as a camera's are
     return draws
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lpds.checks import whole
 from lpds.decoders.base import BaseDecoder, as_float32, each_part, hash_tensors
 from lpds.errors import DecoderFault, LpdsError, one_line
 from lpds.observations import Arrays, as_arrays, conform, parts, select, shapes_fit
@@ -355,6 +356,7 @@ def wrap_decoder(
             raise LpdsError(f"free must have {latent_shape[1]} truth values, not {free}") from None
     if free is not None and (len(free) != latent_shape[1] or not any(free)):
         raise LpdsError(f"free must have {latent_shape[1]} entries, at least one of them true, not {free}")
+    feature_size = None if feature_size is None else whole("feature_size", feature_size)
     if (features is None) != (feature_size is None) or (feature_size is not None and feature_size < 1):
         raise LpdsError(f"features= and feature_size= go together, and the size is a positive number, not {feature_size}")
     spec = LatentSpec(frozen, latent_shape, action_shape, free)

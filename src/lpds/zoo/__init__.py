@@ -38,6 +38,7 @@ def load_decoder(reference: str | os.PathLike[str], **options: Any) -> BaseDecod
         LpdsError: unknown name (the nearest are suggested), or what the kind refuses.
     """
     reference = os.fspath(reference)
+    options = {key: _plain(key, value) for key, value in options.items()}
     try:
         decoder = _open(reference, options)
     except TypeError as error:
@@ -47,6 +48,25 @@ def load_decoder(reference: str | os.PathLike[str], **options: Any) -> BaseDecod
     files = {key for key, value in kept.items() if key == "normalization" or (key == "tokenizer" and Path(value).is_dir())}
     decoder.options = {key: str(Path(value).resolve()) if key in files else value for key, value in kept.items()}
     return decoder
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An option as a run's JSON holds it, so that a resumed run opens the same: paths are text, from the root.
+
+    Raises:
+        LpdsError: JSON has no such value.
+    """
+    if isinstance(value, os.PathLike):
+        return str(Path(value).resolve())
+    value = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        raise LpdsError(
+            f"option {name} is a {type(value).__name__}, which a run could not note down to find its decoder again: numbers, "
+            "text, paths, or lists and dicts of them"
+        ) from None
+    return value
 
 
 def _open(reference: str, options: dict[str, Any]) -> BaseDecoder:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lpds.checks import whole
 from lpds.decoders.lerobot.policy import LeRobotDecoder
 from lpds.errors import LpdsError
 
@@ -25,9 +26,15 @@ class DiffusionPolicyDecoder(LeRobotDecoder):
                 "the initial noise does not decide the action; pass ddim_steps=10, say, for DDIM with eta 0 on the same weights"
             )
         if chosen is not None:
-            if not 1 <= chosen <= config.num_train_timesteps:
+            if not 1 <= whole("ddim_steps", chosen) <= config.num_train_timesteps:
                 raise LpdsError(f"ddim_steps must be in 1 .. {config.num_train_timesteps} (training's), not {chosen}")
             config.noise_scheduler_type, config.num_inference_steps = "DDIM", chosen
+        saved = config.num_inference_steps
+        if saved is not None and not 1 <= saved <= config.num_train_timesteps:
+            raise LpdsError(
+                f"{self._folder}: num_inference_steps must be in 1 .. {config.num_train_timesteps} (training's), not {saved}; "
+                "ddim_steps= sets another"
+            )
         config.compile_model = False
         config.pretrained_backbone_weights = None  # they are among the saved weights; this would download them
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lpds.checks import whole
 from lpds.decoders.lerobot.policy import LeRobotDecoder
 from lpds.errors import LpdsError
 from lpds.types import Shape
@@ -32,7 +33,7 @@ class Pi0Decoder(LeRobotDecoder):
     def _configure(self) -> None:
         config, steps = self._config, self._options.steps
         if steps is not None:
-            if steps < 1:
+            if whole("steps", steps) < 1:
                 raise LpdsError(f"steps must be at least 1, not {steps}")
             setattr(config, self.steps_name, steps)
         real_time = getattr(config, "rtc_config", None)
@@ -73,7 +74,7 @@ class Pi0Decoder(LeRobotDecoder):
 
         batch = {key: value for key, value in batch.items() if key.startswith("observation.")}
         rows = len(batch[TOKENS])
-        if f"{EMPTY}0" in self._config.input_features and not any(".images." in key for key in batch):
+        if f"{EMPTY}0" in self._config.input_features and not self._seen(batch):
             batch |= blank_camera(self._config, rows)
         noise = torch.zeros(rows, *self.spec.latent_shape, device=self._options.device)
         model.denoise_step = note
@@ -82,6 +83,11 @@ class Pi0Decoder(LeRobotDecoder):
         finally:
             del model.denoise_step
         return kept
+
+    def _seen(self, batch: Mapping[str, Any]) -> bool:
+        """Whether any real camera's picture is there; LeRobot pads the others by itself."""
+        features = self._config.input_features
+        return any(features[key].type.value == "VISUAL" for key in batch if key in features and not key.startswith(EMPTY))
 
     def _sample(self, context: dict[str, Any], w: Tensor) -> Tensor:
         steps = getattr(self._config, self.steps_name)
@@ -111,7 +117,7 @@ class Pi0Decoder(LeRobotDecoder):
         batch: dict[str, Any] = {
             key: torch.zeros(1, *shape, device=self._options.device)
             for key, shape in self._shapes.items()
-            if ".images." not in key
+            if key not in self._cameras
         }
         told = self._processors.observation({**batch, "task": [self._options.task]})
         return {key: told[key] for key in (TOKENS, MASK)}

@@ -12,11 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lpds.checks import whole
 from lpds.decoders.base import BaseDecoder, hash_tensors
 from lpds.decoders.lerobot.folder import build_policy, read_config
 from lpds.decoders.lerobot.statistics import Processors
 from lpds.errors import LpdsError
 from lpds.types import LatentSpec, Shape
+
+BRIGHTEST = 2.0
+"""Floats of a picture above it are no shares of white, whatever resampling overshoots."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,11 @@ class LeRobotDecoder(BaseDecoder):
             )
         self._policy = build_policy(folder, config)
         shapes = {self._processors.renamed.get(key, key): shape for key, shape in self._observed().items()}
+        cameras = [key for key, feature in config.input_features.items() if feature.type.value == "VISUAL"]
+        self._cameras = {self._processors.renamed.get(key, key) for key in cameras}  # by type: a key may be called anything
         obs_shape: Shape | Mapping[str, Shape] = shapes
-        self._vectors = list(options.flat_order or shapes)
-        if options.flat_order and not options.flat:
+        self._vectors = list(shapes if options.flat_order is None else options.flat_order)
+        if options.flat_order is not None and not options.flat:
             raise LpdsError("flat_order says how flat=True lies, which was not asked for")
         if options.flat:
             wide = sorted(key for key, shape in shapes.items() if len(shape) > 1 + (self._history() > 1))
@@ -84,7 +90,7 @@ class LeRobotDecoder(BaseDecoder):
         self._feature_size: int | None = None
         latent, start, most = self._layout()
         self._start, actions = start, int(config.action_feature.shape[0])
-        count = int(config.n_action_steps) if options.execute is None else options.execute
+        count = int(config.n_action_steps) if options.execute is None else whole("execute", options.execute)
         if not 1 <= count <= most:
             raise LpdsError(f"execute must be in 1 .. {most} (what the policy decodes), not {count}")
         # columns beyond the arm's are padding: the network reads them, no action is read from them
@@ -110,7 +116,7 @@ class LeRobotDecoder(BaseDecoder):
             parts = {key: self._processors.spread(key, value) for key, value in self._unflatten(draws).items()}
             return torch.cat([parts[key] for key in self._vectors], -1).flatten(1)
         entries = super().plausible(draws)
-        own = {key for key in self._shapes if ".images." not in key and ".language." not in key}
+        own = {key for key in self._shapes if key not in self._cameras and ".language." not in key}
         return {key: self._processors.spread(key, draws[key]) if key in own else value for key, value in entries.items()}
 
     def prepare(self, obs: Any) -> Any:
@@ -120,12 +126,29 @@ class LeRobotDecoder(BaseDecoder):
         for key, value in batch.items():
             if ".language." in key:
                 batch[key] = value.bool() if key.endswith("mask") else value.long()
-            elif value.dtype == torch.uint8:  # pictures in bytes, as openpi's clients send them
-                batch[key] = value.float() / 255.0
+            elif key in self._cameras:
+                batch[key] = self._picture(key, value)
+            else:  # integers, too: LeRobot casts its statistics to what it is given
+                batch[key] = value.float()
         if self._options.task is not None:
             batch["task"] = [self._options.task] * len(next(iter(batch.values())))
         with torch.no_grad():
             return self._encode(self._processors.observation(batch))
+
+    def _picture(self, key: str, value: Tensor) -> Tensor:
+        """A picture in [0, 1]; bytes, as openpi's clients send them, are divided by 255.
+
+        Raises:
+            LpdsError: floats beyond, which would pass for a picture hundreds of times too bright.
+        """
+        if value.dtype == torch.uint8:
+            return value.float() / 255.0
+        if len(value) and float(value.max()) > BRIGHTEST:
+            raise LpdsError(
+                f"{key!r} comes as {str(value.dtype).removeprefix('torch.')} up to {float(value.max()):.4g}: a picture is "
+                "bytes (uint8), or floats from 0 to 1"
+            )
+        return value.float()
 
     def decode(self, context: Any, w: Tensor) -> Tensor:
         """Decode [B * M, H, L] noises, M for each of the B states of a context in their order, to [B * M, T, A]."""
