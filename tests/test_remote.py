@@ -20,6 +20,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 import lpds
+from lpds.deploy import decoder_server
 from lpds.deploy.decoder_server import DecoderServer, is_loopback
 from lpds.errors import DecoderFault, LpdsError
 from lpds.types import LatentSpec
@@ -128,6 +129,36 @@ def test_the_doctor_examines_a_remote_decoder_and_methods_that_train_weights_ref
 # -- who may ask -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_policy_that_takes_few_observations_is_probed_with_its_own_from_afar():
+    """Drawn from N(0, I) they are below zero, where a logarithm is none."""
+
+    def log_policy(obs, w):
+        if bool((obs <= 0).any()):
+            raise ValueError("a distance is positive")
+        return w + obs.log()[:, :1, None]
+
+    examples = np.random.default_rng(0).uniform(0.5, 2.0, (40, 3)).astype(np.float32)
+    made = {"obs_shape": 3, "latent_shape": (2, 1), "action_shape": (2, 1), "name": "log"}
+    with served(lpds.wrap_decoder(log_policy, **made, examples=examples)) as (_, remote):
+        drawn = remote.plausible(torch.randn(34, 3))
+        np.testing.assert_array_equal(drawn.numpy(), examples[np.arange(34) % 32])
+        assert lpds.check(remote).ok
+    shapes = {"a": (2,), "b": (1, 4, 4)}
+    policy = lpds.wrap_decoder(lambda obs, w: w, **{**made, "obs_shape": shapes})
+    with served(policy) as (_, remote):
+        drawn = remote.plausible({key: torch.randn(3, *shape) for key, shape in shapes.items()})
+        assert {key: tuple(value.shape) for key, value in drawn.items()} == {"a": (3, 2), "b": (3, 1, 4, 4)}
+
+
+@pytest.mark.parametrize(
+    "examples", [[1.0], np.zeros((2, 4), np.float32), np.full((2, 3), np.nan, np.float32), np.float32(1.0)]
+)
+def test_examples_that_are_none_are_refused(examples):
+    decoder = lpds.wrap_decoder(lambda obs, w: w, obs_shape=3, latent_shape=(2, 1), action_shape=(2, 1), name="own")
+    with pytest.raises(WireError, match="examples must be observations"):
+        read_description(describe_decoder(decoder, {}, 1, 1, examples))
+
+
 def test_other_machines_need_a_token(refused):
     decoder = toy_decoder()
     assert [is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost")] == [True] * 4
@@ -138,6 +169,22 @@ def test_other_machines_need_a_token(refused):
     for token in ("", "short", "with space in the middle", "naïve-naïve-naïve-naïve", "line\nline-line-line-line"):
         with refused("a token must be"):
             DecoderServer(decoder, token=token)
+
+
+def test_who_connects_and_says_nothing_locks_nobody_out(monkeypatch):
+    monkeypatch.setattr(decoder_server, "MAX_PENDING", 4)
+    with DecoderServer(toy_decoder(), token=TOKEN) as server, contextlib.ExitStack() as stack:
+        place = ("127.0.0.1", int(server.address.rsplit(":", 1)[1]))
+        idle = [stack.enter_context(socket.create_connection(place, timeout=10.0)) for _ in range(12)]
+        with opened(server.address, token=TOKEN, timeout=5.0, retries=0) as remote:
+            assert remote.name == "linear"
+        for early in idle[:8]:  # closed by the server, the longest waiting first
+            with contextlib.suppress(ConnectionResetError):
+                assert early.recv(1) == b""
+        idle[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            idle[-1].recv(1)
+        assert len(server._pending) <= 4
 
 
 def test_a_token_opens_and_nothing_else_does(refused, monkeypatch, tmp_path, caplog):

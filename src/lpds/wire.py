@@ -256,9 +256,13 @@ class Served:
     """Whether what depends on the observation alone is dear, and kept by the server."""
     probe: str | None = None
     """Of a function, what it decodes at a few inputs, by which it is known again on another machine."""
+    examples: Any = None
+    """Observations [N, ...], or a dict of them, such as the decoder might meet; ``None`` where its server sends none."""
 
 
-def describe_decoder(decoder: Decoder, facts: dict[str, Any], max_bytes: int, max_batch: int) -> dict[str, Any]:
+def describe_decoder(
+    decoder: Decoder, facts: dict[str, Any], max_bytes: int, max_batch: int, examples: Any = None
+) -> dict[str, Any]:
     """The first message of a connection."""
     size, probe = getattr(decoder, "feature_size", None), getattr(decoder, "probe", None)
     low, high = (bound.detach().cpu().numpy().astype(np.float32) for bound in decoder.action_range())
@@ -277,6 +281,7 @@ def describe_decoder(decoder: Decoder, facts: dict[str, Any], max_bytes: int, ma
         "decodes_states": bool(decoder.decodes_states),
         "shares_context": bool(getattr(decoder, "shares_context", False)),
         "probe": probe if probe is None or len(probe) <= LONGEST_PROBE else None,
+        "examples": examples,
     }
 
 
@@ -315,6 +320,31 @@ def read_description(message: dict[str, Any]) -> Served:
     probe = message.get("probe")  # a server of before has none
     if not (probe is None or (isinstance(probe, str) and len(probe) <= LONGEST_PROBE)):
         raise WireError("message", f"probe must be a text of at most {LONGEST_PROBE:,} characters, or nil")
+    examples = _examples(message.get("examples"), spec)
     low, high = (torch.from_numpy(row) for row in ranges)
     said = (one_line(name)[:100], one_line(fingerprint)[:100])
-    return Served(*said, spec, (low, high), facts, limits[0], limits[1], size, again is True, shares is True, probe)
+    return Served(*said, spec, (low, high), facts, limits[0], limits[1], size, again is True, shares is True, probe, examples)
+
+
+def _examples(given: Any, spec: LatentSpec) -> Any:
+    """The served decoder's examples as tensors; a server of before has none.
+
+    Raises:
+        WireError: they are no observations of the decoder's.
+    """
+    if given is None:
+        return None
+    several = isinstance(spec.obs_shape, Mapping)
+    shapes: Mapping[str, Shape] = spec.obs_shape if isinstance(spec.obs_shape, Mapping) else {"": spec.obs_shape}
+    entries = given if several else {"": given}
+    if not isinstance(entries, dict) or set(entries) != set(shapes):
+        raise WireError("message", "examples must be observations of the decoder's")
+    rows = {len(value) if isinstance(value, np.ndarray) and value.ndim else 0 for value in entries.values()}
+    if (
+        len(rows) != 1
+        or rows == {0}
+        or not all(entries[key].shape[1:] == shape and np.isfinite(entries[key]).all() for key, shape in shapes.items())
+    ):
+        raise WireError("message", "examples must be observations of the decoder's, as many of every part")
+    tensors = {key: torch.from_numpy(value) for key, value in entries.items()}
+    return tensors if several else tensors[""]

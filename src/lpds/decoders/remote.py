@@ -121,6 +121,14 @@ class RemoteDecoder(BaseDecoder):
         """F, of the served decoder."""
         return self._served.feature_size
 
+    def plausible(self, draws: Any) -> Any:
+        """The served decoder's examples in turn; where its server sends none, as :meth:`BaseDecoder.plausible` has it."""
+        examples = self._served.examples
+        if examples is None:
+            return super().plausible(draws)
+        rows = torch.arange(len(_first(draws))) % len(_first(examples))
+        return {key: value[rows] for key, value in examples.items()} if isinstance(examples, dict) else examples[rows]
+
     def prepare(self, obs: Any) -> Any:
         """Observations that are sent with the first question about them, and kept on the server for the next."""
         if not self.shares_context and self.feature_size is None:

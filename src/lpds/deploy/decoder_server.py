@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import math
 import socket
 import threading
 import time
@@ -26,11 +27,17 @@ from torch import Tensor
 from lpds.decoders.base import as_float32
 from lpds.deploy.contexts import Contexts, Kept
 from lpds.errors import LpdsError
+from lpds.probe import synthetic_observations
 from lpds.types import Decoder, Shape
 from lpds.wire import MAX_BATCH, MAX_BYTES, Array, WireError, describe_decoder, need, one_line, pack, silent, unpack
 
 MAX_CONNECTIONS = 32
+MAX_PENDING = 32
+"""Connections that have not shaken hands yet; beyond, the one that has waited longest is closed."""
+HANDSHAKE_S = 5.0
 SHORTEST_TOKEN = 16
+EXAMPLES, EXAMPLE_BYTES = 32, 2**20
+"""Most observations, and bytes of them, that a client gets to probe the decoder with."""
 MAX_KEPT = 256
 """Rows of prepared observations that are kept, for all connections together; a run needs its lanes' twice, an evaluation 20."""
 SOURCES = ("observation", "context", "features")
@@ -87,11 +94,12 @@ class DecoderServer:
         self._device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         self._threads, self._max_bytes, self._max_batch = threads, max_bytes, max_batch
         self._contexts = Contexts(max_kept)
-        self._hello = pack(describe_decoder(decoder, self._facts(), max_bytes, max_batch))
+        self._hello = pack(describe_decoder(decoder, self._facts(), max_bytes, max_batch, _examples(decoder)))
         self._socket = _bind(host, port)
         name, bound = self._socket.getsockname()[:2]
         self.address = f"ws://[{name}]:{bound}" if ":" in name else f"ws://{name}:{bound}"
         self._clients = 0
+        self._pending: dict[Any, Any] = {}  # connection to transport, the longest waiting first
         self._stop = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending: asyncio.Event | None = None
@@ -241,9 +249,27 @@ class DecoderServer:
                 max_size=self._max_bytes,
                 max_queue=1,
                 close_timeout=2.0,
+                open_timeout=HANDSHAKE_S,
+                create_connection=self._waiting(server.ServerConnection),
                 logger=silent(),
             ):
                 await self._ending.wait()
+
+    def _waiting(self, base: Any) -> Any:
+        """Connections that count as pending until they have shaken hands: who says nothing must not lock out who does."""
+        pending = self._pending
+
+        def connection_made(connection: Any, transport: Any) -> None:
+            base.connection_made(connection, transport)
+            pending[connection] = transport
+            if len(pending) > MAX_PENDING:
+                pending.pop(next(iter(pending))).abort()
+
+        def connection_lost(connection: Any, error: Exception | None) -> None:
+            pending.pop(connection, None)
+            base.connection_lost(connection, error)
+
+        return type("Waiting", (base,), {"connection_made": connection_made, "connection_lost": connection_lost})
 
     def _admit(self, connection: Any, request: Any) -> Any:
         """Answer the health check, as openpi does, and turn away who shows no token."""
@@ -261,6 +287,7 @@ class DecoderServer:
 
     async def _converse(self, connection: Any) -> None:
         closed = need("websockets.exceptions").ConnectionClosed
+        self._pending.pop(connection, None)
         if self._clients >= MAX_CONNECTIONS:
             await connection.close(1013, "too many connections")
             return
@@ -299,6 +326,17 @@ class DecoderServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _examples(decoder: Decoder) -> Any:
+    """Observations such as the decoder might meet, as arrays, so that it is probed from afar as it is here."""
+    shape = decoder.spec.obs_shape
+    size = sum(4 * math.prod(one) for one in (shape.values() if isinstance(shape, Mapping) else [shape]))
+    count = min(EXAMPLES, EXAMPLE_BYTES // size)
+    if not count:
+        return None
+    drawn = synthetic_observations(decoder, count, 0)
+    return {key: value.cpu().numpy() for key, value in drawn.items()} if isinstance(drawn, dict) else drawn.cpu().numpy()
 
 
 def _refusal(kind: str, message: str) -> bytes:
