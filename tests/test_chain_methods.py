@@ -338,13 +338,13 @@ def test_a_short_run(name, tmp_path):
 
 def stop_at(monkeypatch, step):
     """Ask for a stop once, after the round that reaches a step."""
-    record = Runner._record
+    due = Runner._due
 
-    def patched(self, records):
-        record(self, records)
+    def patched(self, last=False):
+        due(self, last)
         self.stop_requested = self.step >= step
 
-    monkeypatch.setattr(Runner, "_record", patched)
+    monkeypatch.setattr(Runner, "_due", patched)
 
 
 @pytest.mark.parametrize("name", ["dppo", "idql"])
