@@ -143,6 +143,9 @@ def test_a_policy_that_takes_few_observations_is_probed_with_its_own_from_afar()
         drawn = remote.plausible(torch.randn(34, 3))
         np.testing.assert_array_equal(drawn.numpy(), examples[np.arange(34) % 32])
         assert lpds.check(remote).ok
+    boundless = lpds.wrap_decoder(lambda obs, w: w, **made, examples=np.full((2, 3), np.inf, np.float32))
+    with served(boundless) as (_, remote):  # none are sent, and it is served all the same
+        assert bool(torch.isfinite(remote.plausible(torch.randn(5, 3))).all())
     shapes = {"a": (2,), "b": (1, 4, 4)}
     policy = lpds.wrap_decoder(lambda obs, w: w, **{**made, "obs_shape": shapes})
     with served(policy) as (_, remote):

@@ -336,6 +336,8 @@ def _examples(decoder: Decoder) -> Any:
     if not count:
         return None
     drawn = synthetic_observations(decoder, count, 0)
+    if not all(bool(torch.isfinite(part).all()) for part in (drawn.values() if isinstance(drawn, dict) else [drawn])):
+        return None  # statistics without a range: no client would take them
     return {key: value.cpu().numpy() for key, value in drawn.items()} if isinstance(drawn, dict) else drawn.cpu().numpy()
 
 
