@@ -58,7 +58,7 @@ class Bench:
         self.generator = torch.Generator().manual_seed(7)
         rows = torch.randint(len(self.replay), (STATES,), generator=self.generator)
         self.raw = self.replay.everything("obs")[rows]
-        self.obs = learner.policy.scaling(self.raw)
+        self.obs = learner.online.scaling(self.raw)
         self.eps = torch.randn(STATES, NOISES, decoder.spec.latent_size, generator=self.generator)
 
     def value_through_decoder(self, w: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class Bench:
                 eps = torch.randn(BATCH * noises, d, generator=generator)
                 with torch.no_grad():
                     action = learner._decode(batch.obs.repeat_interleave(noises, 0), eps)
-            obs = learner.policy.scaling(batch.obs).repeat_interleave(noises, 0)
+            obs = learner.online.scaling(batch.obs).repeat_interleave(noises, 0)
             with torch.no_grad():
                 target = learner._value(learner.q_action, obs, action)
             error = (critic(torch.cat([obs, eps], 1)).squeeze(-1) - target).unflatten(1, (BATCH, noises))
@@ -143,7 +143,7 @@ def main() -> None:
     bench = Bench(arguments.run)
     base = torch.zeros(STATES, bench.decoder.spec.latent_size)
     with torch.no_grad():
-        shift = bench.learner.policy(bench.raw)
+        shift = bench.learner.online(bench.raw)
     cases = {
         "as trained, at the base noise": lambda: bench.compare(bench.learner.q_latent, base),
         "as trained, at the steered noise": lambda: bench.compare(bench.learner.q_latent, shift),

@@ -346,7 +346,7 @@ def test_td_targets_by_hand(target_shift, pessimism, reward_scale, k, frozen):
     )
     method = learner(decoder, target_shift=target_shift, pessimism=pessimism, noise_scale=k)
     method.reward_scale.fill_(reward_scale)
-    method.policy, method.slow_policy = shift_of(0.5), shift_of(-0.25)
+    method.online, method.slow_policy = shift_of(0.5), shift_of(-0.25)
     method.q_slow, method.q_action = Table([1.0, -0.5]), Table([0.3, 0.7])
     method.adam_action = torch.optim.SGD(method.q_action.parameters(), lr=0.0)
     reward, discount = torch.tensor([1.0, -2.0]), torch.tensor([0.9, 0.0])

@@ -123,6 +123,9 @@ class LPDSSettings(CriticSettings):
     """Factor of k in evaluations and in the saved policy alone; what collects and learns does not see it."""
     eval_noise_updates: int = 0
     """Updates over which that factor goes from 1 to ``eval_noise_scale``, linearly: less noise pays once Delta is learned."""
+    eval_average_updates: int = 0
+    """N of a running mean of Delta's weights over about the last N updates, in evaluations and in the saved policy alone; 0
+    for the weights as they are."""
     shift_form: str = "full"
     """Delta over the chunk: full (every coordinate), tied (one shift for all steps) or lowrank; eps is white in all of them."""
     shift_rank: int = 2
@@ -160,7 +163,7 @@ class LPDSSettings(CriticSettings):
         positive(self, "noise_bound", "state_cap", "dual_step", "actor_lr", "distill_noises", "shift_rank", "kept_next")
         check_share("noise_scale", self.noise_scale)
         check_share("eval_noise_scale", self.eval_noise_scale)
-        for name in ("eval_noise_updates", "delta_updates"):
+        for name in ("eval_noise_updates", "eval_average_updates", "delta_updates"):
             if getattr(self, name) < 0:
                 raise LpdsError(f"{name} must not be negative, not {getattr(self, name)}")
         if not self.kept_noises >= 0 or (self.kept_noises and self.distill_noises > self.kept_noises):

@@ -20,12 +20,14 @@ Where the paper is silent, or this differs from it:
   then no update calls the decoder, and theta' lags by the age of the row. The mean over K of them stands for (2)'s one.
 - *Less noise.* ``noise_scale`` k < 1 acts, and learns, with w = k eps + Delta; eq. 3 stays at the whole noise. What is
   evaluated and saved may have a further factor, at once or as Delta is learned (``eval_noise_scale``, ``_updates``).
+- *Average.* What is evaluated and saved may be a running mean of theta (``eval_average_updates``); nothing that learns sees it.
 - *Pictures* in the state go through an encoder (:mod:`lpds.methods.encoder`) that (2) trains; all else sees it detached.
 - Inputs are scaled by the warm-up's mean and deviation. Delta's last layer starts at zero: the start is Phi itself.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -48,7 +50,7 @@ SMALL_BUDGET = 0.02
 
 
 class LPDS(Learner[ShiftPolicy]):
-    """The learner: Delta, Q^A, Q^W, alpha and their slow copies."""
+    """The learner: Delta (``online``; ``policy`` is what is evaluated), Q^A, Q^W, alpha and their slow copies."""
 
     policy_kind: type[ShiftPolicy] = ShiftPolicy
     sees_pictures = True
@@ -82,28 +84,31 @@ class LPDS(Learner[ShiftPolicy]):
             form = (c.shift_form, c.shift_rank, k)
             return self.policy_kind(shifted, *sizes, c.noise_bound, c.state_cap * self.delta, generator, *form)
 
-        self.policy = shift_policy().to(device)
+        self.online = shift_policy().to(device)
         self.slow_policy = shift_policy().to(device).requires_grad_(False)
+        self.policy = copy.deepcopy(self.online).requires_grad_(False) if c.eval_average_updates else self.online
 
         def critic(inputs: int) -> EnsembleMLP:
             return EnsembleMLP(c.critics, inputs, 1, c.width, c.depth, generator, c.activation).to(device)
 
-        o = self.policy.scaling.outputs
+        o = self.online.scaling.outputs
         self.q_action, self.q_latent = critic(o + a), critic(o + d)
         self.q_slow = critic(o + a).requires_grad_(False)
-        self.slow_policy.load_state_dict(self.policy.state_dict())
+        self.slow_policy.load_state_dict(self.online.state_dict())
         self.q_slow.load_state_dict(self.q_action.state_dict())
         self.action_scaling = Scaling(a).to(device)
         self._pairs = [
             (list(self.q_slow.parameters()), list(self.q_action.parameters())),
-            (list(self.slow_policy.parameters()), list(self.policy.parameters())),
+            (list(self.slow_policy.parameters()), list(self.online.parameters())),
         ]
 
-        parts = ("policy", "slow_policy", "q_action", "q_slow", "q_latent", "action_scaling")
-        self.state.modules = {name: getattr(self, name) for name in parts}
-        self.adam_action = adam(nn.ModuleList([self.q_action, self.policy.scaling]), c.lr)
+        parts = ("slow_policy", "q_action", "q_slow", "q_latent", "action_scaling")
+        self.state.modules = {"policy": self.online, **{name: getattr(self, name) for name in parts}}
+        if self.policy is not self.online:
+            self.state.modules["mean_policy"] = self.policy
+        self.adam_action = adam(nn.ModuleList([self.q_action, self.online.scaling]), c.lr)
         self.adam_latent = adam(self.q_latent, c.lr)
-        self.adam_shift = adam(self.policy, c.actor_lr, without=self.policy.scaling)
+        self.adam_shift = adam(self.online, c.actor_lr, without=self.online.scaling)
         self.state.optimisers = {"q_action": self.adam_action, "q_latent": self.adam_latent, "policy": self.adam_shift}
         self.alpha = torch.tensor(0.0 if c.dual == "off" else c.alpha_init, device=device)  # the multiple a
         self.q_scale = torch.zeros((), device=device)  # s; zero until the first actor update
@@ -132,7 +137,7 @@ class LPDS(Learner[ShiftPolicy]):
     def calibrate(self, obs: Tensor, action: Tensor, reward_scale: float) -> None:
         """Fix the input scaling from the warm-up's rows [N, O] and [N, T * A], and the unit of Q."""
         self.reward_scale.fill_(reward_scale)
-        for policy in (self.policy, self.slow_policy):
+        for policy in (self.online, self.slow_policy, self.policy):
             policy.scaling.calibrate(obs)
         self.action_scaling.calibrate(action)
 
@@ -143,12 +148,13 @@ class LPDS(Learner[ShiftPolicy]):
             seen, next_seen = (
                 shifted_pictures(o, spec, n) for o, n in zip((seen, next_seen), noise["moves"].split(2, 1), strict=True)
             )
-        obs = self.policy.scaling(seen)  # with a gradient for equation 2 only, which trains an encoder of pictures
+        obs = self.online.scaling(seen)  # with a gradient for equation 2 only, which trains an encoder of pictures
         metrics = self._td(batch, obs, noise.get("next"), next_seen, frozen=critics_only)
         metrics |= self._distill(batch, obs.detach(), noise)
         if not critics_only:
             metrics |= self._ascend(batch, obs.detach(), noise["actor"])
             self.ascents += 1
+            self._average()
             self._turn_down()
         slow, fast = zip(*self._pairs, strict=True)
         polyak([p for group in slow for p in group], [p for group in fast for p in group], self.settings.tau)
@@ -202,12 +208,12 @@ class LPDS(Learner[ShiftPolicy]):
     def _ascend(self, batch: Batch, obs: Tensor, eps: Tensor) -> Metrics:
         """Eq. 6 in theta, then eq. 7 in alpha, both in units of s = E||dQ^W/dw||."""
         c = self.settings
-        shift = self.policy(batch.obs)
+        shift = self.online(batch.obs)
         at = shift.detach().requires_grad_()
         q = self._reduce(self._shifted_value(batch, obs, eps, at))
         (slope,) = torch.autograd.grad(q.sum(), at)
-        if self.policy.mask is not None:  # where Delta cannot go, a slope is no scale
-            slope = slope * self.policy.mask
+        if self.online.mask is not None:  # where Delta cannot go, a slope is no scale
+            slope = slope * self.online.mask
         norm = slope.norm(dim=1).mean()
         # the first batch sets the scale, the later ones move it
         self.q_scale.copy_(torch.where(self.q_scale == 0, norm, torch.lerp(self.q_scale, norm, c.tau)))
@@ -233,10 +239,10 @@ class LPDS(Learner[ShiftPolicy]):
     @torch.no_grad()
     def diagnose(self, batch: Batch, noise: dict[str, Tensor]) -> Metrics:
         """What is too dear for every update: the distillation gap at the steered latent, the tail of ||Delta||^2."""
-        shift = self.policy(batch.obs)
-        obs, norm_sq, w = self.policy.scaling(batch.obs), shift.square().sum(1), self._quietened(noise["actor"]) + shift
+        shift = self.online(batch.obs)
+        obs, norm_sq, w = self.online.scaling(batch.obs), shift.square().sum(1), self._quietened(noise["actor"]) + shift
         if self.kept_next:  # at the latents that the kept chunks were decoded from
-            obs = _each(self.policy.scaling(batch.next_obs), self.kept_next)
+            obs = _each(self.online.scaling(batch.next_obs), self.kept_next)
             at, action = batch.next_latent.flatten(0, 1), batch.next_action.flatten(0, 1)
         else:
             at, action = w, self._decode(batch.obs, w)
@@ -250,7 +256,7 @@ class LPDS(Learner[ShiftPolicy]):
     @property
     def behaviour(self) -> ShiftPolicy:
         """What collects: the policy with all of k."""
-        return self.policy.with_noise(self.settings.noise_scale)
+        return self.online.with_noise(self.settings.noise_scale)
 
     @property
     def target(self) -> ShiftPolicy:
@@ -265,12 +271,18 @@ class LPDS(Learner[ShiftPolicy]):
         factor: float = 1.0 - share * (1.0 - c.eval_noise_scale)
         return factor
 
+    def _average(self) -> None:
+        """Move what is evaluated towards theta: by 2 / (t + 2), a mean in which theta_i weighs i + 1, then by 1 / N."""
+        if self.policy is not self.online:
+            rate = max(2.0 / (int(self.ascents) + 2), 1.0 / self.settings.eval_average_updates)
+            polyak(list(self.policy.parameters()), list(self.online.parameters()), rate)
+
     def _turn_down(self) -> None:
         self.policy.noise_scale = self.settings.noise_scale * self._eval_factor
 
     @property
     def _next_policy(self) -> ShiftPolicy:
-        return self.slow_policy if self.settings.target_shift == "slow" else self.policy
+        return self.slow_policy if self.settings.target_shift == "slow" else self.online
 
     @property
     def budget(self) -> float:
@@ -337,7 +349,7 @@ class LPDS(Learner[ShiftPolicy]):
 
     def policy_settings(self) -> dict[str, Any]:
         """What :meth:`open_policy` needs beside the weights."""
-        return {**asdict(self.settings), "eval_noise_scale": self._eval_factor, "cap_sq": self.policy.cap_sq}
+        return {**asdict(self.settings), "eval_noise_scale": self._eval_factor, "cap_sq": self.online.cap_sq}
 
     @staticmethod
     def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ShiftPolicy:

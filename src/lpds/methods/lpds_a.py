@@ -59,7 +59,7 @@ class LPDSA(LPDS):
     @torch.no_grad()
     def diagnose(self, batch: Batch, noise: dict[str, Tensor]) -> Metrics:
         """The tail of ||Delta||^2."""
-        return {"delta_sq_p95": torch.quantile(self.policy(batch.obs).square().sum(1), 0.95)}
+        return {"delta_sq_p95": torch.quantile(self.online(batch.obs).square().sum(1), 0.95)}
 
     def _ascend(self, batch: Batch, obs: Tensor, eps: Tensor) -> Metrics:
         metrics = super()._ascend(batch, obs, eps)
