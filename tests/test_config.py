@@ -201,7 +201,8 @@ def test_a_task_of_ones_own(tmp_path):
 
 
 def test_the_verdict_says_so_when_it_got_worse():
-    from lpds.stats import paired_difference, verdict_line
+    from lpds.stats import paired_difference
+    from lpds.verdict import verdict_line
 
     rng = np.random.default_rng(0)
     frozen = rng.normal(100.0, 50.0, 50)
@@ -214,7 +215,8 @@ def test_the_verdict_says_so_when_it_got_worse():
 
 @pytest.mark.parametrize("size", [3e-9, 0.02, 0.7, 4.0, 30.0, 2757.06])
 def test_figures_tell_three_digits_whatever_the_size_of_the_rewards(size):
-    from lpds.stats import told, verdict_line
+    from lpds.stats import told
+    from lpds.verdict import verdict_line
 
     assert [float(word) for word in told([size, size / 3.0])] == pytest.approx([size, size / 3.0], rel=0.03)
     assert told([-size], sign=True)[0].startswith("-")
@@ -228,7 +230,8 @@ def test_figures_tell_three_digits_whatever_the_size_of_the_rewards(size):
 
 def test_a_handful_of_episodes_decides_nothing():
     """Two pairs of one sign once gave an interval without zero, and "BETTER"."""
-    from lpds.stats import FEWEST_PAIRS, paired_difference, told_apart, verdict_line
+    from lpds.stats import FEWEST_PAIRS, paired_difference, told_apart
+    from lpds.verdict import verdict_line
 
     frozen = np.arange(10.0)
     for pairs in range(2, 10):

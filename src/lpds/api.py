@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import fields
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,7 +25,7 @@ from lpds.files import check_writable, how_to_resume, locked, read_object, write
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
 from lpds.passport import decoder_facts, make_passport
-from lpds.policy import SteeredPolicy, find_decoder, load_policy
+from lpds.policy import RunFolder, SteeredPolicy, find_decoder, folder_of, load_policy
 from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
 from lpds.session import Run, at_home, build_learner, build_runner, drive, read_demonstrations
 from lpds.threads import kept_threads
@@ -92,43 +93,47 @@ def steer(
     learner, generator = build_learner(run_settings, method, method_settings, frozen, device)
     rows = read_demonstrations(run_settings, method, learner, frozen, chosen_env)
     passport = make_passport(frozen, env=_env_name(chosen_env), seed=run_settings.seed, device=str(device))
-    display = Display(run_settings.steps, quiet=quiet)
-    runner = build_runner(
-        run_settings, method, learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
-    )
-    for name in sorted(settings.keys() & set(getattr(learner, "ignores", ()))):
-        display.say(f"{method} makes no use of {name}")
-    if getattr(frozen, "blind", False):
-        display.say(
-            f"WARNING: decoder {frozen.name!r} gives the same actions for different noises, so there is nothing to steer: "
-            "start its sampler from the w that it is given"
+    with ExitStack() as closing:  # whatever is refused from here on leaves no bar on the terminal and no environment open
+        display = Display(run_settings.steps, quiet=quiet)
+        closing.callback(display.close)
+        runner = build_runner(
+            run_settings, method, learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
         )
-    _make_room(folder, overwrite)  # only now that nothing else stands against the run
-    with locked(folder):
-        config = {
-            "format_version": FORMAT_VERSION,
-            "task": chosen.name,
-            "method": method,
-            "preset": preset,
-            "env": chosen_env if isinstance(chosen_env, str) else None,
-            "env_name": _env_name(chosen_env),
-            "decoder": decoder_facts(frozen),
-            "run": to_json(run_settings),
-            "settings": to_json(method_settings),
-        }
-        write_json(folder / "config.json", config)
-        write_json(folder / "passport.json", passport)
-        runner.records.open()
-        return drive(runner, display)
+        closing.callback(runner.close)
+        for name in sorted(settings.keys() & set(getattr(learner, "ignores", ()))):
+            display.say(f"{method} makes no use of {name}")
+        if getattr(frozen, "blind", False):
+            display.say(
+                f"WARNING: decoder {frozen.name!r} gives the same actions for different noises, so there is nothing to steer: "
+                "start its sampler from the w that it is given"
+            )
+        _make_room(folder, overwrite)  # only now that nothing else stands against the run
+        with locked(folder):
+            config = {
+                "format_version": FORMAT_VERSION,
+                "task": chosen.name,
+                "method": method,
+                "preset": preset,
+                "env": chosen_env if isinstance(chosen_env, str) else None,
+                "env_name": _env_name(chosen_env),
+                "decoder": decoder_facts(frozen),
+                "run": to_json(run_settings),
+                "settings": to_json(method_settings),
+            }
+            write_json(folder / "config.json", config)
+            write_json(folder / "passport.json", passport)
+            runner.records.open()
+            return drive(runner, display)
 
 
 @kept_threads()
 def resume(
-    run: str | Path,
+    run: str | Path | RunFolder,
     *,
     steps: int | None = None,
     decoder: Decoder | str | None = None,
     env: EnvLike | None = None,
+    files: Mapping[str, str] | None = None,
     quiet: bool = False,
     tensorboard: bool = False,
 ) -> Run:
@@ -139,37 +144,43 @@ def resume(
         steps: a larger budget, to go on with a run that had reached its own.
         decoder: needed again for a wrapped one, and for one that has moved; a decoder or a reference.
         env: needed again for a factory.
+        files: with a decoder that has moved: where its ``normalization`` or ``tokenizer`` is now.
         quiet: print nothing.
         tensorboard: write TensorBoard scalars too.
 
     Raises:
         LpdsError: no run there, a broken checkpoint, or a decoder that differs.
     """
-    folder = Path(run)
+    folder = folder_of(run)
     config = read_config(folder)
-    with locked(folder):
-        frozen = find_decoder(config["decoder"], decoder, f"the run in {run}", folder)
+    with locked(folder), ExitStack() as closing:
+        frozen = find_decoder(config["decoder"], decoder, f"the run in {folder}", folder, files)
         chosen_env = env if env is not None else config["env"]
         if chosen_env is None:
-            raise LpdsError(f"the run in {run} used the environment factory {config['env_name']!r}: pass it as env=")
+            raise LpdsError(f"the run in {folder} used the environment factory {config['env_name']!r}: pass it as env=")
         if isinstance(chosen_env, str) and chosen_env != (config["env"] or chosen_env):
-            raise LpdsError(f"the run in {run} ran in {config['env']!r}, not in {chosen_env!r}: what it learned is of that one")
+            raise LpdsError(
+                f"the run in {folder} ran in {config['env']!r}, not in {chosen_env!r}: what it learned is of that one"
+            )
         begun = (folder / "checkpoint" / "checkpoint.json").is_file()
         if not begun and (folder / "summary.json").is_file():
-            raise LpdsError(f"the run in {run} is finished and keeps no checkpoint, as committed results do: it cannot go on")
+            raise LpdsError(
+                f"the run in {folder} is finished and keeps no checkpoint, as committed results do: it cannot go on"
+            )
         settings = before = from_json(RunSettings, config["run"])
         if steps is not None:
             settings = override(RunSettings, to_json(before), {"steps": steps})
         if settings.steps > before.steps and getattr(resolve("method", METHODS, config["method"]), "divides_budget", False):
             raise LpdsError(
                 f"{config['method']} divides its budget into phases, so {settings.steps} steps are another search than the "
-                f"{before.steps} of {run}: begin anew"
+                f"{before.steps} of {folder}: begin anew"
             )
         if settings.steps < before.steps:
-            raise LpdsError(f"the run in {run} has a budget of {before.steps} steps; it can grow, not shrink to {steps}")
+            raise LpdsError(f"the run in {folder} has a budget of {before.steps} steps; it can grow, not shrink to {steps}")
         method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
         _check_env(chosen_env, frozen)
         display = Display(settings.steps, quiet=quiet)
+        closing.callback(display.close)
         device = _device(settings.device)
         learner, generator = build_learner(settings, config["method"], method_settings, frozen, device)
         # once there is a checkpoint they are in its replay, and their file may be gone or another one
@@ -192,6 +203,7 @@ def resume(
             rows,
             held or 0,
         )
+        closing.callback(runner.close)
         if begun:
             try:
                 runner.restore()
@@ -356,10 +368,11 @@ def _of_a_run(name: str) -> bool:
 
 def _make_room(folder: Path, overwrite: bool) -> None:
     """Make an empty folder; only what is a run folder is ever cleared for it."""
-    if _check_room(folder, overwrite):
-        with locked(folder):
-            shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    clear, place = _check_room(folder, overwrite), folder.resolve()  # a link to another disk stays one
+    if clear:
+        with locked(place):
+            shutil.rmtree(place)
+    place.mkdir(parents=True, exist_ok=True)
 
 
 def _as_decoder(decoder: Decoder | str) -> Decoder:

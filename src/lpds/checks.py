@@ -66,8 +66,12 @@ def check_device(name: str) -> None:
 
 def check_share(name: str, value: float) -> None:
     """Refuse a factor outside [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise LpdsError(f"{name} must be in [0, 1], not {value}")
+    try:
+        inside = bool(0.0 <= value <= 1.0)
+    except TypeError:
+        inside = False
+    if not inside:
+        raise LpdsError(f"{name} must be in [0, 1], not {value!r}")
 
 
 MAY_BE_INFINITE = ("noise_bound", "state_cap", "value_clip")

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 from lpds import commands as run
 from lpds.decoder_flags import add_decoder_options
 from lpds.errors import LpdsError, unknown_name
-from lpds.registry import DECODER_FORMS
+from lpds.registry import DECODER_FILES, DECODER_FORMS
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -70,6 +71,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     resume.add_argument("run", type=Path)
     resume.add_argument("--steps", type=int, help="a larger budget, to go on with a finished run")
     resume.add_argument("--decoder", help="where the run's decoder is now, if it has moved (the fingerprint must be the same)")
+    add_decoder_options(resume, DECODER_FILES)
     resume.add_argument("--tensorboard", action="store_true")
     resume.add_argument("--quiet", action="store_true")
 
@@ -189,6 +191,8 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**{**given, "allow_abbrev": False})
+        # argparse takes -1 for a number and -1e-3 for an option
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         """Raise what ``main`` prints."""
@@ -249,16 +253,17 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     peek.add_argument("--method", default="lpds")
     peek.add_argument("--preset")
     seen, _ = peek.parse_known_args([word for word in words if word not in ("-h", "--help")])
+    if seen.method not in METHODS:
+        raise unknown_name("method", seen.method, METHODS)
     preset: Task = resolve("task", TASKS, seen.task) if seen.task in TASKS else Task("own", "", "")
     shared = preset.method.get("*", {})
     group = parser.add_argument_group("run settings (defaults are the preset's)")
-    kind = resolve("method", METHOD_SETTINGS, seen.method) if seen.method in METHOD_SETTINGS else None
+    kind = resolve("method", METHOD_SETTINGS, seen.method)
     named = PRESETS.get(seen.method, {}).get(seen.preset, Preset())
     _fields(group, RunSettings, {**preset.run, **getattr(kind, "run_defaults", {}), **named.run_of(preset.name)})
-    if kind is not None:
-        own = {**preset.method.get(seen.method, {}), **named.method_of(preset.name)}
-        group = parser.add_argument_group(f"settings of {seen.method}")
-        _fields(group, kind, {**shared, **own})
+    own = {**preset.method.get(seen.method, {}), **named.method_of(preset.name)}
+    group = parser.add_argument_group(f"settings of {seen.method}")
+    _fields(group, kind, {**shared, **own})
 
 
 def _fields(group: Any, kind: type[Any], changes: Any) -> None:

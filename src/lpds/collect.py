@@ -248,10 +248,12 @@ class Collector:
             episode = Episode(fact["number"], len(chunks), fact["total"], fact["length"], success, chunks)
             pairs = [(value.astype(np.float32), saved[key][lane].astype(np.float32)) for key, value in parts(reached).items()]
             worst = max(float(np.abs(now - then).max()) for now, then in pairs)
-            if worst > 0.0:
+            over = self.env.over[lane]  # what is under way had not ended; left ended, it would never act again
+            if over or worst > 0.0:
+                missed = "came to its end" if over else f"missed the saved observation by {worst:.3g}"
                 complaints[lane] = (
-                    f"sub-environment {lane}: replaying {len(chunks)} decisions of episode {fact['number']} missed the "
-                    f"saved observation by {worst:.3g}; that episode starts anew"
+                    f"sub-environment {lane}: replaying {len(chunks)} decisions of episode {fact['number']} {missed}; that "
+                    "episode starts anew"
                 )
                 reached, episode = self.env.replay(lane, fact["number"], []), Episode(fact["number"])
             write(self.obs, lane, reached)

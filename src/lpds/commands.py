@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lpds.decoder_flags import decoder_options, load_given
+from lpds.decoder_flags import decoder_options, load_given, moved_files
 
 
 def do_list(arguments: argparse.Namespace) -> int:
@@ -71,7 +71,8 @@ def do_resume(arguments: argparse.Namespace) -> int:
     """Go on with a run."""
     from lpds.api import resume
 
-    told = {"quiet": arguments.quiet, "tensorboard": arguments.tensorboard}
+    told: dict[str, Any] = {"quiet": arguments.quiet, "tensorboard": arguments.tensorboard}
+    told["files"] = moved_files(arguments.run, arguments)
     return _finish(resume(arguments.run, steps=arguments.steps, decoder=arguments.decoder, **told))
 
 
@@ -111,16 +112,18 @@ def do_eval(arguments: argparse.Namespace) -> int:
     from lpds.zoo import environment_of
 
     folder = Path(arguments.run)
-    is_run, given = (folder / "policy").is_dir(), decoder_options(arguments)
+    is_run = (folder / "policy").is_dir()
     if not is_run and (folder / "config.json").is_file():
         raise LpdsError(f"the run in {folder} has no policy yet, which its first checkpoint brings: {how_to_resume(folder)}")
-    if is_run and given:
-        raise LpdsError(f"{folder} is a run, which knows its decoder: {', '.join(given)} cannot be chosen again")
     if not is_run and arguments.scale != 1.0:
         raise LpdsError(f"{arguments.run} is a frozen policy, which has no Delta that --scale could turn down")
     if not is_run and arguments.decoder is not None:
         raise LpdsError(f"{arguments.run} is a decoder: --decoder says where a run's is")
-    policy: Any = load_policy(folder, arguments.decoder) if is_run else load_given(arguments.run, arguments)
+    policy: Any = (
+        load_policy(folder, arguments.decoder, files=moved_files(folder, arguments))
+        if is_run
+        else load_given(arguments.run, arguments)
+    )
     env, task = arguments.env, arguments.task
     if env is None and task is None:
         env = read_config(folder)["env"] if is_run else environment_of(arguments.run)

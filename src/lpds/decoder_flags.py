@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from lpds.errors import LpdsError
+from lpds.registry import DECODER_FILES
 
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "normalization": ("--normalization", {"help": "npz of ranges (dppo:)"}),
@@ -33,18 +35,34 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
 """By the loaders' name of an option: the flag, and how argparse offers it."""
 
 
-def add_decoder_options(parser: argparse.ArgumentParser) -> None:
-    """Offer every option of every kind of decoder."""
+def add_decoder_options(parser: argparse.ArgumentParser, names: Iterable[str] = FLAGS) -> None:
+    """Offer every option of every kind of decoder, or some."""
     group = parser.add_argument_group("decoder options")
-    for flag, offered in FLAGS.values():
+    for flag, offered in (FLAGS[name] for name in names):
         group.add_argument(flag, **offered)
 
 
 def decoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, by the loaders' names."""
     values = vars(arguments)
-    options = {name: values[flag.removeprefix("--").replace("-", "_")] for name, (flag, _) in FLAGS.items()}
+    options = {name: values.get(flag.removeprefix("--").replace("-", "_")) for name, (flag, _) in FLAGS.items()}
     return {name: value for name, value in options.items() if value is not None}
+
+
+def moved_files(run: object, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Where the files of a run's decoder are now, with where itself is.
+
+    Raises:
+        LpdsError: an option that makes another decoder, or no word of where the decoder is.
+    """
+    given = decoder_options(arguments)
+    other = [FLAGS[name][0] for name in given if name not in DECODER_FILES]
+    if other:
+        raise LpdsError(f"{run} is a run, which knows its decoder: {', '.join(other)} cannot be chosen again")
+    if given and arguments.decoder is None:
+        flags = ", ".join(FLAGS[name][0] for name in given)
+        raise LpdsError(f"{run} is a run, which knows its decoder: {flags} needs --decoder, which says where it is now")
+    return given
 
 
 def load_given(reference: str, arguments: argparse.Namespace) -> Any:

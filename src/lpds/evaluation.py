@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lpds.checks import check_seed, check_share
+from lpds.checks import check_seed, check_share, whole
 from lpds.compact import look
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import EnvironmentFault, LpdsError, unknown_name
@@ -136,6 +136,7 @@ def evaluate_policy(
         LpdsError: not at least one episode, or a scale outside [0, 1].
         EnvironmentFault: the environment failed, or an episode does not end.
     """
+    episodes = whole("episodes", episodes)
     if episodes < 1:
         raise LpdsError(f"episodes must be at least 1, not {episodes}")
     check_seed("seed", seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 from lpds.config import Preset, RunSettings, Task, parse
 from lpds.errors import LpdsError, unknown_name
 from lpds.files import write_json
-from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
+from lpds.registry import DECODER_FILES, METHOD_SETTINGS, METHODS, TASKS, resolve
 
 SUITES: dict[str, tuple[str, ...]] = {"gym": ("hopper", "walker2d", "halfcheetah")}
 DECODER_OPTIONS = {
@@ -35,7 +36,6 @@ DECODER_OPTIONS = {
     "tokenizer": "tokenizer",
 }
 """Words of the command line that make another decoder of the same reference, and their loader's names for them."""
-FILES = ("normalization", "tokenizer")
 NO_SETTINGS = ("preset", "decoder", "env", "decoder_device", "timeout", "retries", "rows_at_once", *DECODER_OPTIONS)
 """Words of the command line that are no fields of the settings."""
 SWITCHES = ("flat",)
@@ -106,7 +106,7 @@ def _parse(word: str) -> tuple[str, str, dict[str, str]]:
     method, _, variant = name.partition("+")
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    changes = dict(pair.partition("=")[::2] for pair in settings.split(",") if pair)
+    changes = dict(pair.partition("=")[::2] for pair in re.split(r",(?=\w+=)", settings) if pair)  # a value may hold commas
     if bool(changes) != bool(variant):
         raise LpdsError(f"{word!r}: changed settings need a name and a name needs settings, as in lpds+free:dual=off")
     if "" in changes or "" in changes.values():
@@ -210,8 +210,12 @@ def copy_evidence(run: Path, target: Path) -> None:
         facts = json.loads(path.read_text())
         scheme, colon, place = str(facts["decoder"].get("reference")).partition(":")
         if colon and Path(place).is_relative_to(Path.cwd()):
-            facts["decoder"]["reference"] = f"{scheme}:{Path(place).relative_to(Path.cwd()).as_posix()}"
-            write_json(path, facts)
+            facts["decoder"]["reference"] = f"{scheme}:{_from_here(place)}"
+        options = facts["decoder"].get("options") or {}
+        for name in DECODER_FILES:
+            if Path(str(options.get(name, "?"))).is_relative_to(Path.cwd()):
+                options[name] = _from_here(options[name])
+        write_json(path, facts)
     config = json.loads((target / "config.json").read_text())
     demos = config["run"].get("demos", "")
     if demos != _as_kept(demos):
@@ -263,8 +267,18 @@ def _as_kept(demos: str) -> str:
     return Path(demos).relative_to(Path.cwd()).as_posix() if below else Path(demos).name
 
 
+def _from_here(place: str) -> str:
+    """A place below the working folder as seen from there."""
+    return Path(place).relative_to(Path.cwd()).as_posix()
+
+
 def _place(reference: str | None) -> str | None:
     """A reference to a decoder with the path in it written from the root, where there is one."""
+    from lpds.decoders.store import WEIGHTS
+    from lpds.zoo import names
+
+    if reference is not None and ":" not in reference and reference not in names() and (Path(reference) / WEIGHTS).is_file():
+        return f"folder:{Path(reference).resolve()}"
     scheme, colon, place = str(reference).partition(":")
     path, further, name = place.partition(":")  # python:FILE:NAME
     return f"{scheme}:{Path(path).resolve()}{further}{name}" if colon and Path(path).exists() else reference
@@ -284,7 +298,9 @@ def _option(word: str, value: str | None) -> str | None:
     """A decoder option as a run folder has it."""
     if value is None:
         return None
-    return "True" if word in SWITCHES else str(Path(value).resolve()) if word in FILES and Path(value).exists() else value
+    return (
+        "True" if word in SWITCHES else str(Path(value).resolve()) if word in DECODER_FILES and Path(value).exists() else value
+    )
 
 
 def _done(cell: Cell, out: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from lpds.errors import LpdsError, one_line
 from lpds.files import read_object, write_atomically, write_json
 from lpds.observations import Arrays, as_arrays, parts, shapes_fit
 from lpds.passport import check_fingerprint, decoder_facts
-from lpds.registry import DECODER_SCHEMES, METHODS, resolve
+from lpds.registry import DECODER_FILES, DECODER_SCHEMES, METHODS, resolve
 from lpds.types import Decoder, Method
 from lpds.wire import spec_to_wire
 from lpds.zoo import load_decoder
@@ -147,12 +147,29 @@ def save_states(folder: Path, obs: Tensor) -> None:
         raise LpdsError(f"states in {folder} not saved ({error})") from None
 
 
-def load_policy(run: str | Path, decoder: Decoder | str | None = None) -> SteeredPolicy:
+class RunFolder(Protocol):
+    """What has a run folder, :class:`lpds.Run` above all."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        ...
+
+
+def folder_of(run: str | Path | RunFolder) -> Path:
+    """The folder of a run: what is given, or what ``lpds.steer`` returned."""
+    return Path(run) if isinstance(run, str | Path) else run.folder
+
+
+def load_policy(
+    run: str | Path | RunFolder, decoder: Decoder | str | None = None, *, files: Mapping[str, str] | None = None
+) -> SteeredPolicy:
     """Open the policy of a run folder, or of a folder of committed results.
 
     Args:
         run: a folder that holds ``policy/``.
         decoder: needed for a wrapped decoder, and for one that has moved, also as a reference; others are found by theirs.
+        files: with a reference that has moved: where ``normalization`` or ``tokenizer`` is now.
 
     Returns:
         The policy.
@@ -160,7 +177,8 @@ def load_policy(run: str | Path, decoder: Decoder | str | None = None) -> Steere
     Raises:
         LpdsError: no policy there, a broken file, a decoder that must be passed, or one with another fingerprint.
     """
-    folder = Path(run) / "policy"
+    run = folder_of(run)
+    folder = run / "policy"
     try:
         facts = read_object(folder / "policy.json", "a policy", {"method": str, "settings": dict, "decoder": dict})
         tensors = load_file(folder / "policy.safetensors")
@@ -168,7 +186,7 @@ def load_policy(run: str | Path, decoder: Decoder | str | None = None) -> Steere
         raise LpdsError(f"no policy in {run} (policy/{Path(error.filename or 'policy.json').name} is missing)") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise LpdsError(f"policy in {folder} cannot be read: {error}") from None
-    decoder = find_decoder(facts["decoder"], decoder, f"the policy in {run}", Path(run))
+    decoder = find_decoder(facts["decoder"], decoder, f"the policy in {run}", run, files)
     settings = {key: float("inf") if value == "inf" else value for key, value in facts["settings"].items()}
     method = resolve("method", METHODS, facts["method"])
     try:
@@ -178,7 +196,13 @@ def load_policy(run: str | Path, decoder: Decoder | str | None = None) -> Steere
     return SteeredPolicy(decoder, policy, facts["method"])
 
 
-def find_decoder(facts: dict[str, Any], given: Decoder | str | None, what: str, folder: Path) -> Decoder:
+def find_decoder(
+    facts: dict[str, Any],
+    given: Decoder | str | None,
+    what: str,
+    folder: Path,
+    files: Mapping[str, str] | None = None,
+) -> Decoder:
     """Use the decoder given, or open the one that was recorded; either must have the recorded fingerprint.
 
     Args:
@@ -186,6 +210,8 @@ def find_decoder(facts: dict[str, Any], given: Decoder | str | None, what: str, 
         given: a decoder, or a reference in place of the recorded one, which has its options if it is of the same kind.
         what: who asks, for a message.
         folder: of who asks; a recorded reference to a relative place holds from there, or from a folder above it.
+        files: where what the decoder needs beside its reference is now, by the option's name
+            (:data:`lpds.registry.DECODER_FILES`).
     """
     lacking = [key for key in ("name", "reference", "options", "fingerprint") if key not in facts]
     if lacking:
@@ -196,7 +222,8 @@ def find_decoder(facts: dict[str, Any], given: Decoder | str | None, what: str, 
         given = _place_from(facts["reference"], folder)
     if isinstance(given, str):
         same_kind = _kind(given) == _kind(str(facts["reference"]))
-        given = load_decoder(given, **(facts["options"] if same_kind else {}))
+        recorded = {key: _file_from(key, value, folder) for key, value in facts["options"].items()} if same_kind else {}
+        given = load_decoder(given, **{**recorded, **(files or {})})
     check_decoder(given)
     check_fingerprint(given, facts, what)
     return given
@@ -211,7 +238,17 @@ def _kind(reference: str) -> str:
 def _place_from(reference: str, folder: Path) -> str:
     """A reference whose relative place is none from the working folder, as seen from a folder or those above it."""
     scheme, colon, place = reference.partition(":")
-    if not colon or Path(place).is_absolute() or Path(place).exists():
-        return reference
+    path, further, name = place.partition(":")  # python:FILE:NAME
+    return f"{scheme}:{_found_from(path, folder)}{further}{name}" if colon else reference
+
+
+def _file_from(option: str, value: Any, folder: Path) -> Any:
+    """A recorded option, with the place of a file likewise."""
+    return _found_from(value, folder) if option in DECODER_FILES and isinstance(value, str) else value
+
+
+def _found_from(place: str, folder: Path) -> str:
+    if not place or Path(place).is_absolute() or Path(place).exists():
+        return place
     above = [folder.resolve(), *folder.resolve().parents]
-    return next((f"{scheme}:{start / place}" for start in above if (start / place).exists()), reference)
+    return next((str(start / place) for start in above if (start / place).exists()), place)

@@ -40,6 +40,8 @@ DECODER_SCHEMES: dict[str, str] = {
 }
 DECODER_FORMS: tuple[str, ...] = ("dppo:PATH", "folder:PATH", "lerobot:PATH", "python:FILE.py:NAME", "remote:ws://HOST:PORT")
 """How references of the schemes are written."""
+DECODER_FILES: tuple[str, ...] = ("normalization", "tokenizer")
+"""Options that are places of files, which may move as the decoder itself may."""
 _ENVIRONMENTS: dict[str, str] = {
     "four-mode": "lpds.envs.four_mode:make_four_mode",
     "adroit-pen": "lpds.envs.adroit:make_pen",
@@ -102,6 +104,8 @@ def resolve(kind: str, table: dict[str, str], name: str) -> Any:
     Raises:
         LpdsError: the name is unknown; the nearest ones are suggested.
     """
+    if not isinstance(name, str):
+        raise LpdsError(f"{kind} is a {type(name).__name__}, not a name (choices: {', '.join(table)})")
     stem = name.partition(":")[0]
     if isinstance(table, Table) and stem in table.families:
         number, (place, count) = table.number(name), table.families[stem]

@@ -25,8 +25,9 @@ from lpds.files import how_to_resume, write_json
 from lpds.log import Display
 from lpds.registry import METHODS, resolve
 from lpds.runner import Runner
-from lpds.stats import Interval, brackets, paired_difference, told, told_apart, verdict_line
+from lpds.stats import Interval, paired_difference, told_apart
 from lpds.types import Decoder, Method
+from lpds.verdict import FROM_CHAIN, against_line, verdict_line, with_noise
 
 FORMAT_VERSION = 1
 
@@ -75,19 +76,11 @@ class Run:
     def _beside(self) -> str:
         """What is left of the difference where the frozen policy, too, has less noise, or the method's own sampler."""
         line = ""
-        if self.quiet is not None:
-            line += self._against(self.quiet, f"the frozen policy with {self.quiet.noise_scale:.3g} of its noise, too")
-        if self.start is not None:
-            line += self._against(self.start, "the untrained chain that it starts from")
+        if self.steered is not None and self.quiet is not None:
+            line += against_line(self.quiet.returns, self.steered.returns, with_noise(self.quiet.noise_scale))
+        if self.steered is not None and self.start is not None:
+            line += against_line(self.start.returns, self.steered.returns, FROM_CHAIN)
         return line
-
-    def _against(self, other: EvalReport, name: str) -> str:
-        if self.steered is None:
-            return ""
-        found = paired_difference(other.returns, self.steered.returns)
-        mean, low, high = told(found, sign=True)
-        word = {1: "better", -1: "WORSE", 0: "not told apart"}[told_apart(found, len(other.returns))]
-        return f"; against {name}, {mean}{brackets(low, high)}: {word}"
 
 
 def build_learner(

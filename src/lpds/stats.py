@@ -115,31 +115,6 @@ def brackets(low: str, high: str) -> str:
     return "" if "nan" in low else f" [{low}, {high}]"
 
 
-def verdict_line(returns: tuple[float, float], success: tuple[float, float] | None, difference: Interval, pairs: int) -> str:
-    """Say in one line how the steered policy compares with the frozen one.
-
-    Args:
-        returns: mean return of the frozen and of the steered policy.
-        success: their success rates, if the environment has any.
-        difference: paired, of the return: (mean, low, high).
-        pairs: E, episodes that both played.
-    """
-    words = {
-        1: "BETTER than the frozen policy",
-        -1: "WORSE than the frozen policy: do not use it",
-        0: "not told apart from the frozen policy",
-    }
-    word = words[told_apart(difference, pairs)]
-    if pairs < FEWEST_PAIRS:
-        word += f" (fewer than {FEWEST_PAIRS} episodes cannot)"
-    frozen, steered = told(returns)
-    parts = [f"frozen {frozen}, steered {steered} over {pairs} episodes"]
-    if success is not None:
-        parts.append(f"success {success[0]:.0%} -> {success[1]:.0%}")
-    mean, low, high = told(difference, sign=True)
-    return f"{'; '.join(parts)}; paired difference {mean}{brackets(low, high)}: {word}"
-
-
 def iqm(x: npt.ArrayLike) -> float:
     """Interquartile mean: the mean of the middle half, the lowest and highest ``floor(N / 4)`` values left out.
 
@@ -265,11 +240,13 @@ def share_bounds(found: Interval, a: npt.ArrayLike, b: npt.ArrayLike, *, same: b
         found: (estimate, low, high) of mean ``b - a``.
         a: [S_a, E] or [E] successes, 0 or 1.
         b: [S_b, E] or [E], the same episodes.
-        same: both are one policy, as their returns tell, so that nothing is left to chance.
+        same: both are one policy, as their episodes tell, so that nothing is left to chance.
     """
+    if same:
+        return found
     estimate, low, high = found
     sides = [np.atleast_2d(np.asarray(x, np.float64)) for x in (a, b)]
-    if not same and all(bool((row == sides[0][0]).all()) for x in sides for row in x):
+    if all(bool((row == sides[0][0]).all()) for x in sides for row in x):
         chance = wilson(0.0, sides[0].shape[1])[2]
         low, high = min(low, -chance), max(high, chance)
     if any(x.min() == x.max() for x in sides):

@@ -44,7 +44,8 @@ def differences(rows: Sequence[tuple[str, EvalReport]]) -> list[str]:
 
 def _shares(reference: EvalReport, report: EvalReport) -> Interval:
     a, b = reference.successes, report.successes
-    return share_bounds(paired_difference(a, b), a, b, same=np.array_equal(reference.returns, report.returns))
+    same = np.array_equal(reference.returns, report.returns) and np.array_equal(reference.lengths, report.lengths)
+    return share_bounds(paired_difference(a, b), a, b, same=same)
 
 
 def keeps_all_noise(settings: Mapping[str, Any]) -> bool:

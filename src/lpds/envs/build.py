@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from lpds.checks import whole
 from lpds.envs.chunk import ChunkedVectorEnv, EnvFactory
 from lpds.errors import LpdsError, unknown_name
 from lpds.observations import shapes_fit
@@ -95,6 +96,7 @@ def make_env(
     Raises:
         LpdsError: unknown id, or spaces that cannot be steered.
     """
+    num_envs, chunk = whole("num_envs", num_envs), whole("chunk", chunk)
     factory, name = environment_factory(env, keep_dict=keep_dict)
 
     def build() -> gymnasium.Env[Any, Any]:

@@ -292,6 +292,11 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         """Number of the episode under way in every sub-environment."""
         return [lane.episode for lane in self._lanes]
 
+    @property
+    def over(self) -> list[bool]:
+        """Whether the episode of a sub-environment has ended, and no other has begun."""
+        return [lane.over for lane in self._lanes]
+
     # -- one sub-environment ---------------------------------------------------------------------------------------
 
     def _start(self, index: int, episode: int) -> None:

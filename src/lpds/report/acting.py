@@ -10,7 +10,8 @@ import numpy as np
 
 from lpds.errors import LpdsError
 from lpds.random import normal
-from lpds.report.read import Array, RunData
+from lpds.report.paired import Array
+from lpds.report.read import RunData
 
 STATES = 2_000
 """States of the replay at which Delta is taken for the quantiles of ``||Delta(s)||^2``."""

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from lpds.errors import LpdsError
-from lpds.report.read import Array, Comparison, Group, RunData, evaluation_points, group_runs, read_runs
+from lpds.report.paired import Array, Comparison
+from lpds.report.read import Group, RunData, evaluation_points, group_runs, read_runs
 from lpds.report.worlds import APART, by_task, same_world
 from lpds.stats import (
     FEWEST_PAIRS,
@@ -64,13 +65,15 @@ class Row:
     """Episodes that would decide the difference's sign: 0 if it is decided, ``None`` if none would."""
     pairs: int
     """Episodes that both played."""
+    same: bool
+    """Whether all of them went alike, by return and by length: one policy, as far as they tell."""
 
     @property
     def verdict(self) -> str:
         """better, worse, undecided or the same, against the reference; nothing for the reference itself."""
         if math.isnan(self.difference[0]):
             return ""
-        if self.difference == (0.0, 0.0, 0.0):
+        if self.same:
             return "the same"
         return {1: "better", -1: "worse", 0: "undecided"}[told_apart(self.difference, self.pairs)]
 
@@ -245,18 +248,20 @@ def _each_seed_once(task: str, group: Group, notes: list[str]) -> Group:
 
 def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
     returns = side.columns["return"]
-    difference, success, improvement, more, pairs = NAN3, NAN3, NAN3, None, 0
+    difference, success, improvement, more, pairs, same = NAN3, NAN3, NAN3, None, 0, False
     if side is not reference:
         shared = sorted(set(side.keys) & set(reference.keys))
-        a, b = (s.columns["return"][:, [s.keys.index(key) for key in shared]] for s in (reference, side))
-        pairs = len(shared)
+
+        def both(what: str) -> list[Array]:
+            return [s.columns[what][:, [s.keys.index(key) for key in shared]] for s in (reference, side)]
+
+        (a, b), pairs = both("return"), len(shared)
         if shared:
             difference = crossed_difference(a, b)
             more = episodes_to_decide(a, b)
-            c, d = (s.columns["success"][:, [s.keys.index(key) for key in shared]] for s in (reference, side))
-            success = (
-                NAN3 if np.isnan(c).any() or np.isnan(d).any() else share_difference(c, d, same=difference == (0.0, 0.0, 0.0))
-            )
+            same = all(_alike(both(what)) for what in ("return", "length"))
+            c, d = both("success")
+            success = NAN3 if np.isnan(c).any() or np.isnan(d).any() else share_difference(c, d, same=same)
         if shared and len(a) > 1 and len(b) > 1:  # a run against a single one is no probability
             improvement = probability_of_improvement(a.mean(1), b.mean(1))
             if min(len(a), len(b)) < FEWEST_SEEDS:  # resampling three runs that are all better finds no other world
@@ -277,6 +282,7 @@ def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
         improvement,
         more,
         pairs,
+        same,
     )
 
 
@@ -323,9 +329,14 @@ def _episodes(runs: list[RunData], *, frozen: bool) -> tuple[list[tuple[int, int
         raise LpdsError(f"the last evaluations of {named} share no episode: they need the same eval_seed to be compared")
     columns = {
         what: np.array([[math.nan if t[k].get(what) is None else t[k][what] for k in keys] for t in tables], np.float64)
-        for what in ("return", "success")
+        for what in ("return", "success", "length")
     }
     return keys, columns
+
+
+def _alike(sides: Sequence[Array]) -> bool:
+    """Whether every row of all of them is the same."""
+    return all(np.array_equal(row, sides[0][0], equal_nan=True) for side in sides for row in side)
 
 
 def _finished(run: RunData) -> bool:

@@ -11,7 +11,7 @@ GLOSSARY: dict[str, str] = {
     "delta_sq_mean": "Mean over the update batch of ‖Δ(s)‖², summed over the free latent coordinates; the budget δ bounds it.",
     "delta_sq_p95": "95th percentile over states of ‖Δ(s)‖²: how far single states go beyond the mean.",
     "kl_nats": "KL(N(Δ, k² I) ‖ N(0, I)) in nats: ½ E‖Δ‖², the price of the shift, and that of k < 1 (noise_scale).",
-    "delta_sq_beyond": "Share of states whose own ‖Δ(s)‖² is above the budget, which bounds only their mean.",
+    "delta_sq_beyond": "Share of states whose own ‖Δ(s)‖² is above the budget of that moment, which bounds only their mean.",
     "w_autocorrelation": "Lag-1 correlation of w along the chunk, about zero: 0 under the prior, 1 for a repeated row.",
     "w_norm": "Mean norm of the latent w = k ε + Δ(s) that is decoded; k is noise_scale, 1 by default.",
     "alpha": "The Lagrange multiplier α of the trust region, in reward units per unit of ‖Δ‖².",

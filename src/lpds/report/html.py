@@ -18,8 +18,9 @@ from lpds.files import write_atomically
 from lpds.report.compare import Row, compare, hint
 from lpds.report.figures import matplotlib_figure, png, svg
 from lpds.report.glossary import GLOSSARY
+from lpds.report.paired import Comparison, column_interval
 from lpds.report.panels import FigureData, to_csv
-from lpds.report.read import Comparison, Group, RunData, column_interval, group_runs, read_runs
+from lpds.report.read import Group, RunData, group_runs, read_runs
 from lpds.report.series import figures_of
 from lpds.report.worlds import by_task
 from lpds.stats import Interval, crossed_difference, mean_over_seeds, share_difference, share_over_seeds
@@ -157,20 +158,22 @@ def _each_seed_once(group: Group) -> Group:
 def _page(runs: Sequence[RunData]) -> str:
     tasks = _by_task(runs)
     title = f"Steering report: {', '.join(tasks)}"
-    parts = [f"<h1>{escape(title)}</h1>", _lede(runs), *map(_warning, runs)]
+    names = _names(runs, tasks)
+    parts = [f"<h1>{escape(title)}</h1>", _lede(runs), *(_warning(run, names[run.folder]) for run in runs)]
     if len(runs) > 1:
         parts += ["<h2>Overview</h2>", _overview(tasks)]
     if len(runs) > 1:
         parts += _comparison([run.folder for run in runs])
     parts.append("<h2>Frozen against steered</h2>")
-    parts += [_card(run, wide_open=len(runs) <= 3) for run in runs]
+    parts += [_card(run, names[run.folder], wide_open=len(runs) <= 3) for run in runs]
     for number_, (task, groups) in enumerate(tasks.items()):
         figures = figures_of(groups)
         parts.append(f"<h2>{escape(task)}: what happened while learning</h2>")
         if not figures:
             parts.append("<p>Nothing to draw yet.</p>")
         parts += [_figure(figure, f"t{number_}-{figure.name}") for figure in figures]
-    parts += ["<h2>What the metrics mean</h2>", _glossary(), "<h2>Settings and passports</h2>", *map(_details, runs)]
+    parts += ["<h2>What the metrics mean</h2>", _glossary(), "<h2>Settings and passports</h2>"]
+    parts += [_details(run, names[run.folder]) for run in runs]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     body = "\n".join(part for part in parts if part)
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{CSS}</style></head>\n<body>\n{body}\n</body></html>\n'
@@ -187,18 +190,21 @@ def _lede(runs: Sequence[RunData]) -> str:
     )
 
 
-def _name(run: RunData) -> str:
-    return f"{run.task} · {run.method} · seed {run.seed if run.seed is not None else '?'}"
+def _names(runs: Sequence[RunData], tasks: Mapping[str, Sequence[Group]]) -> dict[Path, str]:
+    """What every run is called, by its folder: as in the tables, where one method may stand for several variants."""
+    labels = {run.folder: group.label for groups in tasks.values() for group in groups for run in group.runs}
+    seeds = {run.folder: "?" if run.seed is None else run.seed for run in runs}
+    return {run.folder: f"{run.task} · {labels.get(run.folder, run.method)} · seed {seeds[run.folder]}" for run in runs}
 
 
-def _warning(run: RunData) -> str:
+def _warning(run: RunData, name: str) -> str:
     comparison = run.comparison()
     if comparison is None or not comparison.worse:
         return ""
     when = "" if comparison.final else f" at step {comparison.step:,}, on the learning curve of a run that is not finished"
     said = interval("return", comparison.difference(), sign=True)
     return (
-        f'<p class="warning" role="alert">{WORSE}{when}: {escape(_name(run))}, paired difference of the return {said}. '
+        f'<p class="warning" role="alert">{WORSE}{when}: {escape(name)}, paired difference of the return {said}. '
         "Do not use it.</p>"
     )
 
@@ -273,8 +279,7 @@ def _pooled(done: Sequence[Comparison], what: str) -> list[str]:
     before = column_interval(what, done[0].frozen[what]) if shared else over([c.frozen[what] for c in done])
     after = over([c.steered[what] for c in done])
     # with one frozen policy and its episodes: crossed, as in the comparison; else over the seeds' own differences
-    same = all(np.array_equal(c.frozen["return"], c.steered["return"]) for c in done)
-    crossed = partial(share_difference, same=same) if what.startswith("success") else crossed_difference
+    crossed = partial(share_difference, same=all(c.same for c in done)) if what.startswith("success") else crossed_difference
     difference = (
         crossed(done[0].frozen[what], np.stack([c.steered[what] for c in done]))
         if shared
@@ -283,25 +288,25 @@ def _pooled(done: Sequence[Comparison], what: str) -> list[str]:
     return [interval(what, before), interval(what, after), interval(what, difference, sign=True)]
 
 
-def _card(run: RunData, wide_open: bool) -> str:
+def _card(run: RunData, name: str, wide_open: bool) -> str:
     comparison = run.comparison()
     wall = max((row.get("wall_s") or 0.0 for row in run.metrics), default=0.0)
     facts = f"{run.steps:,} steps" + (f" of {run.budget:,}" if run.budget and run.steps < run.budget else "")
     if wall:
         facts += f" in {wall / 60:.1f} min" if wall >= 60 else f" in {wall:.0f} s"
-    folder = run.folder.resolve().name
-    parts = [f"<h3>{escape(_name(run))}</h3>" if wide_open else ""]
+    parts = [f"<h3>{escape(name)}</h3>" if wide_open else ""]
     parts.append(f'<p class="verdict">{escape(run.verdict())}</p>')
     if comparison is not None:
         rows = [[label, *_cells(comparison, w)] for w, label in COLUMNS.items() if comparison.has(w)]
         parts.append(_table(["per episode", "frozen", "steered", "paired difference"], rows, numbers=1))
     env, decoder = run.config.get("env_name"), run.config.get("decoder", {}).get("name")
+    folder = "/".join(run.folder.resolve().parts[-3:])  # TASK/METHOD/seedN of a grid
     facts = f"Run folder {folder}; {facts}; environment {env}; decoder {decoder}."
     parts.append(f'<p class="quiet">{escape(facts)}</p>')
     notes = [*run.notes, CHAIN] if run.acts_by_chain else run.notes
     parts += [f'<p class="quiet">Note: {escape(note)}.</p>' for note in notes]
     body = "\n".join(part for part in parts if part)
-    return body if wide_open else f"<details><summary>{escape(_name(run))}</summary>{body}</details>"
+    return body if wide_open else f"<details><summary>{escape(name)}</summary>{body}</details>"
 
 
 def _figure(figure: FigureData, prefix: str) -> str:
@@ -322,12 +327,12 @@ def _glossary() -> str:
     return f"<dl>{lines}</dl>"
 
 
-def _details(run: RunData) -> str:
+def _details(run: RunData, name: str) -> str:
     parts = []
     for title, facts in (("settings", run.config), ("passport", run.passport)):
         rows = [[key, value] for key, value in _flatten(facts)]
         body = _table(["name", "value"], rows) if rows else "<p>Not there.</p>"
-        parts.append(f"<details><summary>{escape(_name(run))}: {title}</summary>{body}</details>")
+        parts.append(f"<details><summary>{escape(name)}: {title}</summary>{body}</details>")
     return "\n".join(parts)
 
 

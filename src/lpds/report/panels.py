@@ -6,7 +6,7 @@ import csv
 import io
 from dataclasses import dataclass, field
 
-from lpds.report.read import Array
+from lpds.report.paired import Array
 
 STEPS = "primitive environment steps"
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lpds.config import RunSettings, delta_to_sum, to_json
 from lpds.errors import LpdsError
@@ -22,56 +21,11 @@ from lpds.files import read_object
 from lpds.log import read_json_lines
 from lpds.metrics import quiet_nats
 from lpds.registry import METHOD_SETTINGS, resolve
-from lpds.stats import Interval, bootstrap_mean, paired_difference, share_bounds, told_apart, verdict_line, wilson
-
-Array = npt.NDArray[np.float64]
-Row = dict[str, Any]
+from lpds.report.paired import Array, Comparison, Row, numbers, pair
+from lpds.verdict import FROM_CHAIN, against_line, with_noise
 
 NOT_COMPARED = ("seed", "device", "threads", "checkpoint_every", "log_every")
 """Run settings in which runs of one group may differ."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Frozen and steered over the same episodes and the same noise, [E] each."""
-
-    step: int
-    final: bool
-    """Whether it is the last evaluation of a finished run, or the latest point of the learning curve."""
-    frozen: dict[str, Array]
-    """By column: return, success, success_at_end, length; NaN where the environment does not say."""
-    steered: dict[str, Array]
-
-    @property
-    def episodes(self) -> int:
-        """E."""
-        return len(self.frozen["return"])
-
-    def has(self, what: str) -> bool:
-        """Whether the environment says it at all."""
-        return not (np.isnan(self.frozen[what]).all() or np.isnan(self.steered[what]).all())
-
-    def difference(self, what: str = "return") -> Interval:
-        """Paired difference, steered minus frozen, with a 95 % interval."""
-        before, after = self.frozen[what], self.steered[what]
-        said = ~(np.isnan(before) | np.isnan(after))
-        found = paired_difference(before[said], after[said])
-        if not what.startswith("success") or not said.any():
-            return found
-        same = np.array_equal(self.frozen["return"], self.steered["return"])
-        return share_bounds(found, before[said], after[said], same=same)
-
-    @property
-    def worse(self) -> bool:
-        """Whether the return is below the frozen policy's with confidence."""
-        return told_apart(self.difference(), self.episodes) < 0
-
-    def verdict(self) -> str:
-        """One line: what came out, in the words of the run itself."""
-        returns = (float(self.frozen["return"].mean()), float(self.steered["return"].mean()))
-        before, after = (column_interval("success", side["success"])[0] for side in (self.frozen, self.steered))
-        success = (before, after) if self.has("success") else None
-        return verdict_line(returns, success, self.difference(), self.episodes)
 
 
 @dataclass(frozen=True)
@@ -177,12 +131,12 @@ class RunData:
 
     def column(self, key: str) -> tuple[Array, Array]:
         """Steps [N] and one metric [N] over all rows; NaN where it is null."""
-        return _numbers(self.metrics, "step"), _numbers(self.metrics, key)
+        return numbers(self.metrics, "step"), numbers(self.metrics, key)
 
     def comparison(self) -> Comparison | None:
         """The last evaluation, or while a run is under way the latest point of its curve against the first."""
         final = [row for row in self.evaluations if row.get("kind") == "final"]
-        found = _pair(_at(final, 0.0), _at(final, 1.0), final=True)
+        found = pair(_at(final, 0.0), _at(final, 1.0), final=True)
         if found is not None:
             return found
         curve = self.curve()
@@ -191,7 +145,7 @@ class RunData:
             return None
         first, last = min(r["step"] for r in frozen), max(r["step"] for r in steered)
         before, after = ([r for r in rows if r["step"] == at] for rows, at in ((frozen, first), (steered, last)))
-        return _pair(before, after, final=False)
+        return pair(before, after, final=False)
 
     def curve(self) -> list[Row]:
         """Evaluation episodes of the learning curve."""
@@ -210,17 +164,27 @@ class RunData:
         return [row for row in final if row["step"] == first] or self.curve_start()
 
     def verdict(self) -> str:
-        """What the run itself said last, or what its records say so far."""
-        said = self.summary.get("verdict")
+        """What the records of a finished run say, else what the run said itself, or what its records say so far."""
+        said, comparison = self.summary.get("verdict"), self.comparison()
+        if comparison is not None and comparison.final and self.summary.get("learned") is not False:
+            return comparison.verdict() + self._beside()
         if said:
             return str(said)
-        comparison = self.comparison()
         progress = f"{self.steps:,} of {self.budget:,} steps" if self.budget else f"{self.steps:,} steps"
         if comparison is None:
             return f"{progress}: nothing to compare yet"
-        if comparison.final:
-            return comparison.verdict()
         return f"not finished ({progress}); on the curve at step {comparison.step:,}: {comparison.verdict()}"
+
+    def _beside(self) -> str:
+        """What the run itself adds: what is left of the difference with as little noise, or against the untrained chain."""
+        steered, line = _at([row for row in self.evaluations if row.get("kind") == "final"], 1.0), ""
+        for kind in ("final quiet", "final start"):
+            rows = [row for row in self.evaluations if row.get("kind") == kind]
+            found = pair(rows, steered, final=True)
+            if found is not None:
+                name = FROM_CHAIN if kind == "final start" else with_noise(float(rows[-1]["noise_scale"]))
+                line += against_line(found.frozen["return"], found.steered["return"], name)
+        return line
 
     @property
     def run_settings(self) -> dict[str, Any]:
@@ -298,20 +262,12 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
     return groups
 
 
-def column_interval(what: str, values: Array) -> Interval:
-    """(mean, low, high) at 95 %: Wilson for success, bootstrap for the rest."""
-    if what.startswith("success"):
-        said = values[~np.isnan(values)]
-        return wilson(int(said.sum()), len(said))
-    return bootstrap_mean(values)
-
-
 def evaluation_points(run: RunData, what: str) -> list[tuple[int, Array]]:
     """Points of the learning curve: (step, [E] values), in the order of steps; points without a value are left out."""
     points: dict[int, dict[Any, Row]] = {}
     for row in run.curve():  # a run whose budget was enlarged has played the old end's episodes twice
         points.setdefault(int(row["step"]), {})[row.get("seed"), row.get("episode")] = row
-    found = [(step, _numbers(list(points[step].values()), what)) for step in sorted(points)]
+    found = [(step, numbers(list(points[step].values()), what)) for step in sorted(points)]
     return [(step, values) for step, values in found if not np.isnan(values).all()]
 
 
@@ -370,25 +326,8 @@ def silence_is_failure(runs: Sequence[RunData]) -> None:
                 row[key] = 0.0 if row.get(key) is None else row[key]
 
 
-def _pair(frozen: list[Row], steered: list[Row], *, final: bool) -> Comparison | None:
-    """Match episodes by (evaluation seed, number); the later record of an episode counts."""
-    before, after = ({(row["seed"], row["episode"]): row for row in side} for side in (frozen, steered))
-    shared = sorted(before.keys() & after.keys())
-    if not shared:
-        return None
-    sides = [
-        {what: _numbers([side[key] for key in shared], what) for what in ("return", "success", "success_at_end", "length")}
-        for side in (before, after)
-    ]
-    return Comparison(max(int(row["step"]) for row in steered), final, sides[0], sides[1])
-
-
 def _at(rows: list[Row], scale: float) -> list[Row]:
     return [row for row in rows if row.get("scale") == scale]
-
-
-def _numbers(rows: Sequence[Row], key: str) -> Array:
-    return np.array([math.nan if row.get(key) is None else row[key] for row in rows], np.float64)
 
 
 def _flat(run: RunData) -> dict[str, Any]:

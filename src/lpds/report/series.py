@@ -10,8 +10,9 @@ from scipy.stats import chi
 
 from lpds.recent import MEMORY
 from lpds.report.acting import action_samples, shift_sizes
+from lpds.report.paired import Array, column_interval
 from lpds.report.panels import FigureData, Level, Panel, Series
-from lpds.report.read import Array, Group, RunData, column_interval, evaluation_points
+from lpds.report.read import Group, RunData, evaluation_points
 from lpds.stats import Interval, mean_over_seeds, share_over_seeds
 
 DOTS = 400
@@ -205,7 +206,17 @@ def _by_step(seeds: Sequence[tuple[Array, Array]], interval: float) -> Array:
 
 
 def _trust(groups: Sequence[Group]) -> FigureData:
-    sums = [Level(name, budget) for name, budget in _budgets(groups)]
+    # a residual on the action is in another unit, and its budget is no divergence
+    moved = {index for index, group in enumerate(groups) if all(_shifts_action(run) for run in group.runs)}
+    sums, others = (
+        [Level(name, budget) for name, budget in _budgets([g for i, g in enumerate(groups) if (i in moved) == on_action])]
+        for on_action in (False, True)
+    )
+
+    def shown(key: str, *, on_action: bool = False) -> list[Series]:
+        return [series for series in _metric(groups, key) if (series.group in moved) == on_action]
+
+    at_the_time = ", as it is at the time" if any(run.budget_grows for group in groups for run in group.runs) else ""
     nats = _nats(groups)
     law = "N(Δ, I)" if all(run.noise_scale == 1.0 for group in groups for run in group.runs) else "N(Δ, k² I)"
     quantiles, why = _quantiles(groups)
@@ -215,12 +226,17 @@ def _trust(groups: Sequence[Group]) -> FigureData:
         "states of the replay (where none is kept, over some of the warm-up), under the policy as last saved."
     )
     panels = [
-        Panel("mean of ‖Δ(s)‖² over states", _metric(groups, "delta_sq_mean"), sums, from_zero=True),
-        Panel("95th percentile of ‖Δ(s)‖²", _metric(groups, "delta_sq_p95"), sums, from_zero=True),
-        Panel("share of states beyond δ", _metric(groups, "delta_sq_beyond"), percent=True),
+        Panel("mean of ‖Δ(s)‖² over states", shown("delta_sq_mean"), sums, from_zero=True),
+        Panel("95th percentile of ‖Δ(s)‖²", shown("delta_sq_p95"), sums, from_zero=True),
+        Panel(f"share of states beyond δ{at_the_time}", shown("delta_sq_beyond"), percent=True),
         Panel(f"KL({law} ‖ N(0, I)), nats", _metric(groups, "kl_nats"), nats, from_zero=True),
         Panel("quantiles of ‖Δ(s)‖² over states", quantiles, sums, "share of states below, %", from_zero=True),
+        Panel("mean of ‖Δ(s)‖², Δ on the action", shown("delta_sq_mean", on_action=True), others, from_zero=True),
+        Panel("95th percentile of ‖Δ(s)‖², Δ on the action", shown("delta_sq_p95", on_action=True), others, from_zero=True),
     ]
+    if moved:
+        named = ", ".join(group.label for i, group in enumerate(groups) if i in moved)
+        why.append(f"Of {named}: Δ shifts the decoded action, in normalised action units, so its δ is no divergence.")
     return FigureData("trust-region", "Trust region", " ".join([caption, *why]), panels)
 
 
@@ -228,7 +244,7 @@ def _quantiles(groups: Sequence[Group]) -> tuple[list[Series], list[str]]:
     levels = np.arange(1.0, 100.0)
     series, why = [], []
     for index, group in enumerate(groups):
-        sizes = [shift_sizes(run) for run in group.runs]
+        sizes = [shift_sizes(run) for run in group.runs if not _shifts_action(run)]
         told = [values for values in sizes if not isinstance(values, str)]
         reasons = dict.fromkeys(reason for reason in sizes if isinstance(reason, str))
         why += [f"No quantiles for {group.label}: {reason}." for reason in reasons]
@@ -378,6 +394,10 @@ def _nats(groups: Sequence[Group]) -> list[Level]:
 def _shifts_noise(run: RunData) -> bool:
     """Whether its delta is a divergence: that of a residual on the action is none."""
     return bool(np.isfinite(run.column("kl_nats")[1]).any()) or not run.metrics
+
+
+def _shifts_action(run: RunData) -> bool:
+    return run.budget_sq is not None and not _shifts_noise(run)
 
 
 def _budgets(groups: Sequence[Group]) -> list[tuple[str, float]]:

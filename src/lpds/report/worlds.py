@@ -55,8 +55,9 @@ def _worlds(runs: Sequence[RunData]) -> list[list[RunData]]:
 
 
 def _frozen_returns(run: RunData) -> dict[tuple[str, int, int], float]:
-    """By the frozen policy, the evaluation's seed and the episode: what it returned."""
+    """By the frozen policy, the evaluation's seed and the episode: what it returned, with all of the noise."""
     decoder = run.config.get("decoder", {})
     name = str(decoder.get("fingerprint") or decoder.get("name"))
-    rows = [row for row in run.evaluations if row.get("scale") == 0.0 and row.get("return") is not None]
+    whole = [row for row in run.evaluations if row.get("scale") == 0.0 and row.get("noise_scale", 1.0) == 1.0]
+    rows = [row for row in whole if row.get("return") is not None]
     return {(name, int(row["seed"]), int(row["episode"])): float(row["return"]) for row in rows}

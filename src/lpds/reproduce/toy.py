@@ -111,6 +111,11 @@ def reproduce_toy(
         raise LpdsError(f"seeds and rollouts must be at least 1, not {seeds} and {rollouts}")
     settings = {**GRID, "steps": steps, **(changes or {})}
     decoder = load_decoder(resolve("task", TASKS, "toy").decoder)
+    cells = [("lpds", f"delta{delta:g}", {"delta": float(delta)}) for delta in sorted(deltas)]
+    cells += [(rival, rival, EQUAL) for rival in rivals]
+    for method, name, own in cells:  # a folder that cannot be used is told before hours of roll-outs
+        for seed in range(seeds):
+            _found(out / "runs" / name / f"seed{seed}", {**settings, **own, "seed": seed}, method)
     say(f"frozen policy: {rollouts} roll-outs")
     frozen = roll_out(BasePolicy(), decoder, episodes=rollouts, seed=ROLLOUT_SEED, scale=0.0)
     points = [Point(0.0, [0], [frozen], "frozen")]
@@ -160,8 +165,8 @@ def reproduce_toy(
 # -- runs ------------------------------------------------------------------------------------------------------------
 
 
-def _ensure_run(folder: Path, settings: dict[str, Any], method: str = "lpds") -> str:
-    """Have a finished run with these settings in the folder; say how it came about."""
+def _found(folder: Path, settings: dict[str, Any], method: str) -> bool:
+    """Whether the folder holds a run with these settings; another run there is an error."""
     preset = resolve("task", TASKS, "toy")
     run, chosen = resolve_settings(preset, method, settings)
     wanted = (to_json(run), to_json(chosen), load_decoder(preset.decoder).fingerprint)
@@ -174,6 +179,12 @@ def _ensure_run(folder: Path, settings: dict[str, Any], method: str = "lpds") ->
         same = False
     if not same and (folder / "config.json").is_file():
         raise LpdsError(f"{folder} is a run with other settings or another decoder: choose another --out, or remove it")
+    return same
+
+
+def _ensure_run(folder: Path, settings: dict[str, Any], method: str = "lpds") -> str:
+    """Have a finished run with these settings in the folder; say how it came about."""
+    same = _found(folder, settings, method)
     if same and (folder / "summary.json").is_file() and (folder / "policy").is_dir():
         return "finished before"
     done = resume(folder, quiet=True) if same else steer("toy", method, out=folder, quiet=True, **settings)

@@ -10,7 +10,7 @@ from typing import Any
 from lpds.decoders.base import BaseDecoder
 from lpds.decoders.store import WEIGHTS, open_decoder
 from lpds.errors import LpdsError, one_line, unknown_name
-from lpds.registry import DECODER_FORMS, DECODER_SCHEMES, TASKS, resolve
+from lpds.registry import DECODER_FILES, DECODER_FORMS, DECODER_SCHEMES, TASKS, resolve
 
 FOLDER = Path(__file__).parent
 
@@ -45,7 +45,7 @@ def load_decoder(reference: str | os.PathLike[str], **options: Any) -> BaseDecod
         raise LpdsError(f"decoder {reference!r}: {str(error).split('() ')[-1]}") from None
     # a run must find the files again from wherever it is resumed
     kept = {key: value for key, value in options.items() if key not in decoder.secrets}
-    files = {key for key, value in kept.items() if key == "normalization" or (key == "tokenizer" and Path(value).is_dir())}
+    files = {key for key, value in kept.items() if key in DECODER_FILES and Path(str(value)).exists()}
     decoder.options = {key: str(Path(value).resolve()) if key in files else value for key, value in kept.items()}
     return decoder
 

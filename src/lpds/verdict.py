@@ -1,0 +1,48 @@
+"""What a run says of itself in a line."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from lpds.stats import FEWEST_PAIRS, Interval, brackets, paired_difference, told, told_apart
+
+FROM_CHAIN = "the untrained chain that it starts from"
+
+
+def verdict_line(returns: tuple[float, float], success: tuple[float, float] | None, difference: Interval, pairs: int) -> str:
+    """Say in one line how the steered policy compares with the frozen one.
+
+    Args:
+        returns: mean return of the frozen and of the steered policy.
+        success: their success rates, if the environment has any.
+        difference: paired, of the return: (mean, low, high).
+        pairs: E, episodes that both played.
+    """
+    words = {
+        1: "BETTER than the frozen policy",
+        -1: "WORSE than the frozen policy: do not use it",
+        0: "not told apart from the frozen policy",
+    }
+    word = words[told_apart(difference, pairs)]
+    if pairs < FEWEST_PAIRS:
+        word += f" (fewer than {FEWEST_PAIRS} episodes cannot)"
+    frozen, steered = told(returns)
+    parts = [f"frozen {frozen}, steered {steered} over {pairs} episodes"]
+    if success is not None:
+        parts.append(f"success {success[0]:.0%} -> {success[1]:.0%}")
+    mean, low, high = told(difference, sign=True)
+    return f"{'; '.join(parts)}; paired difference {mean}{brackets(low, high)}: {word}"
+
+
+def with_noise(noise_scale: float) -> str:
+    """The frozen policy with as little noise as the steered one."""
+    return f"the frozen policy with {noise_scale:.3g} of its noise, too"
+
+
+def against_line(other: npt.ArrayLike, steered: npt.ArrayLike, name: str) -> str:
+    """What is left of a difference where the frozen policy has what the steered one has: the end of a verdict."""
+    found = paired_difference(other, steered)
+    mean, low, high = told(found, sign=True)
+    word = {1: "better", -1: "WORSE", 0: "not told apart"}[told_apart(found, np.size(other))]
+    return f"; against {name}, {mean}{brackets(low, high)}: {word}"
