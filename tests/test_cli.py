@@ -134,7 +134,7 @@ def test_steer_eval_report_and_resume_with_a_larger_budget(capsys, tmp_path):
     assert [(row["scale"], row["noise_scale"]) for row in rows] == [(0.0, 1.0), (0.0, 0.5), (1.0, 0.5)]
 
     assert main(["eval", str(run), "--ddim-steps", "3"]) == 2
-    assert "is a run, which knows its decoder: ddim_steps" in capsys.readouterr().err
+    assert "is a run, which knows its decoder: --ddim-steps" in capsys.readouterr().err
 
     assert main(["resume", str(run), "--steps", "1200", "--quiet"]) == 0
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]

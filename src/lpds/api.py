@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import fields
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +19,19 @@ from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
 from lpds.errors import LpdsError, one_line, unknown_name
 from lpds.evaluation import EvalReport, evaluate_policy
-from lpds.files import check_writable, how_to_resume, locked, read_object, write_json
+from lpds.files import locked, write_json
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
 from lpds.passport import decoder_facts, make_passport
 from lpds.policy import RunFolder, SteeredPolicy, find_decoder, folder_of, load_policy
 from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
+from lpds.run_folder import check_room, make_room, read_config
 from lpds.session import Run, at_home, build_learner, build_runner, drive, read_demonstrations
 from lpds.threads import kept_threads
 from lpds.types import Decoder
 from lpds.zoo import load_decoder
 
 FORMAT_VERSION = 1
-CONFIG_KEYS = {"task": str, "method": str, "env": object, "env_name": str, "decoder": dict, "run": dict, "settings": dict}
-
-RUN_CONTENTS = (
-    *("config.json", "passport.json", "summary.json", "metrics.jsonl", "episodes.jsonl", "eval.jsonl", "states.safetensors"),
-    *("checkpoint", "policy", "tensorboard", "report.html", "figures", "*.mp4", "*.gif", ".*.tmp"),
-)
-"""What a run folder holds of its own, and what is made from it; ``overwrite`` takes a folder of nothing else."""
 
 
 @kept_threads()
@@ -88,7 +80,7 @@ def steer(
     name = chosen.name.replace(":", "-")
     folder = Path(out) if out is not None else Path("runs") / f"{name}-{method}-seed{run_settings.seed}"
     _check_env(chosen_env, frozen)
-    _check_room(folder, overwrite)
+    check_room(folder, overwrite)
     device = _device(run_settings.device)
     learner, generator = build_learner(run_settings, method, method_settings, frozen, device)
     rows = read_demonstrations(run_settings, method, learner, frozen, chosen_env)
@@ -107,7 +99,7 @@ def steer(
                 f"WARNING: decoder {frozen.name!r} gives the same actions for different noises, so there is nothing to steer: "
                 "start its sampler from the w that it is given"
             )
-        _make_room(folder, overwrite)  # only now that nothing else stands against the run
+        make_room(folder, overwrite)  # only now that nothing else stands against the run
         with locked(folder):
             config = {
                 "format_version": FORMAT_VERSION,
@@ -322,57 +314,6 @@ def resolve_settings(
     return override(RunSettings, preset.run, getattr(kind, "run_defaults", {}), named.run_of(preset.name), for_run), override(
         kind, shared, own, for_method
     )
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved configuration of a run folder.
-
-    Raises:
-        LpdsError: there is none, or it is broken.
-    """
-    try:
-        return read_object(folder / "config.json", "a run", CONFIG_KEYS)
-    except FileNotFoundError:
-        raise LpdsError(f"no run in {folder} (config.json is missing)") from None
-
-
-def _check_room(folder: Path, overwrite: bool) -> bool:
-    """Whether a folder has a run that is to go; one that may not is refused."""
-    if folder.is_file():
-        raise LpdsError(f"run folder {folder} is a file: choose another")
-    # a kill while config.json was written leaves its temporary file, and nothing that could be lost
-    if not folder.exists():
-        check_writable(folder)
-        return False
-    if all(path.match(".config.json.*.tmp") for path in folder.iterdir()):
-        return False
-    if not overwrite:
-        begun = (folder / "config.json").is_file()
-        rest = f", pass --overwrite, or go on: {how_to_resume(folder)}" if begun else ""
-        raise LpdsError(f"run folder {folder} exists{'' if begun else ' and holds no run'}: choose another{rest}")
-    try:
-        read_config(folder)
-    except LpdsError as error:  # a policy's folder has a config.json, too
-        raise LpdsError(f"{folder} is not empty and holds no run ({error}): it is not overwritten") from None
-    others = sorted(path.name for path in folder.iterdir() if not _of_a_run(path.name))
-    if others:
-        named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        raise LpdsError(f"{folder} holds {named} beside its run: move that away, or choose another --out; nothing was deleted")
-    return True
-
-
-def _of_a_run(name: str) -> bool:
-    """Whether a run, or what is made of it, has a file or folder of this name."""
-    return any(fnmatch(name, pattern) for pattern in RUN_CONTENTS)
-
-
-def _make_room(folder: Path, overwrite: bool) -> None:
-    """Make an empty folder; only what is a run folder is ever cleared for it."""
-    clear, place = _check_room(folder, overwrite), folder.resolve()  # a link to another disk stays one
-    if clear:
-        with locked(place):
-            shutil.rmtree(place)
-    place.mkdir(parents=True, exist_ok=True)
 
 
 def _as_decoder(decoder: Decoder | str) -> Decoder:

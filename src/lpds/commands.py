@@ -77,7 +77,7 @@ def do_resume(arguments: argparse.Namespace) -> int:
 
 
 def _finish(run: Any) -> int:
-    from lpds.api import read_config
+    from lpds.run_folder import read_config
     from lpds.tell import keeps_all_noise, table
 
     if run.frozen is not None and run.steered is not None:
@@ -101,12 +101,13 @@ def do_eval(arguments: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from lpds.api import evaluate, read_config
+    from lpds.api import evaluate
     from lpds.errors import LpdsError
     from lpds.evaluation import seed_ignored, silence_is_failure
     from lpds.files import how_to_resume
     from lpds.log import finite
     from lpds.policy import load_policy
+    from lpds.run_folder import read_config
     from lpds.stats import FEWEST_PAIRS
     from lpds.tell import differences, table, what_noise_decides
     from lpds.zoo import environment_of

@@ -227,8 +227,8 @@ def copy_evidence(run: Path, target: Path) -> None:
 
 def _check_settings(cell: Cell, out: Path) -> None:
     """Refuse a run folder that was made with other settings: its figures would be told under this cell's name."""
-    from lpds.api import read_config
     from lpds.config import to_json
+    from lpds.run_folder import read_config
     from lpds.session import at_home
 
     folder = out / cell.path

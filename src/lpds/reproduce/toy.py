@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lpds.api import read_config, resolve_settings, resume, steer
+from lpds.api import resolve_settings, resume, steer
 from lpds.config import from_json, to_json
 from lpds.errors import LpdsError
 from lpds.files import write_atomically, write_json
@@ -28,6 +28,7 @@ from lpds.policy import load_policy
 from lpds.registry import TASKS, resolve
 from lpds.reproduce.paths import COVERED, Rollouts, mode_entropy, roll_out
 from lpds.reproduce.toy_figure import write_figure
+from lpds.run_folder import read_config
 from lpds.stats import Interval, bootstrap_mean, mean_over_seeds
 from lpds.zoo import load_decoder
 

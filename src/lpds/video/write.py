@@ -13,13 +13,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from lpds.api import evaluate, read_config
+from lpds.api import evaluate
 from lpds.envs.build import EnvLike, environment_factory
 from lpds.errors import LpdsError, one_line
 from lpds.evaluation import EvalReport
 from lpds.policy import SteeredPolicy, load_policy
 from lpds.random import episode_seed
 from lpds.registry import TASKS, resolve
+from lpds.run_folder import read_config
 from lpds.types import Decoder
 from lpds.video.backend import choose_backend, no_backend
 from lpds.video.frames import FASTEST, file_kind, load_writers, open_film, pairs

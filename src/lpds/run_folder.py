@@ -1,0 +1,70 @@
+"""A run's folder: what it holds, whether a run may go there, and what its config.json says."""
+
+from __future__ import annotations
+
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from lpds.errors import LpdsError
+from lpds.files import check_writable, how_to_resume, locked, read_object
+
+CONFIG_KEYS = {"task": str, "method": str, "env": object, "env_name": str, "decoder": dict, "run": dict, "settings": dict}
+
+RUN_CONTENTS = (
+    *("config.json", "passport.json", "summary.json", "metrics.jsonl", "episodes.jsonl", "eval.jsonl", "states.safetensors"),
+    *("checkpoint", "policy", "tensorboard", "report.html", "figures", "*.mp4", "*.gif", ".*.tmp"),
+)
+"""What a run folder holds of its own, and what is made from it; ``overwrite`` takes a folder of nothing else."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved configuration of a run folder.
+
+    Raises:
+        LpdsError: there is none, or it is broken.
+    """
+    try:
+        return read_object(folder / "config.json", "a run", CONFIG_KEYS)
+    except FileNotFoundError:
+        raise LpdsError(f"no run in {folder} (config.json is missing)") from None
+
+
+def check_room(folder: Path, overwrite: bool) -> bool:
+    """Whether a folder has a run that is to go; one that may not is refused."""
+    if folder.is_file():
+        raise LpdsError(f"run folder {folder} is a file: choose another")
+    # a kill while config.json was written leaves its temporary file, and nothing that could be lost
+    if not folder.exists():
+        check_writable(folder)
+        return False
+    if all(path.match(".config.json.*.tmp") for path in folder.iterdir()):
+        return False
+    if not overwrite:
+        begun = (folder / "config.json").is_file()
+        rest = f", pass --overwrite, or go on: {how_to_resume(folder)}" if begun else ""
+        raise LpdsError(f"run folder {folder} exists{'' if begun else ' and holds no run'}: choose another{rest}")
+    try:
+        read_config(folder)
+    except LpdsError as error:  # a policy's folder has a config.json, too
+        raise LpdsError(f"{folder} is not empty and holds no run ({error}): it is not overwritten") from None
+    others = sorted(path.name for path in folder.iterdir() if not _of_a_run(path.name))
+    if others:
+        named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        raise LpdsError(f"{folder} holds {named} beside its run: move that away, or choose another --out; nothing was deleted")
+    return True
+
+
+def _of_a_run(name: str) -> bool:
+    """Whether a run, or what is made of it, has a file or folder of this name."""
+    return any(fnmatch(name, pattern) for pattern in RUN_CONTENTS)
+
+
+def make_room(folder: Path, overwrite: bool) -> None:
+    """Make an empty folder; only what is a run folder is ever cleared for it."""
+    clear, place = check_room(folder, overwrite), folder.resolve()  # a link to another disk stays one
+    if clear:
+        with locked(place):
+            shutil.rmtree(place)
+    place.mkdir(parents=True, exist_ok=True)
