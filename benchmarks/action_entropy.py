@@ -3,8 +3,9 @@
     python benchmarks/action_entropy.py results/hopper/{lpds,golden-ticket,dsrl-na,dppo} --out results/action-entropy
 
 Each folder holds the runs seed0, seed1 ... of one method on one task. At 64 states of the warm-up, those of the task's
-first run that kept any, and 128 noises each, the same for all: the mean over states of the entropy (nats, k = 3) of the
-first action of the chunk. Intervals are Student's over seeds.
+first run that kept so many (a golden ticket keeps four resets), and 128 noises each, the same for all: the mean over states
+of the entropy (nats, k = 3) of the first action of the chunk. Intervals are Student's over seeds. What acts by the decoder's
+whole chain is set against the untrained chain, too, where a task's ``base+chain`` is among the folders.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import torch
 from safetensors.torch import load_file
 
 import lpds
-from lpds.diagnose import action_entropy, frozen_entropy
+from lpds.diagnose import SAMPLES, SHOWN, action_entropy, frozen_entropy
 from lpds.files import write_atomically, write_json
+from lpds.report.read import read_runs
 from lpds.stats import crossed_mean
 
 
@@ -35,8 +37,9 @@ def main() -> None:
     places: dict[str, tuple[str, torch.Tensor]] = {}
     for run in (run for several in runs.values() for run in several if (run / "states.safetensors").is_file()):
         config = json.loads((run / "config.json").read_text())
-        if config["task"] not in places:
-            places[config["task"]] = (config["decoder"]["fingerprint"], load_file(run / "states.safetensors")["obs"])
+        states = load_file(run / "states.safetensors")["obs"]
+        if config["task"] not in places and len(states) == SHOWN:
+            places[config["task"]] = (config["decoder"]["fingerprint"], states)
     rows: list[dict[str, Any]] = []
     for folder, several in runs.items():
         found, frozen = [], []
@@ -44,7 +47,7 @@ def main() -> None:
             learned = lpds.load_policy(run)
             decoder, task = learned.decoder, json.loads((run / "config.json").read_text())["task"]
             if task not in places:
-                raise SystemExit(f"no run of {task} that is given keeps states of the warm-up")
+                raise SystemExit(f"no run of {task} that is given keeps {SHOWN} states of the warm-up")
             fingerprint, states = places[task]
             if decoder.fingerprint != fingerprint:
                 raise SystemExit(f"{run} steers another decoder than the first run of {task}")
@@ -55,7 +58,8 @@ def main() -> None:
             raise SystemExit(f"{folder} holds no runs")
         mean, *bounds = crossed_mean(np.array(found)[:, None]) if len(found) > 1 else (found[0], None, None)
         row = {"task": task, "method": folder.name, "frozen": frozen[0], "by_seed": found, "difference": [mean, *bounds]}
-        rows.append(row | {"states": len(states)})
+        chain = "base+chain" if read_runs([several[0]])[0].acts_by_chain else None
+        rows.append(row | {"states": len(states), "from": chain})
         print(f"{task} {folder.name}: {mean:+.2f} nats", flush=True)
     write_json(arguments.out / "summary.json", {"format_version": 1, "rows": rows})
     lines = [
@@ -63,18 +67,23 @@ def main() -> None:
         "",
         f"`python benchmarks/action_entropy.py {' '.join(map(str, arguments.folders))} --out {arguments.out}`",
         "",
-        "k-NN entropy (k = 3, nats) of the first action of the chunk at 64 states of the warm-up, less that of the frozen",
-        "policy at the same states under the same 128 noises; of more than four action dimensions in the frozen policy's",
-        "four leading components. Each seed's own in brackets; the interval is Student's over seeds.",
+        f"k-NN entropy (k = 3, nats) of the first action of the chunk at {SHOWN} states of the warm-up, less that of the",
+        f"frozen policy at the same states under the same {SAMPLES} noises; of more than four action dimensions in the frozen",
+        "policy's four leading components. Each seed's own in brackets; the interval is Student's over seeds.",
         "",
-        "| task | method | frozen | learned less frozen |",
-        "|---|---|---|---|",
+        "What acts by the decoder's whole chain is set against its untrained chain, too.",
+        "",
+        "| task | method | frozen | learned less frozen | less the untrained chain |",
+        "|---|---|---|---|---|",
     ]
+    untrained = {row["task"]: row["difference"][0] for row in rows if row["method"] == "base+chain"}
     for row in rows:
         mean, low, high = row["difference"]
         text = f"{mean:+.2f}" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
         each = ", ".join(f"{value:+.2f}" for value in row["by_seed"])
-        lines.append(f"| {row['task']} | {row['method']} | {row['frozen']:.2f} | {text} ({each}) |")
+        own = row["from"] is not None and row["method"] != "base+chain" and row["task"] in untrained
+        left = f"{mean - untrained[row['task']]:+.2f}" if own else ""
+        lines.append(f"| {row['task']} | {row['method']} | {row['frozen']:.2f} | {text} ({each}) | {left} |")
     write_atomically(arguments.out / "README.md", lambda stream: stream.write(("\n".join(lines) + "\n").encode()))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import numpy as np
 from lpds.config import RunSettings, to_json
 from lpds.files import write_atomically
 from lpds.log import read_json_lines
+from lpds.registry import METHOD_SETTINGS, resolve
 from lpds.stats import area_under_curve, bootstrap_mean
 
 KEPT = ("config.json", "eval.jsonl")
@@ -30,7 +32,8 @@ def settings(run: Path) -> dict[str, object]:
     """Settings of a run that a user can change, by name."""
     config = json.loads((run / "config.json").read_text())
     # a run from before a setting existed had its default
-    found = {**to_json(RunSettings()), **config["run"], **config["settings"], "method": config["method"]}
+    defaults = {**to_json(RunSettings()), **to_json(resolve("method", METHOD_SETTINGS, config["method"])())}
+    found = {**defaults, **config["run"], **config["settings"], "method": config["method"]}
     return {key: value for key, value in found.items() if key not in ("steps",)}
 
 
@@ -54,11 +57,12 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="folder of run folders; one is called base")
     parser.add_argument("out", type=Path, help="where the table and what it was made from go")
     arguments = parser.parse_args()
-    finished = {run.parent.name: run.parent for run in sorted(arguments.runs.glob("*/summary.json"))}
+    finished = {run.parent.name: run.parent for run in sorted(arguments.runs.glob("*/config.json"))}
     base = settings(finished["base"])
-    # the order of the table: base first, then by area
+    # the order of the table: base first, then by area; a run that was stopped has none, and comes last
     areas = {name: area_under_curve(*map(list, zip(*curve(run).items(), strict=True))) for name, run in finished.items()}
-    order = sorted(finished, key=lambda name: (name != "base", -areas[name]))
+    areas |= {name: math.nan for name, run in finished.items() if not last(run, 1.0)}
+    order = sorted(finished, key=lambda name: (name != "base", math.isnan(areas[name]), -areas[name]))
     steps = list(curve(finished["base"]))
     config = json.loads((finished["base"] / "config.json").read_text())
     task, preset = config["task"], f"--preset {config['preset']} " if config["preset"] else ""
@@ -77,10 +81,11 @@ def main() -> None:
         run = finished[name]
         changed = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in settings(run).items() if base.get(k) != v)
         mean, low, high = bootstrap_mean(last(run, 1.0))
+        end = ["stopped", "-"] if math.isnan(mean) else [f"{areas[name]:.0f}", f"{mean:.0f} [{low:.0f}, {high:.0f}]"]
         points = curve(run)
         cells = [f"`{changed}`" if changed else "nothing"]
-        cells += [f"{value:.0f}" for value in points.values()]
-        lines.append("| " + " | ".join([*cells, f"{areas[name]:.0f}", f"{mean:.0f} [{low:.0f}, {high:.0f}]"]) + " |")
+        cells += [f"{value:.0f}" for value in points.values()] + ["-"] * (len(steps) - len(points))
+        lines.append("| " + " | ".join([*cells, *end]) + " |")
         target = arguments.out / name
         target.mkdir(parents=True, exist_ok=True)
         for file in KEPT:

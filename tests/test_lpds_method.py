@@ -509,8 +509,23 @@ def test_metrics_are_in_reward_units():
         ({}, {"shift_rank", "kept_next", "eval_noise_updates"}),
         ({"shift_form": "lowrank", "shift_rank": 1, "target_actions": "kept", "eval_noise_scale": 0.5}, set()),
         ({"dual": "fixed"}, {"shift_rank", "kept_next", "eval_noise_updates", "dual_step"}),
-        ({"dual": "off"}, {"shift_rank", "kept_next", "eval_noise_updates", "dual_step", "alpha_init", "delta"}),
-        ({"dual": "off", "state_cap": 2.0}, {"shift_rank", "kept_next", "eval_noise_updates", "dual_step", "alpha_init"}),
+        (
+            {"dual": "off"},
+            {
+                "shift_rank",
+                "kept_next",
+                "eval_noise_updates",
+                "dual_step",
+                "alpha_init",
+                "delta",
+                "delta_unit",
+                "delta_updates",
+            },
+        ),
+        (
+            {"dual": "off", "state_cap": 2.0},
+            {"shift_rank", "kept_next", "eval_noise_updates", "dual_step", "alpha_init", "delta_updates"},
+        ),
     ],
 )
 def test_settings_that_others_leave_idle_are_named(changes, idle):

@@ -11,26 +11,34 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from scripted import TINY, identity_decoder, toy_decoder
 from test_collect import collector
 from test_report import make_run, write_rows
 
 import lpds
+from lpds.api import resolve_settings
 from lpds.checks import check_share
 from lpds.cli import main
 from lpds.decoders.store import save_decoder
+from lpds.diagnose import frozen_entropy
 from lpds.envs.build import make_env
 from lpds.envs.four_mode import FourMode
 from lpds.evaluation import EvalReport
 from lpds.grid import Cell, _check_settings, copy_evidence, grid_cells
 from lpds.methods.base import BasePolicy
+from lpds.pretrain.experts import Demonstrations
+from lpds.pretrain.rows import demonstration_rows
+from lpds.registry import TASKS, resolve
 from lpds.report import write_report
 from lpds.report.compare import compare
 from lpds.report.read import group_runs, read_runs
 from lpds.report.series import figures_of
 from lpds.reproduce import reproduce_toy
 from lpds.stats import share_difference
+from lpds.tasks import PRESETS
 from lpds.tell import differences
+from lpds.types import LatentSpec
 
 SHORT = {**TINY, "steps": 400, "eval_every": 0}
 
@@ -299,3 +307,80 @@ def test_a_count_that_is_no_whole_number_is_not_the_environments_fault(refused):
         make_env(FourMode, num_envs=2.0)
     with refused("scale must be in [0, 1], not '1'"):
         check_share("scale", "1")
+
+
+# -- rivals and presets ------------------------------------------------------------------------------------------------
+
+
+def presets():
+    named = ((method, name, preset) for method, found in PRESETS.items() for name, preset in found.items())
+    return [
+        (method, name, task) for method, name, preset in named for task in (preset.tasks or ("toy", "hopper", "adroit-pen"))
+    ]
+
+
+@pytest.mark.parametrize(("method", "name", "task"), presets())
+def test_every_preset_fits_its_method_on_every_task_that_it_is_for(method, name, task):
+    resolve_settings(resolve("task", TASKS, task), method, {}, PRESETS[method][name])
+
+
+def test_what_draws_more_noise_for_a_decision_meets_the_same_eps():
+    """So the frozen policy's entropy is one number, whose decisions draw one latent or several."""
+    met = []
+
+    class Draws(BasePolicy):
+        def __init__(self, draws):
+            self.draws = draws
+
+        def act(self, decoder, obs, eps, scale):
+            met.append(eps[:, 0])
+            return super().act(decoder, obs, eps[:, :1], scale)
+
+    states = torch.randn(3, 2)
+    entropies = {frozen_entropy(Draws(draws), toy_decoder(), states).entropy for draws in (1, 2, 21)}
+    assert len(entropies) == 1
+    assert all(torch.equal(eps, met[0]) for eps in met)
+
+
+def made_up(lengths=(5, 3), terminated=True):
+    steps = sum(lengths)
+    return Demonstrations(
+        obs=np.arange(2 * steps, dtype=np.float32).reshape(steps, 2),
+        actions=np.zeros((steps, 2), np.float32),
+        episode_lengths=np.asarray(lengths, np.int64),
+        episode_returns=np.zeros(len(lengths)),
+        episode_source=np.zeros(len(lengths), np.int64),
+        rewards=np.arange(1.0, steps + 1.0, dtype=np.float32),
+        final_obs=np.full((len(lengths), 2), -1.0, np.float32),
+        terminated=np.full(len(lengths), terminated),
+    )
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+def test_demonstrations_are_summed_over_n_steps_as_what_is_collected_is(terminated):
+    """By hand: decisions of one step, gamma 0.5, three of them or as many as the episode has left."""
+    data = made_up(terminated=terminated)
+    spec = LatentSpec((2,), (1, 2), (1, 2))
+    rows = demonstration_rows(data, spec, gamma=0.5, discount="exact", n_step=3)
+    starts = {0: (0, 5), 5: (5, 8)}
+    for row in range(8):
+        first, end = starts[0] if row < 5 else starts[5]
+        upto = min(row + 3, end)
+        assert float(rows["reward"][row]) == pytest.approx(sum(0.5 ** (i - row) * (i + 1.0) for i in range(row, upto)))
+        done = upto == end and terminated
+        assert float(rows["discount"][row]) == pytest.approx(0.0 if done else 0.5 ** (upto - row))
+        after = [-1.0, -1.0] if upto == end else data.obs[upto].tolist()
+        assert rows["next_obs"][row].tolist() == after
+        assert first <= row
+
+
+def test_demonstrations_that_go_on_after_success_are_no_company_for_episodes_that_do_not(tmp_path, refused):
+    for terminated in (False, True):
+        path = tmp_path / f"{terminated}.npz"
+        made_up(terminated=terminated).save(path)
+        settings = {**SHORT, "demos": str(path), "end_at_success": True}
+        if terminated:
+            assert lpds.steer("toy", out=tmp_path / "run", **settings).finished
+            continue
+        with refused("end_at_success", "2 of the 2 demonstrations are told to go on"):
+            lpds.steer("toy", out=tmp_path / "run", **settings)

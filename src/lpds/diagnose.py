@@ -62,9 +62,11 @@ def action_entropy(policy: Policy, decoder: Decoder, obs: Tensor, frozen: Frozen
 
 
 def _first_actions(policy: Policy, decoder: Decoder, obs: Tensor, scale: float) -> npt.NDArray[np.float32]:
-    """[S, SAMPLES, A] under the same noises for every state."""
+    """[S, SAMPLES, A] under the same noises for every state; the first draw, eps, is the same for every policy, too."""
     spec = decoder.spec
-    eps = torch.from_numpy(normal("probe", 7, shape=(SAMPLES, policy.draws, *spec.latent_shape))).to(obs.device)
+    first = normal("probe", 7, shape=(SAMPLES, 1, *spec.latent_shape))
+    further = normal("probe", 8, shape=(SAMPLES, policy.draws - 1, *spec.latent_shape))
+    eps = torch.from_numpy(np.concatenate([first, further], 1)).to(obs.device)
     rows, noises = obs.repeat_interleave(SAMPLES, 0), eps.repeat(len(obs), 1, 1, 1)
     # whole pictures in pieces of an evaluation's size: a thousand at once are gigabytes, and more than a server takes
     piece = PICTURES if decoder.spec.pictures else len(rows)

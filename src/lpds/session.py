@@ -121,12 +121,19 @@ def read_demonstrations(
     from lpds.pretrain.rows import demonstration_rows
 
     data = open_data(settings.demos)
+    cut = int((~data.terminated).sum()) if len(data.terminated) else 0
+    if settings.end_at_success and cut:
+        raise LpdsError(
+            f"end_at_success ends an episode for good at its first success, but {cut} of the {len(data.terminated)} "
+            "demonstrations are told to go on after their last step, where nothing would be learned: give one of the two up"
+        )
     rows = demonstration_rows(
         data,
         decoder.spec,
         gamma=settings.gamma,
         discount=settings.discount,
         reward_offset=settings.reward_offset,
+        n_step=settings.n_step,
     )
     one = make_env(env, 1, 1)
     try:

@@ -117,7 +117,13 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "dsrl-sac": {
         "released": Preset(
             run=_RELEASED_RUN,
-            by_task={task: {**found, "box": _RELEASED_BOXES.get(task, 1.5)} for task, found in _RELEASED_METHODS.items()},
+            by_task={
+                task: {
+                    **{key: value for key, value in found.items() if key != "distill_share"},  # it distils nothing
+                    "box": _RELEASED_BOXES.get(task, 1.5),
+                }
+                for task, found in _RELEASED_METHODS.items()
+            },
             run_by_task=_RELEASED_RUNS,
             tasks=tuple(_RELEASED_METHODS),
         ),

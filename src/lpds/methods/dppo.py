@@ -155,7 +155,7 @@ def value_loss(value: Tensor, target: Tensor, old: Tensor, clip: float) -> Tenso
 class DPPO(Learner[ChainPolicy]):
     """The learner: the chain's weights and a value network."""
 
-    ignores = ("updates_per_decision", "batch_size", "n_step")
+    ignores = ("updates_per_decision", "n_step")
     recalls = True
 
     def __init__(self, settings: DPPOSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:

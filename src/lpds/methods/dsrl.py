@@ -28,7 +28,7 @@ Facts of the released code, and where this differs from it:
 - *Warm-up.* Chunks of the frozen policy on N(0, I), stored with eps / b; its SAC clips those to the box, also where they
   act, which would be another frozen policy here. With ``warmup_fits`` the critics are first fitted
   to its returns (and Q^W distilled), the actor and the temperature left alone; the released code does no such fit.
-- *Options* that it lacks: ``temperature`` fixed, several ``distill_noises``, ``deterministic_eval``.
+- *Options* that it lacks, or leaves off: ``temperature`` fixed, several ``distill_noises``, ``deterministic_eval``.
 """
 
 from __future__ import annotations

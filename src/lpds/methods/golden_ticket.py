@@ -35,7 +35,7 @@ class TicketPolicy(LatentPolicy):
         self.ticket = ticket
 
     def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
-        """``sqrt(1 - scale^2) eps + scale ticket``, whose variance does not change with the scale."""
+        """``sqrt(1 - scale^2) eps + scale ticket``, whose mean square norm stays where the ticket has the prior's."""
         if scale == 0.0:
             return eps
         return math.sqrt(1.0 - scale**2) * eps + scale * self.ticket

@@ -365,7 +365,8 @@ def _idle(c: LPDSSettings, kept: bool) -> tuple[str, ...]:
         "eval_noise_updates": c.eval_noise_scale == 1.0,
         "dual_step": c.dual != "adaptive",
         "alpha_init": c.dual == "off",
-        "delta": c.dual == "off" and math.isinf(c.state_cap),
+        **dict.fromkeys(("delta", "delta_unit"), c.dual == "off" and math.isinf(c.state_cap)),
+        "delta_updates": c.dual == "off",
     }
     return tuple(name for name, is_idle in idle.items() if is_idle)
 

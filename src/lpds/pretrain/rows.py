@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,9 +14,11 @@ from lpds.errors import LpdsError
 from lpds.pretrain.experts import Demonstrations
 from lpds.types import LatentSpec
 
+Array = npt.NDArray[np.float32]
+
 
 def demonstration_rows(
-    data: Demonstrations, spec: LatentSpec, *, gamma: float, discount: str, reward_offset: float = 0.0
+    data: Demonstrations, spec: LatentSpec, *, gamma: float, discount: str, reward_offset: float = 0.0, n_step: int = 1
 ) -> dict[str, Tensor]:
     """Cut every episode into decisions, one after another from its start.
 
@@ -28,6 +31,7 @@ def demonstration_rows(
         gamma: per primitive step.
         discount: chunk arithmetic by name.
         reward_offset: added to every executed primitive reward.
+        n_step: decisions of one episode that a row's reward and discount reach over, fewer before its end.
 
     Returns:
         obs, action, reward, discount, next_obs and over, [R, ...]; ``over`` is 1 everywhere, since these rows are no
@@ -65,6 +69,7 @@ def demonstration_rows(
     reward, factor = chunk_return(rewards, k, last & ended, gamma, discount, last & ~ended)
     following = data.obs[np.minimum(first + k, len(data.obs) - 1)]
     next_obs = np.where(last[:, None], data.final_obs[episode], following)
+    reward, factor, next_obs = _over_steps(n_step, reward, factor, next_obs, last)
     return {
         "obs": torch.from_numpy(data.obs[first]),
         "action": torch.from_numpy(data.actions[index].reshape(len(first), -1)),
@@ -73,3 +78,17 @@ def demonstration_rows(
         "next_obs": torch.from_numpy(next_obs.astype(np.float32)),
         "over": torch.ones(len(first)),
     }
+
+
+def _over_steps(
+    n_step: int, reward: Array, factor: Array, next_obs: Array, last: npt.NDArray[np.bool_]
+) -> tuple[Array, Array, Array]:
+    """What up to ``n_step`` rows of one episode come to from each of them, as the replay has it for what was collected."""
+    at, going = np.arange(len(reward)), ~last
+    total, discount = reward, factor
+    for _ in range(n_step - 1):
+        at = np.where(going, at + 1, at)
+        total = np.where(going, total + discount * reward[at], total)
+        discount = np.where(going, discount * factor[at], discount)
+        going = going & ~last[at]
+    return total, discount, next_obs[at]
