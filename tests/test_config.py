@@ -264,6 +264,7 @@ def test_a_named_preset_lies_between_the_task_and_the_caller(tmp_path, refused):
     assert (run.warmup_steps, run.discount, run.reward_scale, method.width, method.box) == (32_016, "dsrl", 1.0, 1024, 1.0)
     _, method = resolve_settings(WALKER2D, "lpds", {}, resolve_preset("quiet", "lpds"))
     assert (method.delta, method.noise_scale, method.eval_noise_scale, method.eval_noise_updates) == (2.0, 1.0, 0.3, 5000)
+    assert method.eval_average_updates == 2000
     with refused("unknown preset of lpds 'papr'", "paper"):
         resolve_preset("papr", "lpds")
     with refused("unknown preset of best-of-n 'paper'"):

@@ -73,8 +73,9 @@ def libero_90(number: int) -> Task:
 
 
 # ``--preset NAME``, by method. "paper": the plain loop of LP-DS, chunk 8 where such a decoder is shipped. "quiet": what is
-# evaluated and saved loses its noise over the first updates: more return on the gym tasks, one action a state
-# (docs/learning.md). "released": what DSRL's public code runs with, by task (on Transport it is SAC, elsewhere NA).
+# evaluated and saved loses most of its noise over the first updates, and is a mean of Delta's weights: more return on the gym
+# tasks, fewer ways (docs/learning.md). "released": what DSRL's public code runs with, by task (on Transport it is SAC,
+# elsewhere NA).
 _RELEASED_RUN = {"discount": "dsrl", "gamma": 0.99**0.25}
 _RELEASED_RUNS = {
     **{name: {"warmup_steps": 32_016, "updates_per_decision": 2.5} for name in ("hopper", "walker2d", "halfcheetah")},
@@ -107,7 +108,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             run_by_task={"hopper": {"gamma": 0.99**0.125}},  # 0.99 a decision, as elsewhere
             decoders={"hopper": "hopper-c8"},
         ),
-        "quiet": Preset(method={"eval_noise_scale": 0.3, "eval_noise_updates": 5_000}),
+        "quiet": Preset(method={"eval_noise_scale": 0.3, "eval_noise_updates": 5_000, "eval_average_updates": 2_000}),
     },
     "dsrl-na": {
         "released": Preset(
