@@ -175,8 +175,8 @@ def test_evidence_of_ones_own_code_opens_from_any_folder_below(tmp_path, monkeyp
         "decoder = lpds.wrap_decoder(lambda s, w: torch.tanh(w), obs_shape=(2,), latent_shape=(4, 2), action_shape=(4, 2), "
         "name='own')\n"
     )
-    Path("own.py").write_text(source)
-    folder = lpds.steer("toy", decoder="python:own.py:decoder", out="runs/own", **SHORT).folder
+    Path("reading_own.py").write_text(source)
+    folder = lpds.steer("toy", decoder="python:reading_own.py:decoder", out="runs/own", **SHORT).folder
     copy_evidence(folder, Path("kept/own"))
     monkeypatch.chdir(tmp_path / "kept")
     assert lpds.load_policy("own").decoder.name == "own"
