@@ -384,3 +384,27 @@ def test_demonstrations_that_go_on_after_success_are_no_company_for_episodes_tha
             continue
         with refused("end_at_success", "2 of the 2 demonstrations are told to go on"):
             lpds.steer("toy", out=tmp_path / "run", **settings)
+
+
+# -- a policy of one's own ---------------------------------------------------------------------------------------------
+
+
+def wrapped(act):
+    return lpds.wrap_decoder(act, obs_shape=(2,), latent_shape=(4, 2), action_shape=(4, 2), name="own")
+
+
+def test_a_wrong_shape_is_not_put_down_to_what_the_policy_was_shown():
+    for act, shown in ((lambda s, w: w.flatten(1), False), (lambda s, w: {"a": w}, False), (lambda s, w: w / [], True)):
+        with pytest.raises(lpds.LpdsError) as caught:
+            _ = wrapped(act).fingerprint
+        assert ("examples=" in str(caught.value)) is shown
+
+
+def test_what_a_deployed_policy_cannot_take_is_one_line(tmp_path, refused):
+    policy = lpds.load_policy(lpds.steer("toy", out=tmp_path / "run", **SHORT))
+    with refused("obs is no array of numbers"):
+        policy.act(torch.zeros(2, 2, requires_grad=True))
+    from lpds.deploy.decoder_server import DecoderServer
+
+    with refused("wrap it with lpds.wrap_decoder"):
+        DecoderServer(lambda s, w: w)

@@ -86,8 +86,12 @@ class SteeredPolicy:
             obs = {key: obs[key] for key in spec.obs_shape}
         try:
             arrays = as_arrays(obs)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:  # a tensor with a gradient, say
             raise LpdsError(f"obs is no array of numbers ({one_line(error)})") from None
+        rows = {key: len(value) for key, value in parts(arrays).items() if value.ndim}
+        if len(set(rows.values())) > 1 and min(value.ndim for value in parts(arrays).values()) > 1:
+            told = ", ".join(f"{key} {count}" for key, count in rows.items())
+            raise LpdsError(f"the parts of obs are batches of different sizes: {told}")
         found = {key: value.shape[1:] for key, value in parts(arrays).items()}
         pictures = {key: value.dtype == np.uint8 for key, value in parts(arrays).items()}
         single = min(value.ndim for value in parts(arrays).values()) < 2
@@ -218,7 +222,10 @@ def find_decoder(
         raise LpdsError(f"{what} does not say the {', '.join(lacking)} of its decoder")
     if given is None:
         if facts["reference"] is None:
-            raise LpdsError(f"{what} belongs to the wrapped decoder {facts['name']!r}: pass it as decoder=")
+            raise LpdsError(
+                f"{what} belongs to the wrapped decoder {facts['name']!r}: pass it as decoder= "
+                "(on the command line --decoder python:FILE.py:NAME)"
+            )
         given = _place_from(facts["reference"], folder)
     if isinstance(given, str):
         same_kind = _kind(given) == _kind(str(facts["reference"]))

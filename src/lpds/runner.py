@@ -16,6 +16,7 @@ from lpds.collect import Collector
 from lpds.compact import as_learned
 from lpds.config import CURVE_SEED, RunSettings
 from lpds.diagnose import SHOWN, FrozenEntropy, action_entropy, frozen_entropy, probe_rows
+from lpds.envs.answers import SUCCESS_KEYS
 from lpds.envs.build import EnvLike, make_env, make_eval_env
 from lpds.errors import LpdsError, RunFault
 from lpds.evaluation import EvalReport, evaluate_policy, seed_ignored
@@ -204,7 +205,7 @@ class Runner:
         if key is not None:
             self._display.say(f"success: what the environment's info calls {key!r}, at any step of an episode")
         else:
-            words = "success: the environment's first steps say nothing of it"
+            words = f"success: the environment's first steps say nothing of it (looked for in info: {', '.join(SUCCESS_KEYS)})"
             if self.c.end_at_success:
                 words += ", so no episode ends at it (end_at_success) before an info names it"
             self._display.say(words)

@@ -184,6 +184,8 @@ class CallableDecoder(BaseDecoder):
             self({key: value[rows] for key, value in obs.items()} if isinstance(obs, Mapping) else obs[rows], w[rows])
             second = self(obs, w)
         except DecoderFault as fault:
+            if fault.__cause__ is None:  # a wrong shape or kind has nothing to do with what it was shown
+                raise
             raise DecoderFault(f"{fault}{drawn}") from fault
         if not bool(torch.isfinite(first).all()):
             raise LpdsError(f"decoder {self.name!r} returned NaN or infinite actions{drawn or ' on its examples'}")

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpds.checks import check_decoder
 from lpds.decoders.base import as_float32
 from lpds.deploy.contexts import Contexts, Kept
 from lpds.errors import LpdsError
@@ -90,6 +91,7 @@ class DecoderServer:
             )
         if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
             raise LpdsError(f"device {device!r} is not to be had here (choices: auto, cpu, and cuda where there is one)")
+        check_decoder(decoder)
         self.decoder, self._token, self._say = decoder, token, say or (lambda line: None)
         self._device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         self._threads, self._max_bytes, self._max_batch = threads, max_bytes, max_batch
