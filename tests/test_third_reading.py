@@ -20,6 +20,7 @@ import lpds
 from lpds.api import resolve_settings
 from lpds.checks import check_share
 from lpds.cli import main
+from lpds.config import LPDSASettings
 from lpds.decoders.store import save_decoder
 from lpds.diagnose import frozen_entropy
 from lpds.envs.build import make_env
@@ -27,6 +28,7 @@ from lpds.envs.four_mode import FourMode
 from lpds.evaluation import EvalReport
 from lpds.grid import Cell, _check_settings, copy_evidence, grid_cells
 from lpds.methods.base import BasePolicy
+from lpds.methods.lpds_a import LPDSA
 from lpds.pretrain.experts import Demonstrations
 from lpds.pretrain.rows import demonstration_rows
 from lpds.registry import TASKS, resolve
@@ -391,6 +393,19 @@ def test_demonstrations_that_go_on_after_success_are_no_company_for_episodes_tha
 
 def wrapped(act):
     return lpds.wrap_decoder(act, obs_shape=(2,), latent_shape=(4, 2), action_shape=(4, 2), name="own")
+
+
+def test_a_stochastic_policy_is_not_evaluated_either(refused):
+    with refused("stochastic or has a memory"):
+        lpds.evaluate(wrapped(lambda s, w: torch.randn_like(w)), "toy", episodes=2)
+
+
+def test_a_residual_on_actions_without_a_range_says_so():
+    def learner(decoder):
+        return LPDSA(LPDSASettings(width=8), decoder, generator=torch.Generator().manual_seed(0), device=torch.device("cpu"))
+
+    assert "knows no range" in learner(toy_decoder()).remark
+    assert learner(lpds.load_decoder("toy")).remark == ""
 
 
 def test_a_wrong_shape_is_not_put_down_to_what_the_policy_was_shown():

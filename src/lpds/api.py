@@ -16,6 +16,7 @@ from lpds.checks import check_decoder, check_device
 from lpds.compact import refuse_other_pictures
 from lpds.config import Preset, RunSettings, Task, from_json, override, to_json
 from lpds.decoders.base import BaseDecoder
+from lpds.decoders.callable import CallableDecoder
 from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
 from lpds.errors import LpdsError, one_line, unknown_name
 from lpds.evaluation import EvalReport, evaluate_policy
@@ -256,6 +257,8 @@ def evaluate(
             raise LpdsError("evaluate needs a task or env=")
         env = resolve("task", TASKS, task).env
     _check_env(env, decoder)
+    if isinstance(decoder, CallableDecoder):
+        _ = decoder.fingerprint  # what is stochastic is refused where it is taken, here as by steer
     chunk = decoder.spec.action_shape[0]
     lanes = lambda count: make_eval_env(env, count, chunk, keep_dict=decoder.spec.takes_dict)  # noqa: E731
     options: dict[str, Any] = {"scale": scale, "noise_scale": noise_scale, "noise_seed": noise_seed, "progress": progress}
