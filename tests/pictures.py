@@ -8,7 +8,8 @@ import gymnasium
 import numpy as np
 import torch
 
-from lpds.decoders.callable import CallableDecoder, wrap_decoder
+from lpds.decoders.callable import CallableDecoder
+from lpds.decoders.wrap import wrap_decoder
 
 SIZE = 12
 SHAPES = {"picture": (SIZE, SIZE, 3), "speed": (2,)}

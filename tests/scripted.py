@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from lpds.decoders.callable import CallableDecoder, wrap_decoder
+from lpds.decoders.callable import CallableDecoder
+from lpds.decoders.wrap import wrap_decoder
 from lpds.log import read_json_lines
 from lpds.types import LatentSpec
 

@@ -18,7 +18,7 @@ import lpds
 from lpds.api import resolve_settings
 from lpds.checkpoint import CheckpointStore
 from lpds.config import DSRLNASettings, DSRLSACSettings
-from lpds.decoders.callable import wrap_decoder
+from lpds.decoders.wrap import wrap_decoder
 from lpds.log import METRIC_KEYS, read_json_lines
 from lpds.methods.dsrl import DSRLNA, DSRLSAC
 from lpds.tasks import TOY

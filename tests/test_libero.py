@@ -278,7 +278,7 @@ def test_the_task_with_cameras_is_what_pi0_takes():
         if backend not in ("egl", "osmesa"):
             pytest.skip("needs EGL or OSMesa")
     from lpds.compact import look
-    from lpds.decoders.callable import wrap_decoder
+    from lpds.decoders.wrap import wrap_decoder
     from lpds.envs.build import check_fit, make_env
 
     pictures = {f"observation.images.{name}": (3, 256, 256) for name in ("image", "image2")}

@@ -13,7 +13,7 @@ from scripted import CPU, identity_decoder
 from torch import nn
 
 from lpds.config import LPDSSettings, delta_from_sum, delta_to_sum
-from lpds.decoders.callable import wrap_decoder
+from lpds.decoders.wrap import wrap_decoder
 from lpds.methods.lpds import LPDS, ShiftPolicy
 from lpds.types import Batch, LatentSpec
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lpds.api import evaluate as evaluate
     from lpds.api import resume as resume
     from lpds.api import steer as steer
-    from lpds.decoders.callable import wrap_decoder as wrap_decoder
+    from lpds.decoders.wrap import wrap_decoder as wrap_decoder
     from lpds.doctor import check as check
     from lpds.envs.build import make_env as make_env
     from lpds.errors import LpdsError as LpdsError
@@ -34,7 +34,7 @@ _LAZY = {
     "make_env": "lpds.envs.build",
     "resume": "lpds.api",
     "steer": "lpds.api",
-    "wrap_decoder": "lpds.decoders.callable",
+    "wrap_decoder": "lpds.decoders.wrap",
 }
 
 __all__ = [*sorted(_LAZY), "__version__", "metrics"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lpds import remarks
 from lpds.checkpoint import CheckpointStore
 from lpds.checks import check_decoder, check_device
 from lpds.compact import refuse_other_pictures
@@ -28,14 +29,14 @@ from lpds.policy import RunFolder, SteeredPolicy, find_decoder, folder_of, load_
 from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
 from lpds.run_folder import check_room, make_room, read_config
 from lpds.session import Run, at_home, build_learner, build_runner, drive, read_demonstrations
-from lpds.threads import kept_threads
+from lpds.threads import learning
 from lpds.types import Decoder
 from lpds.zoo import load_decoder
 
 FORMAT_VERSION = 1
 
 
-@kept_threads()
+@learning()
 def steer(
     task: str | None = None,
     method: str = "lpds",
@@ -95,11 +96,8 @@ def steer(
         closing.callback(runner.close)
         for name in sorted(settings.keys() & set(getattr(learner, "ignores", ()))):
             display.say(f"{method} makes no use of {name}")
-        if getattr(frozen, "blind", False):
-            display.say(
-                f"WARNING: decoder {frozen.name!r} gives the same actions for different noises, so there is nothing to steer: "
-                "start its sampler from the w that it is given"
-            )
+        for line in remarks.of_decoder(frozen):
+            display.say(line)
         make_room(folder, overwrite)  # only now that nothing else stands against the run
         with locked(folder):
             config = {
@@ -119,7 +117,7 @@ def steer(
             return drive(runner, display)
 
 
-@kept_threads()
+@learning()
 def resume(
     run: str | Path | RunFolder,
     *,

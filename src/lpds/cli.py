@@ -71,6 +71,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     resume.add_argument("run", type=Path)
     resume.add_argument("--steps", type=int, help="a larger budget, to go on with a finished run")
     resume.add_argument("--decoder", help="where the run's decoder is now, if it has moved (the fingerprint must be the same)")
+    resume.add_argument("--env", help="a Gymnasium id, for a run whose environment a function made")
     add_decoder_options(resume, DECODER_FILES)
     resume.add_argument("--tensorboard", action="store_true")
     resume.add_argument("--quiet", action="store_true")
@@ -150,7 +151,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     video.add_argument("--size", type=int, default=320, help="height of the pictures in pixels")
 
     bench = _command(commands, "bench", "measure the learner's speed, or run a grid of tasks, methods and seeds", run.do_bench)
-    bench.add_argument("what", help="learner; or a suite: gym, toy, a task, or several with commas")
+    bench.add_argument(
+        "what", help="learner; or a suite: gym, toy, a task, or several with commas; own with --decoder and --env"
+    )
     bench.add_argument("--methods", nargs="+", default=["base", "lpds"], help="METHOD or METHOD+NAME:key=value,key=value")
     bench.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of every cell")
     bench.add_argument("--steps", type=int, help="primitive steps of a run (default: the preset's)")
@@ -159,6 +162,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     bench.add_argument("--evidence", type=Path, help="copy finished runs without their checkpoints here")
     bench.add_argument("--json", action="store_true", help="print one JSON object")
     bench.add_argument("--rounds", type=int, default=7, help="interleaved rounds; the median is printed")
+    bench.add_argument("--decoder", help=f"of every run, in place of the task's: zoo name, {', '.join(DECODER_FORMS)}")
+    bench.add_argument("--env", help="of every run: a Gymnasium id in place of the task's")
+    add_decoder_options(bench)
 
     serve = _command(
         commands, "serve-decoder", "let a decoder be steered from another process or machine", run.do_serve_decoder

@@ -6,11 +6,11 @@ import argparse
 import shlex
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lpds.decoder_flags import decoder_options, load_given, moved_files
+from lpds.bar import progress_bar
+from lpds.decoder_flags import decoder_options, load_given, moved_files, shared_words
 
 
 def do_list(arguments: argparse.Namespace) -> int:
@@ -73,7 +73,7 @@ def do_resume(arguments: argparse.Namespace) -> int:
 
     told: dict[str, Any] = {"quiet": arguments.quiet, "tensorboard": arguments.tensorboard}
     told["files"] = moved_files(arguments.run, arguments)
-    return _finish(resume(arguments.run, steps=arguments.steps, decoder=arguments.decoder, **told))
+    return _finish(resume(arguments.run, steps=arguments.steps, decoder=arguments.decoder, env=arguments.env, **told))
 
 
 def _finish(run: Any) -> int:
@@ -102,15 +102,16 @@ def do_eval(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from lpds.api import evaluate
-    from lpds.errors import LpdsError
+    from lpds.errors import LpdsError, unknown_name
     from lpds.evaluation import seed_ignored, silence_is_failure
     from lpds.files import how_to_resume
     from lpds.log import finite
     from lpds.policy import load_policy
+    from lpds.registry import DECODER_FORMS
     from lpds.run_folder import read_config
     from lpds.stats import FEWEST_PAIRS
     from lpds.tell import differences, table, what_noise_decides
-    from lpds.zoo import environment_of
+    from lpds.zoo import environment_of, is_unknown, names
 
     folder = Path(arguments.run)
     is_run = (folder / "policy").is_dir()
@@ -120,6 +121,10 @@ def do_eval(arguments: argparse.Namespace) -> int:
         raise LpdsError(f"{arguments.run} is a frozen policy, which has no Delta that --scale could turn down")
     if not is_run and arguments.decoder is not None:
         raise LpdsError(f"{arguments.run} is a decoder: --decoder says where a run's is")
+    if not is_run and is_unknown(arguments.run):
+        if len(folder.parts) > 1:
+            raise LpdsError(f"unknown run or decoder {arguments.run!r}: that folder does not exist")
+        raise unknown_name("run or decoder", arguments.run, [*names(), *DECODER_FORMS])
     policy: Any = (
         load_policy(folder, arguments.decoder, files=moved_files(folder, arguments))
         if is_run
@@ -192,7 +197,7 @@ def do_demos(arguments: argparse.Namespace) -> int:
     from lpds.stats import told
 
     check_writable(arguments.out)
-    with _bar("episodes" if arguments.name in SCRIPTED else "transitions") as advance:
+    with progress_bar("episodes" if arguments.name in SCRIPTED else "transitions") as advance:
         options = {"episodes": arguments.episodes, "seed": arguments.seed, "cameras": arguments.cameras, "say": print}
         data = make_data(arguments.name, arguments.experts, advance, **options)
     data.save(arguments.out)
@@ -209,7 +214,7 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
     from lpds.stats import brackets, told
 
     check_writable(arguments.out / "card.json" if arguments.out.is_dir() else arguments.out)
-    with _bar("gradient steps") as advance:
+    with progress_bar("gradient steps") as advance:
         card = pretrain(
             arguments.name,
             arguments.data,
@@ -256,7 +261,7 @@ def do_video(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         check_writable(arguments.out)
     options = {name: getattr(arguments, name) for name in ("env", "decoder", "out", "episodes", "seed", "scale", "fps", "size")}
-    with _bar("episodes played and filmed") as advance:
+    with progress_bar("episodes played and filmed") as advance:
         film = write_video(arguments.run, arguments.task, **options, progress=advance)
     for name, report in (("frozen", film.frozen), ("steered", film.steered)):
         print(f"{name:<8} return {', '.join(told(report.returns))}")
@@ -270,6 +275,10 @@ def do_bench(arguments: argparse.Namespace) -> int:
 
     if arguments.what != "learner":
         return _grid(arguments)
+    from lpds.errors import LpdsError
+
+    if shared_words(arguments):
+        raise LpdsError("bench learner measures decoders of its own: --decoder, --env and a decoder's options cannot be chosen")
     from lpds.bench import bench_learner, bench_table
 
     result = bench_learner(rounds=arguments.rounds)
@@ -283,7 +292,7 @@ def _grid(arguments: argparse.Namespace) -> int:
     from lpds.grid import grid_cells, run_grid
 
     signal.signal(signal.SIGTERM, _as_interrupt)  # the runs are told to save, as after Ctrl-C
-    cells = grid_cells(arguments.what, arguments.methods, arguments.seeds, arguments.steps)
+    cells = grid_cells(arguments.what, arguments.methods, arguments.seeds, arguments.steps, shared_words(arguments))
     out = arguments.out or Path("runs") / f"bench-{arguments.what}"
     finished = run_grid(cells, out, jobs=arguments.jobs, evidence=arguments.evidence, say=_say)
     if finished:
@@ -374,31 +383,6 @@ def do_reproduce(arguments: argparse.Namespace) -> int:
     grid = {"seeds": arguments.seeds, "steps": arguments.steps, "jobs": arguments.jobs, "runs": arguments.runs}
     print(reproduce(arguments.figure, out, **grid, say=_say))
     return 0
-
-
-class _bar:  # noqa: N801 - reads as a function
-    """A progress bar on a terminal, nothing elsewhere, as a context manager that gives ``advance(done, total)``."""
-
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
-        self._progress: Any = None
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        if not sys.stderr.isatty():
-            return lambda done, total: None
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (MofNCompleteColumn(), TextColumn(self._unit), BarColumn(), TimeRemainingColumn())
-        progress = Progress(*columns, console=Console(stderr=True))
-        self._progress = progress
-        task = progress.add_task(self._unit)
-        progress.start()
-        return lambda done, total: progress.update(task, completed=min(done, total), total=total)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -49,6 +49,13 @@ def decoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def shared_words(arguments: argparse.Namespace) -> dict[str, str]:
+    """The decoder, the environment and the decoder's options that were given, as a grid writes them."""
+    words = {name: getattr(arguments, name) for name in ("decoder", "env")}
+    words |= {FLAGS[name][0].removeprefix("--").replace("-", "_"): value for name, value in decoder_options(arguments).items()}
+    return {word: "true" if value is True else str(value) for word, value in words.items() if value is not None}
+
+
 def moved_files(run: object, arguments: argparse.Namespace) -> dict[str, Any]:
     """Where the files of a run's decoder are now, with where itself is.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lpds.checks import check_decoder
 from lpds.decoders.base import BaseDecoder
-from lpds.envs.build import EnvLike
+from lpds.envs.build import EnvLike, end_to_end
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError, one_line
 from lpds.findings import Finding, episodes_end, latency, seeds, spaces, starts_at_noise
@@ -33,6 +33,7 @@ from lpds.probe import (
     take,
 )
 from lpds.random import normal
+from lpds.remarks import MUCH_BEYOND, places_in_box, share_beyond
 from lpds.types import Decoder
 
 DEAD_SHARE = 0.01
@@ -109,7 +110,8 @@ def check(
     if isinstance(decoder, BaseDecoder):
         decoder.forget()  # it may have been mended since it was looked at last
     chunked, name, misfit = open_environment(decoder, env, seed)
-    findings = [] if name is None else [spaces(decoder, misfit)]
+    order = None if chunked is None else end_to_end(chunked.first)
+    findings = [] if name is None else [spaces(decoder, misfit, order)]
     fitting = chunked if misfit is None else None
     tell = progress or (lambda name: None)
     try:
@@ -334,17 +336,14 @@ def action_range(probe: Probe, env: ChunkedVectorEnv | None) -> Finding | None:
     if env is None:
         return Finding(name, f"{extent}, not compared with a box", "ok")
     box = env.primitive_action_space
-    low, high = (torch.from_numpy(bound.astype(np.float64)) for bound in (box.low, box.high))
-    bounded = torch.isfinite(low) & torch.isfinite(high) & (high > low)
-    if not bool(bounded.any()):
+    place = places_in_box(action, torch.from_numpy(box.low), torch.from_numpy(box.high))
+    if not place.shape[1]:
         return Finding(name, f"{extent}, the environment's box is unbounded", "ok")
-    action, low, width = action[:, bounded], low[bounded], (high - low)[bounded]
-    place = (action - low) / width
-    beyond = float(((place < -0.01) | (place > 1.01)).double().mean())
+    beyond = share_beyond(place)
     used = float(np.diff(np.quantile(place.numpy(), [0.01, 0.99], axis=0), axis=0).max())
     figure = f"{beyond:.1%} beyond the box, uses {used:.0%} of it"
     remedy = "return actions in environment units: apply the normaliser's inverse, and compare its range with the box"
-    if beyond <= 0.05 and used >= 0.05:
+    if beyond <= MUCH_BEYOND and used >= 0.05:
         return Finding(name, figure, "ok")
     return Finding(name, figure, "fault" if beyond > 0.5 else "warning", remedy)
 

@@ -49,13 +49,14 @@ def starts_at_noise(decoder: Decoder) -> Finding | None:
     return Finding("starts at noise", figure, "warning", remedy)
 
 
-def spaces(decoder: Decoder, misfit: str | None) -> Finding:
+def spaces(decoder: Decoder, misfit: str | None, order: str | None = None) -> Finding:
     """Whether the environment could be made and its spaces fit."""
     if misfit is not None:
         remedy = "give the decoder this environment's shapes, or the environment that the decoder was trained for"
         return Finding("spaces", misfit, "fault", remedy)
     spec = decoder.spec
-    return Finding("spaces", f"observations {spec.obs_shape}, actions ({spec.action_shape[1]},)", "ok")
+    told = "" if order is None else f"; put end to end: {order}"
+    return Finding("spaces", f"observations {spec.obs_shape}, actions ({spec.action_shape[1]},){told}", "ok")
 
 
 def episodes_end(decoder: Decoder, env: ChunkedVectorEnv) -> Finding | None:

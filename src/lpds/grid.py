@@ -38,6 +38,8 @@ DECODER_OPTIONS = {
 """Words of the command line that make another decoder of the same reference, and their loader's names for them."""
 NO_SETTINGS = ("preset", "decoder", "env", "decoder_device", "timeout", "retries", "rows_at_once", *DECODER_OPTIONS)
 """Words of the command line that are no fields of the settings."""
+OWN = "own"
+"""In a task's place: a policy of one's own, named by ``decoder`` and ``env``."""
 SWITCHES = ("flat",)
 """Words that take no value there: ``flat=true`` in a grid."""
 PR_SET_PDEATHSIG = 1
@@ -64,14 +66,18 @@ class Cell:
         return Path(self.task.replace(":", "-")) / name / f"seed{self.seed}"
 
 
-def grid_cells(suite: str, methods: Sequence[str], seeds: int, steps: int | None = None) -> list[Cell]:
+def grid_cells(
+    suite: str, methods: Sequence[str], seeds: int, steps: int | None = None, shared: Mapping[str, str] | None = None
+) -> list[Cell]:
     """Every combination, seed by seed, so that a grid that is stopped early has all methods of the first seed.
 
     Args:
-        suite: a suite, a task, or tasks with commas between them.
+        suite: a suite, a task, or tasks with commas between them; ``own`` for a policy of one's own, which ``shared`` names.
         methods: ``METHOD`` or ``METHOD+NAME:key=value,key=value``.
         seeds: 0, 1, ... of every cell.
         steps: primitive steps of a run; the preset's by default.
+        shared: settings of every cell as words of the command line (decoder, env and the decoder's options); a method's own
+            go before them.
 
     Returns:
         The cells.
@@ -83,12 +89,14 @@ def grid_cells(suite: str, methods: Sequence[str], seeds: int, steps: int | None
         raise LpdsError(f"seeds must be at least 1, not {seeds}")
     tasks = [task for word in suite.split(",") for task in SUITES.get(word, (word,))]
     for task in tasks:
-        if task not in TASKS:
-            raise unknown_name("suite or task", task, [*SUITES, *TASKS])
-    budget = {} if steps is None else {"steps": str(steps)}
+        if task not in TASKS and task != OWN:
+            raise unknown_name("suite or task", task, [*SUITES, *TASKS, OWN])
+    given = {**({} if steps is None else {"steps": str(steps)}), **(shared or {})}
+    if OWN in tasks and not {"decoder", "env"} <= given.keys():
+        raise LpdsError(f"{OWN} is a policy of your own: say which, and where it acts (--decoder REF --env ID)")
     parsed = [_parse(word) for word in methods]
     cells = [
-        Cell(task, method, variant, seed, {**budget, **changes})
+        Cell(task, method, variant, seed, {**given, **changes})
         for seed in range(seeds)
         for task in tasks
         for method, variant, changes in parsed
@@ -286,10 +294,12 @@ def _place(reference: str | None) -> str | None:
 
 def _resolved(cell: Cell) -> tuple[Task, Preset, RunSettings, Any]:
     """A cell's task, its named preset, and the settings of its loop and its method."""
-    from lpds.api import resolve_preset, resolve_settings
+    from lpds.api import resolve_preset, resolve_settings, resolve_task
 
-    named = resolve_preset(cell.settings.get("preset"), cell.method, cell.task)
-    task, kinds = resolve("task", TASKS, cell.task), (RunSettings, resolve("method", METHOD_SETTINGS, cell.method))
+    place = None if cell.task == OWN else cell.task
+    named = resolve_preset(cell.settings.get("preset"), cell.method, place)
+    task = resolve_task(place, cell.settings.get("decoder"), cell.settings.get("env"))
+    kinds = (RunSettings, resolve("method", METHOD_SETTINGS, cell.method))
     changes = {key: parse(kinds, key, word) for key, word in cell.settings.items() if key not in NO_SETTINGS}
     return task, named, *resolve_settings(task, cell.method, changes, named)
 
@@ -319,12 +329,9 @@ def _budget_of(folder: Path) -> int:
 
 def _with_budget(cell: Cell) -> Cell:
     """The cell with its budget said, which the preset may have left unsaid."""
-    from lpds.api import resolve_preset, resolve_settings
-
     if "steps" in cell.settings:
         return cell
-    named = resolve_preset(cell.settings.get("preset"), cell.method, cell.task)
-    run, _ = resolve_settings(resolve("task", TASKS, cell.task), cell.method, {}, named)
+    _, _, run, _ = _resolved(cell)
     return replace(cell, settings={**cell.settings, "steps": str(run.steps)})
 
 
@@ -338,7 +345,16 @@ def _start(cell: Cell, out: Path) -> subprocess.Popen[bytes]:
     if (folder / "config.json").is_file():
         words = ["resume", str(folder), "--steps", str(max(int(cell.settings["steps"]), _budget_of(folder)))]
     else:
-        words = ["steer", cell.task, "--method", cell.method, "--seed", str(cell.seed), "--out", str(folder)]
+        words = [
+            "steer",
+            *([] if cell.task == OWN else [cell.task]),
+            "--method",
+            cell.method,
+            "--seed",
+            str(cell.seed),
+            "--out",
+            str(folder),
+        ]
         for key, value in cell.settings.items():
             word = f"--{key.replace('_', '-')}"
             words.append(word if key in SWITCHES else f"{word}={value}")  # as one word: a value may begin with a minus

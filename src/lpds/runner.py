@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lpds import remarks
 from lpds.checkpoint import CheckpointStore
 from lpds.collect import Collector
 from lpds.compact import as_learned
 from lpds.config import CURVE_SEED, RunSettings
 from lpds.diagnose import SHOWN, FrozenEntropy, action_entropy, frozen_entropy, probe_rows
-from lpds.envs.answers import SUCCESS_KEYS
-from lpds.envs.build import EnvLike, make_env, make_eval_env
+from lpds.envs.build import EnvLike, end_to_end, make_env, make_eval_env
 from lpds.errors import LpdsError, RunFault
 from lpds.evaluation import EvalReport, evaluate_policy, seed_ignored
 from lpds.files import how_to_resume
@@ -90,7 +90,8 @@ class Runner:
         kept = (method.kept_noises, c.num_envs, device, method.extras, method.kept_next)
         expected = self._given + c.steps // chunk + c.num_envs
         self.replay = Replay(self._learned.spec, capacity, *kept, expected=expected)
-        display.say(self.replay.describe_memory())
+        for line in (*remarks.of_order(end_to_end(self.collector.env.first)), self.replay.describe_memory()):
+            display.say(line)
         if method.remark:
             display.say(method.remark)
         self._warmup = 1 if "warmup_steps" in getattr(method, "ignores", ()) else c.warmup_steps
@@ -145,7 +146,7 @@ class Runner:
                     return False
                 rows, ended, taken = self.collector.step(self.method.behaviour, self._scale, self.method.target)
                 if not self.step:
-                    self._tell_success()
+                    self._display.say(remarks.of_success(self.collector.env.success_key, c.end_at_success))
                 self.replay.insert(rows)
                 self.step += taken
                 self.records.episodes(self.step, ended)
@@ -184,7 +185,9 @@ class Runner:
             returns = self.replay.returns_to_go()
             unused = getattr(self.method, "ignores", ())
             scale = 1.0 if "reward_scale" in unused else c.reward_scale or self._reward_scale(returns[0][self._given :])
-            self.method.calibrate(self.replay.everything("obs"), self.replay.everything("action"), scale)
+            actions = self.replay.everything("action")
+            self.method.calibrate(self.replay.everything("obs"), actions, scale)
+            self._look_at(actions[self._given :].unflatten(1, self.decoder.spec.action_shape))
             fits = 0 if "warmup_fits" in unused else c.warmup_fits
             for _ in range(fits):
                 batch = self.replay.sample(c.batch_size, self._generator, self._noises, returns)
@@ -200,15 +203,12 @@ class Runner:
                 self.records.add(metrics)
                 self.updates += 1
 
-    def _tell_success(self) -> None:
-        key = self.collector.env.success_key
-        if key is not None:
-            self._display.say(f"success: what the environment's info calls {key!r}, at any step of an episode")
-        else:
-            words = f"success: the environment's first steps say nothing of it (looked for in info: {', '.join(SUCCESS_KEYS)})"
-            if self.c.end_at_success:
-                words += ", so no episode ends at it (end_at_success) before an info names it"
-            self._display.say(words)
+    def _look_at(self, action: Tensor) -> None:
+        """Say so where the box cuts the warm-up's actions [N, T, A]."""
+        box = self.collector.env.primitive_action_space
+        cut = remarks.of_actions(action.cpu(), torch.from_numpy(box.low), torch.from_numpy(box.high))
+        if cut is not None:
+            self._display.say(cut)
 
     def _reward_scale(self, returns: Tensor) -> float:
         """What makes the warm-up's returns [N] deviate by :data:`RETURN_STD`; 1 where they do not vary."""

@@ -1,4 +1,7 @@
-"""The number of threads as part of what makes a result the same twice: a product split in two rounds differently."""
+"""What a block needs of the tensor library's state, and gives back.
+
+The number of threads is part of what makes a result the same twice: a product split in two rounds differently.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,13 @@ def kept_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def learning() -> Iterator[None]:
+    """Let a block learn whatever the caller has turned off, and restore the caller's number of threads and modes."""
+    with kept_threads(), torch.inference_mode(False):  # which turns gradients on as well
+        yield
 
 
 @contextmanager

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import base64
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lpds.checks import whole
 from lpds.decoders.base import BaseDecoder, as_float32, each_part, hash_tensors
 from lpds.errors import DecoderFault, LpdsError, one_line
-from lpds.observations import Arrays, as_arrays, conform, parts, select, shapes_fit
+from lpds.observations import conform, parts, select
 from lpds.random import normal
 from lpds.threads import one_thread
 from lpds.types import LatentSpec, Shape
@@ -25,6 +22,8 @@ PROBE_SCALES = (1.0, 0.1, 0.01)
 
 ROUNDING = 1e-3
 """What two processors' actions may differ by, of a coordinate's largest: a thousand times what float32 loses."""
+LEAK = 1e-2
+"""What a row may differ by in another batch, of the largest action: half precision loses less."""
 KEPT = 192
 """Numbers of a probe that are kept, about."""
 
@@ -43,9 +42,10 @@ class CallableDecoder(BaseDecoder):
         feature_size: int | None = None,
         prepare: Callable[[Any], Any] | None = None,
         examples: Any = None,
+        action_range: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__(spec, name)
-        self._examples = examples
+        self._examples, self._action_range = examples, action_range
         self._prepare, self.shares_context = prepare, prepare is not None
         self._fn, self._features, self._feature_size = fn, features, feature_size
         self.decodes_states = features is None
@@ -132,6 +132,10 @@ class CallableDecoder(BaseDecoder):
         """Facts for the passport."""
         return {"kind": "callable", "name": self.name}
 
+    def action_range(self) -> tuple[Tensor, Tensor]:
+        """What the user said, else none; see :meth:`BaseDecoder.action_range`."""
+        return super().action_range() if self._action_range is None else self._action_range
+
     def plausible(self, draws: Any) -> Any:
         """The user's own examples in turn, where there are any; see :meth:`BaseDecoder.plausible`."""
         if self._examples is None:
@@ -162,6 +166,15 @@ class CallableDecoder(BaseDecoder):
         with one_thread():
             obs, w = self._probe()
             return bool(torch.equal(self(obs, w), self(obs, w.flip(0))))
+
+    @property
+    def leaks(self) -> bool:
+        """Whether a row decodes otherwise among others than among fewer, by more than :data:`LEAK` of the largest action."""
+        with one_thread():
+            obs, w = self._probe()
+            few = {key: value[:2] for key, value in obs.items()} if isinstance(obs, Mapping) else obs[:2]
+            whole, alone = self(obs, w), self(few, w[:2])
+            return bool((whole[:2] - alone).abs().max() > LEAK * whole.abs().max())
 
     def _fingerprint(self) -> str:
         with one_thread():  # a product that is split otherwise rounds otherwise
@@ -203,6 +216,8 @@ class CallableDecoder(BaseDecoder):
         spec = self.spec
         facts = {"name": self.name, "latent": spec.latent_shape, "action": spec.action_shape, "free": spec.free}
         tensors = {"probe": probe, "exponent": exponent}
+        if self._action_range is not None:  # the unit of a residual on the action
+            tensors["low"], tensors["high"] = self._action_range
         if self._features is not None:  # a Delta that was learned on some features is nothing on others
             found, again = (self.features(self.prepare(obs)).double() for _ in range(2))
             if not torch.equal(found, again):
@@ -282,100 +297,3 @@ def _shared(context: Any, rows: int, name: str) -> Any:
         return tensor.clone()  # a function may return the same buffer again
 
     return each_part(context, part)
-
-
-def _sizes(name: str, shape: Any) -> Shape:
-    """A shape of whole positive numbers, NumPy's too; one number is a shape of one axis."""
-    try:
-        sizes = tuple(operator.index(size) for size in (shape if isinstance(shape, Sequence) else (shape,)))
-    except TypeError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise LpdsError(f"{name} must be made of positive integers, not {shape}")
-    return sizes
-
-
-def _pair(name: str, shape: Any) -> tuple[int, int]:
-    sizes = _sizes(name, shape)
-    if len(sizes) != 2:
-        raise LpdsError(f"{name} must have two entries, not {sizes}")
-    return sizes[0], sizes[1]
-
-
-def wrap_decoder(
-    fn: Callable[..., Any],
-    *,
-    obs_shape: int | Shape | Mapping[str, Shape],
-    latent_shape: tuple[int, int],
-    action_shape: tuple[int, int],
-    name: str,
-    free: Sequence[bool] | npt.NDArray[np.bool_] | None = None,
-    features: Callable[[Any], Any] | None = None,
-    feature_size: int | None = None,
-    prepare: Callable[[Any], Any] | None = None,
-    examples: Any = None,
-) -> CallableDecoder:
-    """Make any function a decoder that can be steered.
-
-    Args:
-        fn: ``fn(obs, w) -> actions``; float32 tensors [B, *obs_shape] (a dict of them) and [B, H, L] in, an array or
-            tensor [B, T, A] in environment units out. It must be a function: the same input, the same output.
-        obs_shape: without the batch axis; one number is a vector's.
-        latent_shape: (H, L).
-        action_shape: (T, A), the executed chunk.
-        name: part of the fingerprint, by which a Delta knows its decoder.
-        free: for each of the L latent columns whether it may be steered; all by default.
-        features: ``features(obs) -> [B, feature_size]``, a short vector of what matters in an observation of pictures or
-            several entries, for instance pooled features of the policy's own frozen encoder: all that Delta and the critics
-            see, and all that is kept of the observation. Pictures come as the environment gives them (uint8).
-        feature_size: its length.
-        prepare: ``prepare(obs) -> context``, what is dear and the same for every noise: tensors [B, ...], or a dict, a tuple or
-            a list of them. It is done once a state, and ``fn`` and ``features`` get the context in place of ``obs``.
-        examples: observations [N, ...] as the environment gives them, for a policy that takes no others (an index into a
-            table, a logarithm of a distance). They stand for drawn ones in its fingerprint and in probes without an
-            environment, so give the same ones again; by default they are drawn from N(0, I), pictures uniformly.
-
-    Returns:
-        The decoder. A function that is not deterministic is refused when it is steered, and reported by
-        :func:`lpds.check`.
-
-    Raises:
-        LpdsError: a shape is not made of positive integers, or ``free`` does not have L entries, or ``features`` and
-            ``feature_size`` are not given together, or ``examples`` do not fit ``obs_shape``.
-    """
-    frozen: Shape | Mapping[str, Shape]
-    if not callable(fn):
-        raise LpdsError(f"wrap_decoder takes a function of (obs, w), not a {type(fn).__name__}")
-    if isinstance(obs_shape, Mapping):
-        frozen = {key: _sizes("obs_shape", value) for key, value in obs_shape.items()}
-    else:
-        frozen = _sizes("obs_shape", obs_shape)
-    latent_shape, action_shape = _pair("latent_shape", latent_shape), _pair("action_shape", action_shape)
-    if free is not None:
-        try:
-            free = tuple(bool(column) for column in free)
-        except (TypeError, ValueError, RuntimeError):
-            raise LpdsError(f"free must have {latent_shape[1]} truth values, not {free}") from None
-    if free is not None and (len(free) != latent_shape[1] or not any(free)):
-        raise LpdsError(f"free must have {latent_shape[1]} entries, at least one of them true, not {free}")
-    feature_size = None if feature_size is None else whole("feature_size", feature_size)
-    if (features is None) != (feature_size is None) or (feature_size is not None and feature_size < 1):
-        raise LpdsError(f"features= and feature_size= go together, and the size is a positive number, not {feature_size}")
-    spec = LatentSpec(frozen, latent_shape, action_shape, free)
-    shown = None if examples is None else _examples(examples, spec)
-    return CallableDecoder(fn, spec, str(name), features, feature_size, prepare, shown)
-
-
-def _examples(given: Any, spec: LatentSpec) -> Arrays:
-    """Observations to probe with, as arrays; one clear line where they are none."""
-    try:
-        arrays = as_arrays(given)
-    except (TypeError, ValueError) as error:
-        raise LpdsError(f"examples= must be observations [N, ...], not {type(given).__name__} ({one_line(error)})") from None
-    found = {key: part.shape[1:] for key, part in parts(arrays).items()}
-    pictures = {key: part.dtype == np.uint8 for key, part in parts(arrays).items()}
-    rows = {len(part) if part.ndim else 0 for part in parts(arrays).values()}
-    if not shapes_fit(found if isinstance(arrays, dict) else found[""], pictures, spec) or len(rows) != 1 or rows == {0}:
-        given_shapes = {key: list(part.shape) for key, part in parts(arrays).items()}
-        raise LpdsError(f"examples= must be observations [N, ...] of {spec.obs_shape}, not {given_shapes}")
-    return arrays

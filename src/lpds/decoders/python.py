@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
 
 from lpds.decoders.base import BaseDecoder
 from lpds.errors import LpdsError, one_line
@@ -44,6 +48,7 @@ def load_python(place: str, **options: Any) -> BaseDecoder:
     try:
         made = getattr(_run_file(Path(source)) if is_file else importlib.import_module(source), name)
         if not isinstance(made, BaseDecoder) and callable(made):
+            _check_maker(reference, made, options)
             made = made(**options)
             options = {}
     except LpdsError:
@@ -62,6 +67,21 @@ def load_python(place: str, **options: Any) -> BaseDecoder:
         raise LpdsError(f"decoder {reference!r} is made already and takes no options, got {', '.join(sorted(options))}")
     made.reference = reference
     return made
+
+
+def _check_maker(reference: str, made: Any, options: Mapping[str, Any]) -> None:
+    """Refuse the policy itself, a network or a function of (obs, w), where a decoder or what makes one is asked for."""
+    way = "a decoder, or a function that makes one without further arguments, is needed (lpds.wrap_decoder makes one of it)"
+    if isinstance(made, torch.nn.Module):
+        raise LpdsError(f"decoder {reference!r} is a network, {type(made).__name__}: {way}")
+    try:
+        wanted = inspect.signature(made).parameters.values()
+    except (TypeError, ValueError):  # a builtin tells nothing
+        return
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    lacking = [p.name for p in wanted if p.kind in plain and p.default is p.empty and p.name not in options]
+    if lacking:
+        raise LpdsError(f"decoder {reference!r} is a function of ({', '.join(lacking)}): {way}")
 
 
 def _run_file(path: Path) -> ModuleType:

@@ -67,6 +67,18 @@ def _flattening(factory: EnvFactory, keep_dict: bool) -> EnvFactory:
     return make
 
 
+def end_to_end(env: gymnasium.Env[Any, Any]) -> str | None:
+    """In which order the vectors of a dict observation became one, as ``key [from:to], ...``; ``None`` where none was made."""
+    while isinstance(env, gymnasium.Wrapper):
+        inner = env.env.observation_space
+        if isinstance(env, gymnasium.wrappers.FlattenObservation) and isinstance(inner, gymnasium.spaces.Dict):
+            sizes = [gymnasium.spaces.flatdim(part) for part in inner.values()]
+            ends = np.cumsum([0, *sizes])
+            return ", ".join(f"{key} [{ends[at]}:{ends[at + 1]}]" for at, key in enumerate(inner))
+        env = env.env
+    return None
+
+
 def make_env(
     env: EnvLike,
     num_envs: int = 4,

@@ -3,7 +3,7 @@
     a = clip(Phi(s, eps) + h Delta_theta(s)),   maximise E[ Q^A(s, a) ] subject to E_s ||Delta_theta(s)||^2 <= delta
 
 h is half the range of the decoder's actions, so that Delta is in normalised action units (1, and nothing clipped, where the
-decoder knows no range, as a wrapped one does not). The gradient goes straight
+decoder knows no range, as one wrapped without ``action_range`` does not). The gradient goes straight
 through Q^A; there is no latent critic. delta is no KL here: an action that was moved is off the decoder's distribution
 however little it was moved, and the same number allows another change than in the latent. Everything else - target,
 dual, warm start, scaling - is :mod:`lpds.methods.lpds`, by inheritance.
@@ -51,7 +51,10 @@ class LPDSA(LPDS):
         super().__init__(settings, decoder, generator=generator, device=device)
         del self.q_latent, self.adam_latent, self.state.modules["q_latent"], self.state.optimisers["q_latent"]
         low, high = decoder.action_range()  # its budget is in units of actions
-        unknown = "the decoder knows no range of its actions: Delta is in the environment's own units, and nothing is clipped"
+        unknown = (
+            "the decoder knows no range of its actions: Delta is in the environment's own units, and nothing is clipped "
+            "(wrap_decoder(..., action_range=) gives it one)"
+        )
         self.remark = "" if bool(torch.isfinite(high - low).all()) else unknown
         self.kept_noises, self.decodes = 0, True  # its actor decodes, whatever is kept
 

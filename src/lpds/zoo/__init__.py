@@ -78,12 +78,19 @@ def _open(reference: str, options: dict[str, Any]) -> BaseDecoder:
         return decoder
     if (Path(reference) / WEIGHTS).is_file():
         return open_folder(reference, **options)
+    if (Path(reference) / "config.json").is_file() and (Path(reference) / "passport.json").is_file():
+        raise LpdsError(f"{reference!r} is a run, not a decoder: lpds eval, resume and video take it as it is")
     if reference and not colon and (Path(reference).is_dir() or len(Path(reference).parts) > 1):
         what = f"holds none ({WEIGHTS} is missing)" if Path(reference).is_dir() else "does not exist"
         raise LpdsError(f"unknown decoder {reference!r}: that folder {what}")
     if reference in TASKS:
         raise LpdsError(f"the decoder of task {reference!r} is not shipped here (shipped: {', '.join(names())})")
     raise unknown_name("decoder", reference, [*names(), *DECODER_FORMS])
+
+
+def is_unknown(reference: str) -> bool:
+    """Whether a word is no decoder's name and no place of one, nor a task's, so that it may have been meant for anything."""
+    return ":" not in reference and reference not in names() and reference not in TASKS and not Path(reference).exists()
 
 
 def environment_of(reference: str) -> str | None:

@@ -1,0 +1,34 @@
+"""A progress bar for work that is counted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+class progress_bar:  # noqa: N801 - reads as a function
+    """A progress bar on a terminal, nothing elsewhere, as a context manager that gives ``advance(done, total)``."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._progress: Any = None
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        """Draw it, on a terminal."""
+        if not sys.stderr.isatty():
+            return lambda done, total: None
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (MofNCompleteColumn(), TextColumn(self._unit), BarColumn(), TimeRemainingColumn())
+        progress = Progress(*columns, console=Console(stderr=True))
+        self._progress = progress
+        task = progress.add_task(self._unit)
+        progress.start()
+        return lambda done, total: progress.update(task, completed=min(done, total), total=total)
+
+    def __exit__(self, *exception: object) -> None:
+        """Take it away."""
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,0 +1,70 @@
+"""What a run says of the policy and the environment that it was given, before anything is learned from them; one line each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lpds.envs.answers import SUCCESS_KEYS
+from lpds.types import Decoder
+
+BEYOND = 0.01
+"""Part of the box's width that an action may lie beyond its edge: rounding, or a normaliser's margin."""
+MUCH_BEYOND = 0.05
+"""Share of the actions beyond the box from which on something is wrong with their units."""
+
+
+def places_in_box(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Where actions [..., A] lie in a box of edges [A], as float64 [..., B]: 0 at its low edge, 1 at its high one.
+
+    Only the B columns that are bounded on both sides are kept, which may be none.
+    """
+    low, high = low.double(), high.double()
+    bounded = torch.isfinite(low) & torch.isfinite(high) & (high > low)
+    return (action.double()[..., bounded] - low[bounded]) / (high - low)[bounded]
+
+
+def share_beyond(places: Tensor) -> float:
+    """Share of :func:`places_in_box` outside the box by more than :data:`BEYOND` of its width; 0 of none."""
+    outside = (places < -BEYOND) | (places > 1.0 + BEYOND)
+    return float(outside.double().mean()) if places.numel() else 0.0
+
+
+def of_decoder(decoder: Decoder) -> list[str]:
+    """Warnings about a policy that a run could make nothing of, or that would act otherwise alone than in a batch."""
+    lines = []
+    if getattr(decoder, "blind", False):
+        lines.append(
+            f"WARNING: decoder {decoder.name!r} gives the same actions for different noises, so there is nothing to steer: "
+            "start its sampler from the w that it is given"
+        )
+    if getattr(decoder, "leaks", False):
+        lines.append(
+            f"WARNING: decoder {decoder.name!r} decodes a row otherwise alone than in a batch, so what is learned in batches "
+            "is of another policy than the one that acts: call model.eval(), take no statistics over a batch (lpds check)"
+        )
+    return lines
+
+
+def of_actions(action: Tensor, low: Tensor, high: Tensor) -> str | None:
+    """A warning where the frozen policy's actions [..., A] are cut by the box of edges [A]."""
+    share = share_beyond(places_in_box(action, low, high))
+    if share <= MUCH_BEYOND:
+        return None
+    return (
+        f"WARNING: {share:.0%} of the frozen policy's actions lie beyond the environment's box, which cuts them: are they in "
+        "environment units? (lpds check)"
+    )
+
+
+def of_success(key: str | None, end_at_success: bool) -> str:
+    """What is taken for success, or that nothing is."""
+    if key is not None:
+        return f"success: what the environment's info calls {key!r}, at any step of an episode"
+    line = f"success: the environment's first steps say nothing of it (looked for in info: {', '.join(SUCCESS_KEYS)})"
+    return line + (", so no episode ends at it (end_at_success) before an info names it" if end_at_success else "")
+
+
+def of_order(order: str | None) -> list[str]:
+    """How an observation's entries were put end to end, if they were; a policy may have them in another order."""
+    return [] if order is None else [f"observations, put end to end: {order}"]

@@ -1,0 +1,176 @@
+"""What a run says of a policy and an environment of one's own, and what it takes them for."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from scripted import TINY, toy_decoder
+
+import lpds
+from lpds import remarks
+from lpds.cli import main
+from lpds.envs.build import end_to_end, make_env
+from lpds.envs.four_mode import FourMode
+from lpds.grid import grid_cells
+from lpds.methods.lpds_a import shifted_action
+
+SHORT = {**TINY, "steps": 400, "eval_every": 0, "quiet": False}
+SHAPES = {"obs_shape": 2, "latent_shape": (1, 2), "action_shape": (1, 2)}
+
+
+def toy():
+    return gymnasium.wrappers.TimeLimit(FourMode(), 40)
+
+
+# -- actions that the box cuts -----------------------------------------------------------------------------------------
+
+
+def test_places_in_a_box_are_shares_of_its_width_and_only_of_what_is_bounded():
+    low, high = torch.tensor([-1.0, 0.0, 2.0, -math.inf]), torch.tensor([1.0, 4.0, 2.0, math.inf])
+    action = torch.tensor([[-1.0, 0.0, 2.0, 7.0], [1.0, 4.0, 2.0, 7.0], [0.0, 1.0, 2.0, 7.0], [2.0, -4.0, 3.0, 7.0]])
+    places = remarks.places_in_box(action, low, high)
+    assert places.tolist() == [[0.0, 0.0], [1.0, 1.0], [0.5, 0.25], [1.5, -1.0]]
+    assert remarks.share_beyond(places) == 2 / 8
+    assert remarks.share_beyond(remarks.places_in_box(action, torch.full((4,), -math.inf), high)) == 0.0
+
+
+def test_a_hundredth_of_the_width_is_a_margin():
+    edge = torch.tensor([[-0.01], [1.01], [-0.0101], [1.0101]], dtype=torch.float64)
+    assert remarks.share_beyond(edge) == 0.5
+
+
+@pytest.mark.parametrize(("size", "warned"), [(1.0, False), (30.0, True)])
+def test_a_run_warns_of_a_frozen_policy_whose_actions_the_box_cuts(tmp_path, capsys, size, warned):
+    decoder = lpds.wrap_decoder(lambda obs, w: size * torch.tanh(0.2 * w), **SHAPES, name="sized")
+    lpds.steer(decoder=decoder, env=toy, out=tmp_path / "run", **SHORT)
+    assert ("lie beyond the environment's box" in capsys.readouterr().err) is warned
+
+
+# -- rows that leak into each other ------------------------------------------------------------------------------------
+
+
+def test_a_policy_that_decodes_a_row_otherwise_alone_is_warned_of(tmp_path, capsys):
+    leaky = lpds.wrap_decoder(lambda obs, w: torch.tanh(w - w.mean(0)), **SHAPES, name="leaky")
+    plain = lpds.wrap_decoder(lambda obs, w: torch.tanh(w), **SHAPES, name="plain")
+    assert leaky.leaks
+    assert not plain.leaks
+    for name, decoder in (("leaky", leaky), ("plain", plain)):
+        lpds.steer(decoder=decoder, env=toy, out=tmp_path / name, **SHORT)
+        assert ("otherwise alone than in a batch" in capsys.readouterr().err) is (name == "leaky")
+
+
+# -- a dict put end to end ---------------------------------------------------------------------------------------------
+
+
+class InParts(gymnasium.ObservationWrapper):
+    """The toy's position as two entries."""
+
+    def __init__(self):
+        super().__init__(toy())
+        part = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict({"y": part, "x": part})
+
+    def observation(self, observation):
+        return {"x": observation[:1], "y": observation[1:]}
+
+
+def test_the_order_of_a_dict_is_told_as_the_vector_has_it(tmp_path, capsys):
+    env = make_env(InParts, 1, 1)
+    assert end_to_end(make_env(toy, 1, 1).first) is None
+    told = end_to_end(env.first)
+    seen, _ = env.reset(seed=0)
+    parts, _ = InParts().reset(seed=env.reset(seed=0)[1]["seed"].item())
+    expected = np.concatenate([parts[entry.split(" ")[0]] for entry in told.split(", ")])
+    assert np.array_equal(seen[0], expected)
+    lpds.steer(decoder=toy_decoder(), env=InParts, out=tmp_path / "run", **SHORT)
+    assert f"put end to end: {told}" in capsys.readouterr().err
+    assert f"put end to end: {told}" in str(lpds.check(toy_decoder(), InParts, samples=16))
+
+
+# -- learning where gradients are off ----------------------------------------------------------------------------------
+
+
+def test_a_run_learns_the_same_inside_inference_mode(tmp_path):
+    lpds.steer(decoder=toy_decoder(), env=toy, out=tmp_path / "plain", **SHORT)
+    with torch.inference_mode():
+        lpds.steer(decoder=toy_decoder(), env=toy, out=tmp_path / "inside", **SHORT)
+        assert torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
+    one, two = ((tmp_path / name / "policy" / "policy.safetensors").read_bytes() for name in ("plain", "inside"))
+    assert one == two
+
+
+# -- what is no decoder ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("act", "is a function of (obs, w)"), ("Policy", "is a function of (width)"), ("net", "is a network, Linear")],
+)
+def test_a_policy_in_a_decoders_place_is_told_what_makes_one_of_it(tmp_path, refused, name, told):
+    (tmp_path / f"bare_{name}.py").write_text(
+        "import torch\nnet = torch.nn.Linear(2, 2)\n"
+        "def act(obs, w): return w\n"
+        "class Policy:\n    def __init__(self, width): pass\n"
+    )
+    with refused(told, "lpds.wrap_decoder"):
+        lpds.load_decoder(f"python:{tmp_path}/bare_{name}.py:{name}")
+
+
+def test_a_run_in_a_decoders_place_and_a_misspelt_run_are_called_what_they_are(tmp_path, refused, monkeypatch, capsys):
+    run = lpds.steer(decoder=toy_decoder(), env=toy, out=tmp_path / "run", **SHORT)
+    with refused("is a run, not a decoder"):
+        lpds.load_decoder(str(run.folder))
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", "rum"]) == 2
+    assert "unknown run or decoder 'rum'" in capsys.readouterr().err
+
+
+# -- a range for a wrapped policy's actions ----------------------------------------------------------------------------
+
+
+def test_a_wrapped_policys_residual_on_the_action_is_in_its_ranges_units():
+    known = lpds.wrap_decoder(lambda obs, w: w, **SHAPES, name="known", action_range=([-2.0, 0.0], [2.0, 10.0]))
+    moved = shifted_action(known, torch.tensor([[[1.0, 9.0]]]), torch.tensor([[[0.25, 0.5]]]))
+    assert moved.tolist() == [[[1.0 + 2.0 * 0.25, 10.0]]]  # half of each range; the second is cut at its edge
+    wide = lpds.wrap_decoder(lambda obs, w: w, **SHAPES, name="known", action_range=(-2, 2))
+    bare = lpds.wrap_decoder(lambda obs, w: w, **SHAPES, name="known")
+    assert len({known.fingerprint, wide.fingerprint, bare.fingerprint}) == 3
+
+
+@pytest.mark.parametrize("wrong", [3.0, (1.0, -1.0), ([0.0, 0.0, 0.0], 1.0), (-math.inf, math.inf), ("a", "b")])
+def test_what_is_no_range_is_refused(refused, wrong):
+    with refused("action_range must be"):
+        lpds.wrap_decoder(lambda obs, w: w, **SHAPES, name="x", action_range=wrong)
+
+
+# -- a grid of one's own policy ----------------------------------------------------------------------------------------
+
+
+def test_a_grid_compares_methods_on_a_policy_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_policy.py").write_text(
+        "import torch, lpds\n"
+        "decoder = lpds.wrap_decoder(lambda obs, w: torch.tanh(obs[:, None, :3] + w), obs_shape=11,\n"
+        "    latent_shape=(4, 3), action_shape=(4, 3), name='own', action_range=(-1, 1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["bench", "own", "--decoder", "python:own_policy.py:decoder", "--env", "Hopper-v5", "--seeds", "1", "--json"]
+    methods = ["--methods", "base", "lpds+short:warmup_steps=100,warmup_fits=2,eval_episodes=2,final_episodes=2"]
+    assert main([*words, *methods, "--steps", "200"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    config = json.loads((tmp_path / "runs/bench-own/own/lpds+short/seed0/config.json").read_text())
+    assert (config["task"], config["env"]) == ("own", "Hopper-v5")
+    assert config["decoder"]["reference"] == f"python:{tmp_path}/own_policy.py:decoder"
+
+
+def test_a_grids_shared_words_are_every_cells_unless_it_has_its_own(refused):
+    shared = {"decoder": "hopper-flow", "ode_steps": "2"}
+    one, two = grid_cells("hopper", ["lpds", "lpds+b:decoder=hopper"], 1, 100, shared)
+    assert (one.settings["decoder"], two.settings["decoder"], two.settings["ode_steps"]) == ("hopper-flow", "hopper", "2")
+    with refused("say which, and where it acts"):
+        grid_cells("own", ["lpds"], 1, 100, {"decoder": "hopper"})
