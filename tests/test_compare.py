@@ -425,3 +425,18 @@ def test_logs_beside_run_folders_are_no_runs(tmp_path):
     (tmp_path / "seed0.txt").write_text("said")
     with pytest.raises(LpdsError, match=r"seed0\.txt"):
         lpds.compare([tmp_path / "seed0.txt"])
+
+
+def test_what_a_method_starts_from_is_taken_off_in_a_note_of_its_own(tmp_path):
+    """A start of 7 out of 10 leaves 3; a run without such episodes, or one seed of several, says nothing."""
+    runs = [write_run(tmp_path / f"s{seed}", "dsrl-na", seed, [10.0 + seed] * 8) for seed in range(3)]
+    assert not any("untrained" in note for note in lpds.compare(runs).notes)
+    for run in runs:
+        assert not any("untrained" in note for note in lpds.compare(runs).notes)
+        rows = [{"step": 1000, "kind": "final start", "seed": 0, "episode": e, "scale": 1.0, "return": 7.0} for e in range(8)]
+        with open(run / "eval.jsonl", "a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    mean, low, high = crossed_difference(np.full((3, 8), 7.0), np.arange(10.0, 13.0)[:, None].repeat(8, 1))
+    assert mean == 4.0
+    (note,) = [note for note in lpds.compare(runs).notes if "untrained" in note]
+    assert note == f"toy: return over what it starts from, untrained: dsrl-na +4.00 [{low:+.2f}, {high:+.2f}]"

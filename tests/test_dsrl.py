@@ -578,3 +578,22 @@ def test_a_run_and_its_resume_to_the_bit(kind, tmp_path, monkeypatch):
             lpds.steer("toy", kind, decoder=toy_decoder(), out=tmp_path / "cut", **RUN)
     assert lpds.resume(tmp_path / "cut", decoder=toy_decoder(), quiet=True).finished
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@both
+def test_the_untrained_actor_is_what_a_run_would_have_acted_by_before_its_first_update(kind, tmp_path):
+    """A run is set against it: a squashed Gaussian alone has less than all of the noise, which by itself may be worth much."""
+    method = learner(kind)
+    generator = torch.Generator().manual_seed(1)
+    obs, eps = torch.randn(5, method.decoder.spec.obs_size, generator=generator), torch.randn(5, 1, 2, generator=generator)
+    method.calibrate(3.0 + obs, torch.randn(5, method.decoder.spec.action_size), 1.0)
+    before = method.policy.latent(obs, eps, 1.0)
+    assert torch.equal(method.start.latent(obs, eps, 1.0), before)
+    list(method.learn(Drawn(method), 4))
+    assert torch.equal(method.start.latent(obs, eps, 1.0), before)
+    assert not torch.equal(method.policy.latent(obs, eps, 1.0), before)
+    run = lpds.steer("toy", kind, decoder=toy_decoder(), out=tmp_path / "run", **RUN)
+    cut = lpds.steer("toy", kind, decoder=toy_decoder(), out=tmp_path / "cut", **RUN | {"steps": 200})
+    longer = lpds.resume(cut.folder, steps=400, decoder=toy_decoder(), quiet=True)
+    assert "against what it starts from, untrained" in run.verdict()
+    np.testing.assert_array_equal(run.start.returns, longer.start.returns)

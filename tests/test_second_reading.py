@@ -192,7 +192,7 @@ def test_a_method_that_acts_by_the_chain_is_set_against_the_untrained_chain(tmp_
     assert run.start is not None
     assert chain.steered is not None
     np.testing.assert_array_equal(run.start.returns, chain.steered.returns)
-    assert "against the untrained chain that it starts from" in run.verdict()
+    assert "against what it starts from, untrained" in run.verdict()
     notes = lpds.compare([run.folder]).notes
     assert any("acts by the decoder's whole chain" in note and "dppo" in note for note in notes)
     assert torch.is_grad_enabled()

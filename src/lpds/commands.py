@@ -82,7 +82,7 @@ def _finish(run: Any) -> int:
 
     if run.frozen is not None and run.steered is not None:
         quiet = [(f"frozen, noise x{run.quiet.noise_scale:.3g}", run.quiet)] if run.quiet else []
-        start = [("untrained chain", run.start)] if run.start else []
+        start = [("untrained start", run.start)] if run.start else []
         print(table([("frozen", run.frozen), *quiet, *start, ("steered", run.steered)]))
         report = run.folder / "report.html"
         if report.is_file():

@@ -27,7 +27,7 @@ from lpds.registry import METHODS, resolve
 from lpds.runner import Runner
 from lpds.stats import Interval, paired_difference, told_apart
 from lpds.types import Decoder, Method
-from lpds.verdict import FROM_CHAIN, against_line, verdict_line, with_noise
+from lpds.verdict import UNTRAINED, against_line, verdict_line, with_noise
 
 FORMAT_VERSION = 1
 
@@ -79,7 +79,7 @@ class Run:
         if self.steered is not None and self.quiet is not None:
             line += against_line(self.quiet.returns, self.steered.returns, with_noise(self.quiet.noise_scale))
         if self.steered is not None and self.start is not None:
-            line += against_line(self.start.returns, self.steered.returns, FROM_CHAIN)
+            line += against_line(self.start.returns, self.steered.returns, UNTRAINED)
         return line
 
 

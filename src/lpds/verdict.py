@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from lpds.stats import FEWEST_PAIRS, Interval, brackets, paired_difference, told, told_apart
 
-FROM_CHAIN = "the untrained chain that it starts from"
+UNTRAINED = "what it starts from, untrained"
+"""A method's own actor before it learned anything, where that is not the frozen policy: a chain, a squashed Gaussian."""
 
 
 def verdict_line(returns: tuple[float, float], success: tuple[float, float] | None, difference: Interval, pairs: int) -> str:

@@ -33,6 +33,7 @@ Facts of the released code, and where this differs from it:
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -70,6 +71,8 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
         self.settings, self.decoder, self._device = c, decoder, device
         self.ignores = ("target_entropy",) if c.temperature else ()
         self.policy = GaussianLatentPolicy(decoder.spec, c, generator).to(device)
+        self._start = copy.deepcopy(self.policy).requires_grad_(False)
+        self._start.scaling = self.policy.scaling  # one module, which the warm-up or a checkpoint calibrates
         self.critic, self.slow = self._make_critic(inputs, generator), self._make_critic(inputs, generator)
         self.slow.requires_grad_(False).load_state_dict(self.critic.state_dict())
         self.log_alpha = torch.full((1,), math.log(c.temperature or 1.0), device=device, requires_grad=True)
@@ -83,6 +86,11 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
     def _make_critic(self, inputs: int, generator: torch.Generator) -> EnsembleMLP:
         c, size = self.settings, self.decoder.spec.obs_size + inputs
         return EnsembleMLP(c.critics, size, 1, c.width, c.depth, generator, c.activation).to(self._device)
+
+    @property
+    def start(self) -> GaussianLatentPolicy:
+        """The untrained actor, whose latents are shorter than the prior's: what that does to a decoder is no learning."""
+        return self._start
 
     @property
     def behaviour(self) -> GaussianLatentPolicy:

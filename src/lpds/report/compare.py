@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,11 @@ from lpds.stats import (
 
 FEWEST_SEEDS = 5
 """Below so many runs a side a bootstrap's interval of P(better) says nothing."""
+BESIDE = {
+    "final start": "what it starts from, untrained",
+    "final quiet": "the frozen policy with as little noise",
+}
+"""What a run's further last evaluations are of, by their kind."""
 NAN3: Interval = (math.nan, math.nan, math.nan)
 
 
@@ -218,6 +223,10 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
             f"{task}: acts by the decoder's whole chain, where the frozen policy has its sampler, which by itself may be worth "
             f"much: {', '.join(chain)} (the untrained chain is --method base --sampler chain)"
         )
+    for kind, beside in BESIDE.items():
+        over = [f"{side.label} {_say(found, sign=True)}" for side in sides if (found := _over(side, kind)) is not None]
+        if over:
+            notes.append(f"{task}: return over {beside}: {'; '.join(over)}")
     alone = [side.label for side in sides if side.method != "frozen" and len(side.runs) == 1]
     if alone:
         notes.append(
@@ -232,6 +241,17 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
                 f"{task}: {side.label} shares no episode with {(chosen or own[side.decoder]).label}: another eval_seed?"
             )
     return rows, chosen.label if chosen else "frozen" if len(own) == 1 else "each one's own frozen policy"
+
+
+def _over(side: _Side, kind: str) -> Interval | None:
+    """What is left of a method's difference over other episodes that its own runs played; ``None`` unless all of them did."""
+    runs = list(side.runs)
+    if not runs or not all(any(row.get("kind") == kind for row in run.evaluations) for run in runs):
+        return None
+    keys, before = _episodes(runs, kind, lambda row: True)
+    shared = [side.keys.index(key) for key in keys if key in side.keys]
+    mine = [at for at, key in enumerate(keys) if key in side.keys]
+    return crossed_difference(before["return"][:, mine], side.columns["return"][:, shared]) if shared else None
 
 
 def _each_seed_once(task: str, group: Group, notes: list[str]) -> Group:
@@ -293,7 +313,7 @@ def _frozen_sides(task: str, groups: list[Group], notes: list[str]) -> list[_Sid
     for group in groups:
         for run in group.runs:
             name = _decoder(run)
-            keys, columns = _episodes([run], frozen=True)
+            keys, columns = _episodes([run], "final", _of_frozen)
             side = _Side("frozen", "frozen", (), name, keys, columns)
             if name in sides and not same_world(run, first[name]):
                 notes.append(
@@ -313,15 +333,17 @@ def _decoder(run: RunData) -> str:
 
 
 def _side(group: Group) -> _Side:
-    keys, columns = _episodes(list(group.runs), frozen=False)
+    keys, columns = _episodes(list(group.runs), "final", lambda row: not _of_frozen(row))
     return _Side(group.label, group.runs[0].method, group.runs, _decoder(group.runs[0]), keys, columns)
 
 
-def _episodes(runs: list[RunData], *, frozen: bool) -> tuple[list[tuple[int, int]], dict[str, Array]]:
-    """Episodes that all the runs' last evaluations share, and their columns [S, E]."""
+def _episodes(
+    runs: list[RunData], kind: str, chosen: Callable[[Mapping[str, Any]], bool]
+) -> tuple[list[tuple[int, int]], dict[str, Array]]:
+    """Episodes of a kind that all the runs' last evaluations share, and their columns [S, E]."""
     tables = []
     for run in runs:
-        rows = [r for r in run.evaluations if r.get("kind") == "final" and (r.get("scale") == 0.0) == frozen]
+        rows = [row for row in run.evaluations if row.get("kind") == kind and chosen(row)]
         tables.append({(int(row["seed"]), int(row["episode"])): row for row in rows})
     keys = sorted(set.intersection(*(set(table) for table in tables)))
     if not keys:
@@ -332,6 +354,10 @@ def _episodes(runs: list[RunData], *, frozen: bool) -> tuple[list[tuple[int, int
         for what in ("return", "success", "length")
     }
     return keys, columns
+
+
+def _of_frozen(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("scale") == 0.0)
 
 
 def _alike(sides: Sequence[Array]) -> bool:

@@ -22,7 +22,7 @@ from lpds.log import read_json_lines
 from lpds.metrics import quiet_nats
 from lpds.registry import METHOD_SETTINGS, resolve
 from lpds.report.paired import Array, Comparison, Row, numbers, pair
-from lpds.verdict import FROM_CHAIN, against_line, with_noise
+from lpds.verdict import UNTRAINED, against_line, with_noise
 
 NOT_COMPARED = ("seed", "device", "threads", "checkpoint_every", "log_every")
 """Run settings in which runs of one group may differ."""
@@ -176,13 +176,13 @@ class RunData:
         return f"not finished ({progress}); on the curve at step {comparison.step:,}: {comparison.verdict()}"
 
     def _beside(self) -> str:
-        """What the run itself adds: what is left of the difference with as little noise, or against the untrained chain."""
+        """What the run itself adds: what is left of the difference with as little noise, or over its untrained start."""
         steered, line = _at([row for row in self.evaluations if row.get("kind") == "final"], 1.0), ""
         for kind in ("final quiet", "final start"):
             rows = [row for row in self.evaluations if row.get("kind") == kind]
             found = pair(rows, steered, final=True)
             if found is not None:
-                name = FROM_CHAIN if kind == "final start" else with_noise(float(rows[-1]["noise_scale"]))
+                name = UNTRAINED if kind == "final start" else with_noise(float(rows[-1]["noise_scale"]))
                 line += against_line(found.frozen["return"], found.steered["return"], name)
         return line
 
