@@ -237,3 +237,18 @@ def test_what_less_noise_alone_brings_is_not_put_down_to_the_shift(tmp_path):
     whole = lpds.steer("toy", out=tmp_path / "whole", **TINY)
     assert whole.quiet is None
     assert "too" not in whole.verdict()
+
+
+def test_several_factors_are_one_table_on_the_same_episodes(capsys):
+    """Each row is what the command says of that factor alone."""
+
+    def played(*factors):
+        words = ["eval", "toy", "--task", "toy", "--episodes", "8", "--noise-scale", *factors, "--json"]
+        assert main(words) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return {k: [row["return"] for row in rows if row["noise_scale"] == k] for k in {row["noise_scale"] for row in rows}}
+
+    several = played("1", "0.5", "0", "0.5")
+    assert set(several) == {1.0, 0.5, 0.0}
+    assert all(len(returns) == 8 for returns in several.values())
+    assert {**played("0.5"), **played("0")} == several

@@ -87,8 +87,10 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--noise-scale",
         type=float,
-        default=1.0,
-        help="factor of eps, 0 to 1; below 1 w leaves the prior",
+        nargs="+",
+        default=[1.0],
+        metavar="K",
+        help="factor of eps, 0 to 1, or several to compare: how much of the noise does the policy want?",
     )
     evaluate.add_argument(
         "--noises", type=int, default=1, help="play the same episodes under so many noises: what does the noise decide?"

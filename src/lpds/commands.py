@@ -136,16 +136,16 @@ def do_eval(arguments: argparse.Namespace) -> int:
         if env is None:
             raise LpdsError(f"nothing says where {arguments.run} acts: pass --task, or --env with a Gymnasium id")
     where: dict[str, Any] = {"env": env, "episodes": arguments.episodes, "seed": arguments.seed}
-    quiet = arguments.noise_scale
-    asked = {"frozen": (0.0, 1.0)}
-    if quiet != 1.0:
-        asked[f"noise x{quiet:g}"] = (0.0, quiet)
+    factors = list(dict.fromkeys(arguments.noise_scale))
     shift: Any = getattr(policy, "policy", None)
     own = float(shift.quiet(arguments.scale)) if hasattr(shift, "quiet") else 1.0
-    if own != 1.0:  # less noise alone is worth something: what the shift adds is against the frozen policy with as little
-        asked[f"frozen, noise x{own * quiet:g}"] = (0.0, own * quiet)
-    if is_run:
-        asked[f"scale {arguments.scale:g}" + (f", noise x{quiet:g}" if quiet != 1.0 else "")] = (arguments.scale, quiet)
+    asked = {"frozen": (0.0, 1.0)}
+    # less noise alone is worth something: what the shift adds is against the frozen policy with as little
+    for factor in dict.fromkeys(own * k for k in factors):
+        if factor != 1.0:
+            asked[f"frozen, noise x{factor:g}"] = (0.0, factor)
+    for k in factors if is_run else ():
+        asked[f"scale {arguments.scale:g}" + (f", noise x{k:g}" if k != 1.0 else "")] = (arguments.scale, k)
     noises = arguments.noises
     if noises < 1:
         raise LpdsError(f"noises must be at least 1, not {noises}")
@@ -166,7 +166,8 @@ def do_eval(arguments: argparse.Namespace) -> int:
                 print(json.dumps(finite(row | told), allow_nan=False))
         return 0
     rows = list(zip(asked, reports, strict=True))
-    print("\n".join([table(rows), *differences(rows)]))
+    lines = differences(rows) if is_run else [line for row in rows[1:] for line in differences([rows[0], row])]
+    print("\n".join([table(rows), *lines]))
     for index, name in enumerate(asked if noises > 1 else ()):
         print(what_noise_decides(name, played[index * noises : (index + 1) * noises]))
     if arguments.episodes < FEWEST_PAIRS:
