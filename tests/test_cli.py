@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lpds.cli import main
-from lpds.commands import _finish
+from lpds.commands.runs import _finish
 from lpds.evaluation import EvalReport
 from lpds.registry import METHODS, TASKS
 from lpds.session import Run

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lpds.doctor import check as check
     from lpds.envs.build import make_env as make_env
     from lpds.errors import LpdsError as LpdsError
+    from lpds.first_look import look as look
     from lpds.policy import load_policy as load_policy
     from lpds.report.compare import compare as compare
     from lpds.types import LatentSpec as LatentSpec
@@ -31,6 +32,7 @@ _LAZY = {
     "evaluate": "lpds.api",
     "load_decoder": "lpds.zoo",
     "load_policy": "lpds.policy",
+    "look": "lpds.first_look",
     "make_env": "lpds.envs.build",
     "resume": "lpds.api",
     "steer": "lpds.api",

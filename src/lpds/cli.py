@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lpds import commands as run
+from lpds.commands import grids, policies, runs
 from lpds.decoder_flags import add_decoder_options
 from lpds.errors import LpdsError, unknown_name
 from lpds.registry import DECODER_FILES, DECODER_FORMS
@@ -63,11 +63,11 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lpds {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    _command(commands, "list", "tasks, methods, decoders and what they are", run.do_list)
-    steer = _command(commands, "steer", "improve a frozen policy by online RL", run.do_steer)
+    _command(commands, "list", "tasks, methods, decoders and what they are", policies.do_list)
+    steer = _command(commands, "steer", "improve a frozen policy by online RL", runs.do_steer)
     _steer_options(steer, words)
 
-    resume = _command(commands, "resume", "go on with a run, to the bit", run.do_resume)
+    resume = _command(commands, "resume", "go on with a run, to the bit", runs.do_resume)
     resume.add_argument("run", type=Path)
     resume.add_argument("--steps", type=int, help="a larger budget, to go on with a finished run")
     resume.add_argument("--decoder", help="where the run's decoder is now, if it has moved (the fingerprint must be the same)")
@@ -76,7 +76,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     resume.add_argument("--tensorboard", action="store_true")
     resume.add_argument("--quiet", action="store_true")
 
-    evaluate = _command(commands, "eval", "evaluate a run, frozen and steered on the same episodes and noise", run.do_eval)
+    evaluate = _command(commands, "eval", "evaluate a run, frozen and steered on the same episodes and noise", runs.do_eval)
     evaluate.add_argument("run", help="a run folder, or a decoder reference")
     evaluate.add_argument("--decoder", help="of a run: where its decoder is now, if it has moved")
     evaluate.add_argument("--task", help="whose environment (default: the run's own)")
@@ -98,7 +98,17 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="one JSON line an episode")
     add_decoder_options(evaluate)
 
-    check = _command(commands, "check", "the decoder doctor: can this policy be steered?", run.do_check)
+    look = _command(commands, "look", "what the frozen policy does with less noise and more sampler steps", policies.do_look)
+    look.add_argument("decoder", help=f"zoo name, {', '.join(DECODER_FORMS)}")
+    look.add_argument("--task", help="whose environment (default: that of the task of the same name)")
+    look.add_argument("--env", help="a Gymnasium id in place of the task's")
+    look.add_argument("--episodes", type=int, default=50, help="of each way")
+    look.add_argument("--seed", type=int, default=0, help="of the episodes and of the noise")
+    look.add_argument("--noise-scale", type=float, nargs="+", metavar="K", help="factors of eps to try (default: 0.6 0.3 0)")
+    look.add_argument("--json", action="store_true", help="one JSON line an episode")
+    add_decoder_options(look)
+
+    check = _command(commands, "check", "the decoder doctor: can this policy be steered?", policies.do_check)
     check.add_argument("decoder", help=f"zoo name, {', '.join(DECODER_FORMS)}")
     check.add_argument("--env", help="a Gymnasium id (default: that of the task of the same name)")
     check.add_argument(
@@ -106,7 +116,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     add_decoder_options(check)
 
-    demos = _command(commands, "demos", "roll out the data of a zoo recipe", run.do_demos)
+    demos = _command(commands, "demos", "roll out the data of a zoo recipe", policies.do_demos)
     demos.add_argument("name")
     demos.add_argument("--experts", type=Path, help="folder of expert actors (.npz); scripted experts need none")
     demos.add_argument("--episodes", type=int, help="of a scripted expert: successes to keep (default: the recipe's)")
@@ -116,7 +126,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     demos.add_argument("--out", type=Path, required=True)
 
-    pretrain = _command(commands, "pretrain", "train a decoder by behaviour cloning", run.do_pretrain)
+    pretrain = _command(commands, "pretrain", "train a decoder by behaviour cloning", policies.do_pretrain)
     pretrain.add_argument("name", help="a zoo recipe, or a name of your own")
     pretrain.add_argument(
         "--data", required=True, help="own npz, DPPO npz, RoboMimic .hdf5, LeRobotDataset folder, or minari:DATASET-ID"
@@ -130,17 +140,17 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     pretrain.add_argument("--instruction", help="what the robot is told (--kind pi0)")
     _clone_options(pretrain)
 
-    report = _command(commands, "report", "one HTML file with figures and tables from run folders", run.do_report)
+    report = _command(commands, "report", "one HTML file with figures and tables from run folders", runs.do_report)
     report.add_argument("runs", nargs="+", type=Path)
     report.add_argument("--out", type=Path, help="default: report.html in the first run folder")
     report.add_argument("--figures", type=Path, help="also write every figure as PNG and its numbers as CSV here")
 
-    compare = _command(commands, "compare", "which method is better, and how sure that is", run.do_compare)
+    compare = _command(commands, "compare", "which method is better, and how sure that is", runs.do_compare)
     compare.add_argument("runs", nargs="+", type=Path)
     compare.add_argument("--reference", help="method that the others are compared with (default: the frozen policy)")
     compare.add_argument("--json", action="store_true", help="print one JSON object")
 
-    video = _command(commands, "video", "film the frozen policy and the steered one side by side", run.do_video)
+    video = _command(commands, "video", "film the frozen policy and the steered one side by side", runs.do_video)
     video.add_argument("run", type=Path, help="a run folder")
     video.add_argument("task", nargs="?", help="whose environment (default: the run's own)")
     video.add_argument("--env", help="a Gymnasium id in place of it")
@@ -152,7 +162,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     video.add_argument("--fps", type=float, help="frames per second (default: real time, at most 60, or 25 in a GIF)")
     video.add_argument("--size", type=int, default=320, help="height of the pictures in pixels")
 
-    bench = _command(commands, "bench", "measure the learner's speed, or run a grid of tasks, methods and seeds", run.do_bench)
+    bench = _command(
+        commands, "bench", "measure the learner's speed, or run a grid of tasks, methods and seeds", grids.do_bench
+    )
     bench.add_argument(
         "what", help="learner; or a suite: gym, toy, a task, or several with commas; own with --decoder and --env"
     )
@@ -169,7 +181,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     add_decoder_options(bench)
 
     serve = _command(
-        commands, "serve-decoder", "let a decoder be steered from another process or machine", run.do_serve_decoder
+        commands, "serve-decoder", "let a decoder be steered from another process or machine", policies.do_serve_decoder
     )
     serve.add_argument("decoder", help=f"zoo name, {', '.join(DECODER_FORMS)}")
     serve.add_argument("--port", type=int, default=8765, help="0 takes a free one; what it is, is printed")
@@ -182,7 +194,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     serve.add_argument("--max-kept", type=int, default=256, help="most rows of prepared observations that are kept")
     add_decoder_options(serve)
 
-    reproduce = _command(commands, "reproduce", "the paper's figures", run.do_reproduce)
+    reproduce = _command(commands, "reproduce", "the paper's figures", grids.do_reproduce)
     reproduce.add_argument("figure", help="toy, gym, fig2, ablation, delta, residual or flow")
     reproduce.add_argument("--out", type=Path, default=None, help="default: results/reproduce-FIGURE")
     reproduce.add_argument("--seeds", type=int, default=3)

@@ -123,6 +123,11 @@ class BaseDecoder(ABC):
         return None
 
     @property
+    def finer(self) -> tuple[tuple[str, int], ...]:
+        """Samplers of more steps, as an option of the loader and its value; none where nothing is known of one."""
+        return ()
+
+    @property
     def feature_size(self) -> int | None:
         """F, where :meth:`features` stand in the place of observations too large to learn from; else ``None``."""
         return None

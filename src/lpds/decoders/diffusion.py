@@ -107,6 +107,13 @@ class DiffusionDecoder(BaseDecoder):
         """Share of signal at the first of the visited times, which "leading" spacing leaves below the last trained one."""
         return float(self.alphas_cumprod[self.times[0]])
 
+    @property
+    def finer(self) -> tuple[tuple[str, int], ...]:
+        """The next number of steps that divides the trained ones, and all of them."""
+        trained, steps = self.sampler.training_steps, self.sampler.ddim_steps
+        following = [count for count in range(steps + 1, trained + 1) if trained % count == 0]
+        return tuple(("ddim_steps", count) for count in dict.fromkeys(following[:1] + following[-1:]))
+
     def prepare(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Normalise and encode [B, O]; see :meth:`FoldedNetwork.prepare`."""
         self._move(obs.device)

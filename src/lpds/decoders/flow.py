@@ -126,6 +126,11 @@ class FlowDecoder(BaseDecoder):
         chunk = x.clamp(-self.sampler.clip, self.sampler.clip).unflatten(1, w.shape[1:])
         return self.normaliser.action(chunk[:, : self.spec.action_shape[0]])
 
+    @property
+    def finer(self) -> tuple[tuple[str, int], ...]:
+        """Twice the steps."""
+        return (("steps", 2 * self.sampler.steps),)
+
     def describe(self) -> dict[str, Any]:
         """Facts for the passport."""
         return {"kind": "flow", "sampler": asdict(self.sampler), "network": asdict(self.net.shape)}

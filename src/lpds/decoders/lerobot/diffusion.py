@@ -38,6 +38,13 @@ class DiffusionPolicyDecoder(LeRobotDecoder):
         config.compile_model = False
         config.pretrained_backbone_weights = None  # they are among the saved weights; this would download them
 
+    @property
+    def finer(self) -> tuple[tuple[str, int], ...]:
+        """Twice the DDIM steps, where the schedule has as many."""
+        trained = int(self._config.num_train_timesteps)
+        steps = int(self._config.num_inference_steps or trained)
+        return (("ddim_steps", 2 * steps),) if 2 * steps <= trained else ()
+
     def _layout(self) -> tuple[tuple[int, int], int, int]:
         config, start = self._config, self._history() - 1
         return (int(config.horizon), int(config.action_feature.shape[0])), start, int(config.horizon) - start

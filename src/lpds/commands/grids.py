@@ -1,0 +1,64 @@
+"""Commands about many runs: bench, reproduce."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from pathlib import Path
+
+from lpds.commands.terminal import as_interrupt, say
+from lpds.decoder_flags import shared_words
+
+
+def do_bench(arguments: argparse.Namespace) -> int:
+    """Measure speed, or run a grid and compare."""
+    import json
+
+    if arguments.what != "learner":
+        return _grid(arguments)
+    from lpds.errors import LpdsError
+
+    if shared_words(arguments):
+        raise LpdsError("bench learner measures decoders of its own: --decoder, --env and a decoder's options cannot be chosen")
+    from lpds.bench import bench_learner, bench_table
+
+    result = bench_learner(rounds=arguments.rounds)
+    print(json.dumps(result) if arguments.json else bench_table(result))
+    return 0
+
+
+def _grid(arguments: argparse.Namespace) -> int:
+    import json
+
+    from lpds.grid import grid_cells, run_grid
+
+    signal.signal(signal.SIGTERM, as_interrupt)  # the runs are told to save, as after Ctrl-C
+    cells = grid_cells(arguments.what, arguments.methods, arguments.seeds, arguments.steps, shared_words(arguments))
+    out = arguments.out or Path("runs") / f"bench-{arguments.what}"
+    finished = run_grid(cells, out, jobs=arguments.jobs, evidence=arguments.evidence, say=say)
+    if finished:
+        from lpds.report.compare import compare
+
+        report = compare(finished)
+        print(json.dumps(report.to_json()) if arguments.json else report)
+    return 0 if len(finished) == len(cells) else 1
+
+
+def do_reproduce(arguments: argparse.Namespace) -> int:
+    """Make one of the paper's figures."""
+    from lpds.errors import LpdsError
+    from lpds.reproduce import reproduce, reproduce_toy
+
+    signal.signal(signal.SIGTERM, as_interrupt)
+    out = arguments.out or Path("results") / f"reproduce-{arguments.figure}"
+    if arguments.figure == "toy":
+        given = [f"--{name}" for name in ("steps", "runs") if getattr(arguments, name) is not None]
+        if given or arguments.jobs != 1:
+            raise LpdsError(
+                f"the toy's runs have their own budget and place: {', '.join(given or ['--jobs'])} cannot be chosen"
+            )
+        print(reproduce_toy(out, seeds=arguments.seeds, say=say))
+        return 0
+    grid = {"seeds": arguments.seeds, "steps": arguments.steps, "jobs": arguments.jobs, "runs": arguments.runs}
+    print(reproduce(arguments.figure, out, **grid, say=say))
+    return 0

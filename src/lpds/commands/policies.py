@@ -1,0 +1,171 @@
+"""Commands about frozen policies: list, look, check, demos, pretrain, serve-decoder."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from lpds.bar import progress_bar
+from lpds.commands.terminal import say, settings_given, where_it_acts
+from lpds.decoder_flags import load_given
+
+
+def do_list(arguments: argparse.Namespace) -> int:
+    """Print tasks, methods and decoders."""
+    import json
+
+    from lpds.registry import DECODER_FORMS, METHODS, TASKS, resolve
+    from lpds.stats import brackets, told
+    from lpds.zoo import FOLDER, names
+
+    print("tasks:")
+    for name in TASKS:
+        task = resolve("task", TASKS, name)
+        print(f"  {name:<21}{task.env:<21}{'decoder shipped' if task.decoder in names() else 'decoder not shipped'}")
+    for stem, (_, count) in TASKS.families.items():
+        print(f"  {stem}:N, N from 0 to {count - 1}, are all tasks")
+    print(f"methods:\n  {' '.join(METHODS)}")
+    print("decoders:")
+    for name in names():
+        card = FOLDER / name / "card.json"
+        facts = json.loads(card.read_text()) if card.is_file() else {}
+        interval = facts.get("return")
+        mean, *bounds = told(interval, least=0) if interval else ("",)
+        level = f"return {mean}{brackets(*bounds)}" if mean else ""
+        if facts.get("success"):
+            level += ", success {:.0%} [{:.0%}, {:.0%}]".format(*facts["success"])
+        print(f"  {name:<20}{facts.get('decoder', {}).get('kind', ''):<11}{level}")
+    print(f"  {'  '.join(DECODER_FORMS)}")
+    return 0
+
+
+def do_look(arguments: argparse.Namespace) -> int:
+    """Play a frozen policy in every way that costs no learning."""
+    import json
+
+    from lpds.evaluation import seed_ignored
+    from lpds.first_look import NOISE_SCALES, look
+    from lpds.log import finite
+
+    decoder, env = load_given(arguments.decoder, arguments), where_it_acts(arguments.decoder, arguments)
+    factors = NOISE_SCALES if arguments.noise_scale is None else arguments.noise_scale
+    with progress_bar("ways") as advance:
+        played = {"episodes": arguments.episodes, "seed": arguments.seed, "noise_scales": factors, "progress": advance}
+        report = look(decoder, arguments.task, env=env, **played)
+    if report.ignores_seed:
+        print(seed_ignored(env or arguments.task), file=sys.stderr)
+    if arguments.json:
+        for way in report.ways:
+            for row in way.report.rows():
+                print(json.dumps({"way": way.name} | finite(row), allow_nan=False))
+        return 0
+    print(report)
+    return 0
+
+
+def do_check(arguments: argparse.Namespace) -> int:
+    """Ask the decoder doctor."""
+    from lpds.doctor import check
+    from lpds.zoo import environment_of
+
+    decoder = load_given(arguments.decoder, arguments)
+    env = arguments.env or environment_of(arguments.decoder)
+    tell = (lambda name: print(f"\r  {name} ...".ljust(40), end="", file=sys.stderr)) if sys.stderr.isatty() else None
+    report = check(decoder, env, samples=arguments.samples, progress=tell)
+    print("\r".ljust(41) + "\r" if tell else "", end="", file=sys.stderr)
+    print(report)
+    return 0 if report.ok else 1
+
+
+def do_demos(arguments: argparse.Namespace) -> int:
+    """Roll out the data of a recipe."""
+    import numpy as np
+
+    from lpds.files import check_writable
+    from lpds.pretrain.recipes import SCRIPTED, make_data
+    from lpds.stats import told
+
+    check_writable(arguments.out)
+    with progress_bar("episodes" if arguments.name in SCRIPTED else "transitions") as advance:
+        options = {"episodes": arguments.episodes, "seed": arguments.seed, "cameras": arguments.cameras, "say": print}
+        data = make_data(arguments.name, arguments.experts, advance, **options)
+    data.save(arguments.out)
+    returns = data.episode_returns
+    level = "" if np.isnan(returns).all() else ", return {} +- {}".format(*told([returns.mean(), returns.std()], least=0))
+    print(f"{arguments.out}: {len(data.obs):,} transitions, {len(returns):,} episodes{level}")
+    return 0
+
+
+def do_pretrain(arguments: argparse.Namespace) -> int:
+    """Train a decoder."""
+    from lpds.files import check_writable
+    from lpds.pretrain.build import pretrain
+    from lpds.stats import brackets, told
+
+    check_writable(arguments.out / "card.json" if arguments.out.is_dir() else arguments.out)
+    with progress_bar("gradient steps") as advance:
+        card = pretrain(
+            arguments.name,
+            arguments.data,
+            arguments.out,
+            normalization=arguments.normalization,
+            task=arguments.task,
+            env=arguments.env,
+            episodes=arguments.episodes,
+            instruction=arguments.instruction,
+            changes=settings_given(arguments),
+            progress=lambda done, total, loss: advance(done, total),
+            overwrite=arguments.overwrite,
+        )
+    mean, *bounds = told(card["return"], least=0) if card["return"] else ("",)
+    level = f", return {mean}{brackets(*bounds)}" if mean else ""
+    short = card["data"].get("episodes_shorter_than_chunk")
+    if short:
+        print(f"{short} of {card['data']['episodes']} episodes are shorter than a chunk, and taught nothing")
+    print(f"{arguments.out}: fingerprint {card['fingerprint'][:12]}{level}")
+    return 0
+
+
+def do_serve_decoder(arguments: argparse.Namespace) -> int:
+    """Serve a decoder until Ctrl-C."""
+    from lpds.deploy.decoder_server import DecoderServer
+
+    token = _token(arguments.token_file)
+    decoder = load_given(arguments.decoder, arguments)
+    server = DecoderServer(
+        decoder,
+        host=arguments.host,
+        port=arguments.port,
+        token=token,
+        device=arguments.device,
+        threads=arguments.threads,
+        max_bytes=arguments.max_mb * 2**20,
+        max_batch=arguments.max_batch,
+        max_kept=arguments.max_kept,
+        say=say,
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where the parent had SIGINT ignored, as a shell's `&` does
+        signal.signal(number, lambda signum, frame: server.stop())
+    guard = ", token needed" if token else ""
+    print(f"serving {decoder.name} ({decoder.fingerprint[:12]}) on {server.address}{guard}; Ctrl-C ends it", flush=True)
+    try:
+        server.run()
+    finally:
+        server.close()
+    say("stopped")
+    return 0
+
+
+def _token(path: Path | None) -> str | None:
+    import os
+
+    from lpds.errors import LpdsError
+
+    if path is None:
+        return os.environ.get("LPDS_TOKEN") or None
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LpdsError(f"token file {path} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None

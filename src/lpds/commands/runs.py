@@ -1,0 +1,188 @@
+"""Commands about runs: steer, resume, eval, report, compare, video."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from lpds.bar import progress_bar
+from lpds.commands.terminal import settings_given, where_it_acts
+from lpds.decoder_flags import decoder_options, load_given, moved_files
+
+
+def do_steer(arguments: argparse.Namespace) -> int:
+    """Improve a frozen policy."""
+    from lpds.api import resolve_preset, steer
+    from lpds.registry import TASKS, resolve
+
+    reference = arguments.decoder
+    if reference is None and decoder_options(arguments) and arguments.task is not None:  # options of the task's own decoder
+        named = resolve_preset(arguments.preset, arguments.method, arguments.task).decoders
+        reference = named.get(arguments.task, resolve("task", TASKS, arguments.task).decoder)
+    decoder = None if reference is None else load_given(reference, arguments)
+    run = steer(
+        arguments.task,
+        arguments.method,
+        decoder=decoder,
+        env=arguments.env,
+        out=arguments.out,
+        overwrite=arguments.overwrite,
+        quiet=arguments.quiet,
+        tensorboard=arguments.tensorboard,
+        preset=arguments.preset,
+        **settings_given(arguments),
+    )
+    return _finish(run)
+
+
+def do_resume(arguments: argparse.Namespace) -> int:
+    """Go on with a run."""
+    from lpds.api import resume
+
+    told: dict[str, Any] = {"quiet": arguments.quiet, "tensorboard": arguments.tensorboard}
+    told["files"] = moved_files(arguments.run, arguments)
+    return _finish(resume(arguments.run, steps=arguments.steps, decoder=arguments.decoder, env=arguments.env, **told))
+
+
+def _finish(run: Any) -> int:
+    from lpds.run_folder import read_config
+    from lpds.tell import keeps_all_noise, table
+
+    if run.frozen is not None and run.steered is not None:
+        quiet = [(f"frozen, noise x{run.quiet.noise_scale:.3g}", run.quiet)] if run.quiet else []
+        start = [("untrained start", run.start)] if run.start else []
+        print(table([("frozen", run.frozen), *quiet, *start, ("steered", run.steered)]))
+        report = run.folder / "report.html"
+        if report.is_file():
+            print(f"report: {report}")
+    learned = run.steered is not None and not run.unlearned
+    if learned and not run.worse and keeps_all_noise(read_config(run.folder)["settings"]):
+        look = f"lpds eval {shlex.quote(str(run.folder))} --noise-scale 0.3"
+        print(f"less noise may do better still, or far worse, and costs modes; look: {look}")
+    print(run.verdict())
+    return 0 if run.finished else 130
+
+
+def do_eval(arguments: argparse.Namespace) -> int:
+    """Evaluate a run or a decoder."""
+    import json
+
+    import numpy as np
+
+    from lpds.api import evaluate
+    from lpds.errors import LpdsError, unknown_name
+    from lpds.evaluation import seed_ignored, silence_is_failure
+    from lpds.files import how_to_resume
+    from lpds.log import finite
+    from lpds.policy import load_policy
+    from lpds.registry import DECODER_FORMS
+    from lpds.run_folder import read_config
+    from lpds.stats import FEWEST_PAIRS
+    from lpds.tell import differences, table, what_noise_decides
+    from lpds.zoo import is_unknown, names
+
+    folder = Path(arguments.run)
+    is_run = (folder / "policy").is_dir()
+    if not is_run and (folder / "config.json").is_file():
+        raise LpdsError(f"the run in {folder} has no policy yet, which its first checkpoint brings: {how_to_resume(folder)}")
+    if not is_run and arguments.scale != 1.0:
+        raise LpdsError(f"{arguments.run} is a frozen policy, which has no Delta that --scale could turn down")
+    if not is_run and arguments.decoder is not None:
+        raise LpdsError(f"{arguments.run} is a decoder: --decoder says where a run's is")
+    if not is_run and is_unknown(arguments.run):
+        if len(folder.parts) > 1:
+            raise LpdsError(f"unknown run or decoder {arguments.run!r}: that folder does not exist")
+        raise unknown_name("run or decoder", arguments.run, [*names(), *DECODER_FORMS])
+    policy: Any = (
+        load_policy(folder, arguments.decoder, files=moved_files(folder, arguments))
+        if is_run
+        else load_given(arguments.run, arguments)
+    )
+    env, task = arguments.env, arguments.task
+    if env is None and task is None and is_run:
+        env = read_config(folder)["env"]
+    env = env or where_it_acts(arguments.run, arguments)
+    where: dict[str, Any] = {"env": env, "episodes": arguments.episodes, "seed": arguments.seed}
+    factors = list(dict.fromkeys(arguments.noise_scale))
+    shift: Any = getattr(policy, "policy", None)
+    own = float(shift.quiet(arguments.scale)) if hasattr(shift, "quiet") else 1.0
+    asked = {"frozen": (0.0, 1.0)}
+    # less noise alone is worth something: what the shift adds is against the frozen policy with as little
+    for factor in dict.fromkeys(own * k for k in factors):
+        if factor != 1.0:
+            asked[f"frozen, noise x{factor:g}"] = (0.0, factor)
+    for k in factors if is_run else ():
+        asked[f"scale {arguments.scale:g}" + (f", noise x{k:g}" if k != 1.0 else "")] = (arguments.scale, k)
+    noises = arguments.noises
+    if noises < 1:
+        raise LpdsError(f"noises must be at least 1, not {noises}")
+    played = silence_is_failure(
+        [
+            evaluate(policy, task, **where, scale=scale, noise_scale=noise, noise_seed=arguments.seed + index)
+            for scale, noise in asked.values()
+            for index in range(noises)
+        ]
+    )
+    reports = played[::noises]
+    if any(not np.array_equal(report.first_obs, played[0].first_obs) for report in played):
+        print(seed_ignored(env or task), file=sys.stderr)
+    if arguments.json:
+        for index, report in enumerate(played):
+            for row in report.rows():
+                told = {"noise_seed": arguments.seed + index % noises} if noises > 1 else {}
+                print(json.dumps(finite(row | told), allow_nan=False))
+        return 0
+    rows = list(zip(asked, reports, strict=True))
+    lines = differences(rows) if is_run else [line for row in rows[1:] for line in differences([rows[0], row])]
+    print("\n".join([table(rows), *lines]))
+    for index, name in enumerate(asked if noises > 1 else ()):
+        print(what_noise_decides(name, played[index * noises : (index + 1) * noises]))
+    if arguments.episodes < FEWEST_PAIRS:
+        print(f"fewer than {FEWEST_PAIRS} episodes: the intervals are too narrow to decide anything")
+    return 0
+
+
+def do_report(arguments: argparse.Namespace) -> int:
+    """Write the page."""
+    from lpds.files import check_writable
+    from lpds.report import write_figures, write_report
+
+    out = arguments.out or arguments.runs[0] / "report.html"
+    if arguments.out is not None:
+        check_writable(out)
+    print(write_report(arguments.runs, out))
+    if arguments.figures is not None:
+        write_figures(arguments.runs, arguments.figures)
+        print(arguments.figures)
+    return 0
+
+
+def do_compare(arguments: argparse.Namespace) -> int:
+    """Compare runs."""
+    import json
+
+    from lpds.report.compare import compare
+
+    report = compare(arguments.runs, arguments.reference)
+    print(json.dumps(report.to_json()) if arguments.json else report)
+    return 0
+
+
+def do_video(arguments: argparse.Namespace) -> int:
+    """Film frozen and steered side by side."""
+    from lpds.files import check_writable
+    from lpds.stats import told
+    from lpds.video import write_video
+
+    if arguments.out is not None:
+        check_writable(arguments.out)
+    options = {name: getattr(arguments, name) for name in ("env", "decoder", "out", "episodes", "seed", "scale", "fps", "size")}
+    with progress_bar("episodes played and filmed") as advance:
+        film = write_video(arguments.run, arguments.task, **options, progress=advance)
+    for name, report in (("frozen", film.frozen), ("steered", film.steered)):
+        print(f"{name:<8} return {', '.join(told(report.returns))}")
+    print(f"{film.path}: {film.frames} frames, {film.fps:g} a second")
+    return 0

@@ -1,0 +1,85 @@
+"""What a frozen policy does by itself: the same episodes in several ways, and which of them is best."""
+
+from __future__ import annotations
+
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+from scripted import toy_decoder
+
+import lpds
+from lpds.cli import main
+from lpds.decoders.store import save_decoder
+from lpds.envs.four_mode import FourMode
+from lpds.first_look import AS_IT_IS, LookReport, Way
+
+
+def report(returns, successes=None):
+    from dataclasses import replace
+
+    found = lpds.evaluate(toy_decoder(), env=lambda: gymnasium.wrappers.TimeLimit(FourMode(), 4), episodes=len(returns))
+    said = np.full(len(returns), np.nan) if successes is None else np.asarray(successes, float)
+    return replace(found, returns=np.asarray(returns, float), successes=said)
+
+
+def test_every_way_is_what_an_evaluation_of_it_says():
+    """The same episodes and the same eps; all of the noise is the first way and no second one."""
+    env = lambda: gymnasium.wrappers.TimeLimit(FourMode(), 40)  # noqa: E731
+    seen = lpds.look("toy", env=env, episodes=4, seed=3, noise_scales=(1.0, 0.5, 0.5))
+    assert [way.name for way in seen.ways] == [AS_IT_IS, "noise x0.5", "10 DDIM steps", "20 DDIM steps"]
+    plain = {"env": env, "episodes": 4, "seed": 3}
+    wanted = [
+        lpds.evaluate("toy", **plain),
+        lpds.evaluate("toy", **plain, noise_scale=0.5),
+        lpds.evaluate(lpds.load_decoder("toy", ddim_steps=10), **plain),
+        lpds.evaluate(lpds.load_decoder("toy", ddim_steps=20), **plain),
+    ]
+    for way, alone in zip(seen.ways, wanted, strict=True):
+        np.testing.assert_array_equal(way.report.returns, alone.returns)
+    assert not seen.ignores_seed
+
+
+def test_a_finer_sampler_divides_the_trained_steps(tmp_path):
+    for steps, finer in ((5, [10, 20]), (8, [10, 20]), (10, [20]), (20, [])):
+        assert lpds.load_decoder("hopper", ddim_steps=steps).finer == tuple(("ddim_steps", count) for count in finer)
+    assert lpds.load_decoder("hopper-flow").finer == (("steps", 2 * lpds.load_decoder("hopper-flow").sampler.steps),)
+    save_decoder(lpds.load_decoder("toy", ddim_steps=10), tmp_path / "own")
+    env = lambda: gymnasium.wrappers.TimeLimit(FourMode(), 8)  # noqa: E731
+    kept = lpds.look(f"folder:{tmp_path}/own", env=env, episodes=2, noise_scales=())
+    assert [way.name for way in kept.ways] == [AS_IT_IS, "20 DDIM steps"]
+    bare = lpds.look(toy_decoder(), env=env, episodes=2, noise_scales=(0.3,))  # a function has no other sampler
+    assert [way.name for way in bare.ways] == [AS_IT_IS, "noise x0.3"]
+
+
+def test_the_best_is_by_success_where_there_is_any_and_told_apart_or_not():
+    low, high = report([9.0] * 20, [0.0] * 20), report([1.0] * 20, [1.0] * 16 + [0.0] * 4)
+    seen = LookReport("d", (Way(AS_IT_IS, low, ""), Way("noise x0.3", high, "--noise-scale 0.3")), False)
+    assert seen.best.name == "noise x0.3"
+    assert seen.verdict().startswith("best with noise x0.3, success +80 points [")
+    assert "steer from there (--noise-scale 0.3)" in seen.verdict()
+    by_return = LookReport("d", (Way(AS_IT_IS, report([9.0] * 20), ""), Way("b", report([1.0] * 20), "")), False)
+    assert by_return.verdict() == "best as it is"
+    wide = report(np.linspace(-50, 60, 20))
+    unsure = LookReport("d", (Way(AS_IT_IS, report([0.0] * 20), ""), Way("noise x0", wide, "--eval-noise-scale 0")), False)
+    assert unsure.verdict().startswith("no way is told apart from the policy as it is; the best, noise x0: +5")
+
+
+def test_the_command_says_as_much_and_refuses_what_is_no_factor(capsys, refused):
+    words = ["look", "toy", "--task", "toy", "--episodes", "3", "--noise-scale", "0.5"]
+    assert main(words) == 0
+    table = capsys.readouterr().out
+    assert "noise x0.5 against as it is: paired difference" in table
+    assert main([*words, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["way"] for row in rows[::3]] == [AS_IT_IS, "noise x0.5", "10 DDIM steps", "20 DDIM steps"]
+    with refused("noise_scale must be in [0, 1]"):
+        lpds.look("toy", "toy", noise_scales=(1.5,))
+    assert main(["look", "hopper-c8", "--episodes", "1", "--noise-scale", "2"]) == 2
+
+
+@pytest.mark.parametrize("asked", [{}, {"task": "nowhere"}])
+def test_where_it_acts_must_be_known(asked, refused):
+    with refused("task"):
+        lpds.look("toy", **asked)
