@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from lpds.api import resolve_preset, resolve_settings
 from lpds.config import RunSettings, to_json
 from lpds.files import write_atomically
 from lpds.log import read_json_lines
-from lpds.registry import METHOD_SETTINGS, resolve
+from lpds.registry import METHOD_SETTINGS, TASKS, resolve
 from lpds.stats import area_under_curve, bootstrap_mean
 
 KEPT = ("config.json", "eval.jsonl")
@@ -34,7 +35,23 @@ def settings(run: Path) -> dict[str, object]:
     # a run from before a setting existed had its default
     defaults = {**to_json(RunSettings()), **to_json(resolve("method", METHOD_SETTINGS, config["method"])())}
     found = {**defaults, **config["run"], **config["settings"], "method": config["method"]}
+    found["decoder"] = config["decoder"]["reference"]
     return {key: value for key, value in found.items() if key not in ("steps",)}
+
+
+def preset(run: Path) -> dict[str, object]:
+    """The same of a run with nothing chosen but its task, its method and its named preset."""
+    config = json.loads((run / "config.json").read_text())
+    task = resolve("task", TASKS, config["task"])
+    named = resolve_preset(config["preset"], config["method"], config["task"])
+    both = resolve_settings(task, config["method"], {}, named)
+    decoder = named.decoders.get(task.name, task.decoder)
+    return {**to_json(both[0]), **to_json(both[1]), "method": config["method"], "decoder": decoder}
+
+
+def words(found: dict[str, object], less: dict[str, object]) -> str:
+    """What is chosen in one and not in the other, as flags."""
+    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in found.items() if less.get(key, value) != value)
 
 
 def curve(run: Path) -> dict[int, float]:
@@ -65,13 +82,17 @@ def main() -> None:
     order = sorted(finished, key=lambda name: (name != "base", math.isnan(areas[name]), -areas[name]))
     steps = list(curve(finished["base"]))
     config = json.loads((finished["base"] / "config.json").read_text())
-    task, preset = config["task"], f"--preset {config['preset']} " if config["preset"] else ""
+    task, named = config["task"], f"--preset {config['preset']} " if config["preset"] else ""
+    seeds = {key: base[key] for key in ("seed", "eval_seed")}
+    before = preset(finished["base"])
+    chosen = words(base, before | seeds)
     header = ["changed", *(f"{step // 1000}k" for step in steps), "area", "end, 95 % interval of its episodes"]
     lines = [
         f"# {task}: one change at a time",
         "",
-        f"`python benchmarks/screen.py RUNS {arguments.out}`, runs by `lpds steer {task} {preset}--seed {base['seed']} "
-        f"--eval-seed {base['eval_seed']} --steps {steps[-1] // 1000 * 1000}` and what the first column says. Mean return of "
+        f"`python benchmarks/screen.py RUNS {arguments.out}`, runs by `lpds steer {task} {named}--seed {base['seed']} "
+        f"--eval-seed {base['eval_seed']} --steps {steps[-1] // 1000 * 1000} {chosen}".rstrip()
+        + "` and what the first column says. Mean return of "
         "the evaluations (20 episodes a point); area: mean height of the curve. ONE seed: a few hundred are chance.",
         "",
         "| " + " | ".join(header) + " |",
@@ -79,7 +100,9 @@ def main() -> None:
     ]
     for name in order:
         run = finished[name]
-        changed = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in settings(run).items() if base.get(k) != v)
+        # another method's defaults are no change, but what the base chose is chosen for it, too
+        expected = {**preset(run), **{key: value for key, value in base.items() if before.get(key) != value}}
+        changed = words(settings(run), {**expected, **seeds, "method": base["method"]})
         mean, low, high = bootstrap_mean(last(run, 1.0))
         end = ["stopped", "-"] if math.isnan(mean) else [f"{areas[name]:.0f}", f"{mean:.0f} [{low:.0f}, {high:.0f}]"]
         points = curve(run)
