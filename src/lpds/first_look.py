@@ -16,8 +16,8 @@ from lpds.checks import check_decoder, check_share
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike
 from lpds.evaluation import EvalReport, silence_is_failure
-from lpds.stats import brackets, paired_difference, share_bounds, told, told_apart
-from lpds.tell import differences, table
+from lpds.stats import brackets, paired_difference, told, told_apart
+from lpds.tell import differences, share_gap, table
 from lpds.types import Decoder
 
 AS_IT_IS = "as it is"
@@ -48,22 +48,27 @@ class LookReport:
     @property
     def best(self) -> Way:
         """The one with the largest success, where there is any, else return; the first of equals."""
-        says = not np.isnan(self.ways[0].report.successes).any()
+        says = self._tells_success
         return max(self.ways, key=lambda way: float((way.report.successes if says else way.report.returns).mean()))
+
+    @property
+    def _tells_success(self) -> bool:
+        return not any(np.isnan(way.report.successes).any() for way in self.ways)
 
     def verdict(self) -> str:
         """One line: which way is best, and what to make of it."""
-        first, best = self.ways[0], self.best
-        if best is first:
+        first, best = self.ways[0].report, self.best
+        if best is self.ways[0]:
             return "best as it is"
-        a, b = ([way.report.returns, way.report.successes] for way in (first, best))
-        says = not np.isnan(a[1]).any()
-        found = paired_difference(a[says], b[says])
-        if says:
-            found = share_bounds(found, a[1], b[1], same=bool(np.array_equal(a[0], b[0])))
-        apart = told_apart(found, len(a[0])) > 0
-        mean, low, high = (f"{100 * value:+.0f}" for value in found) if says else told(found, sign=True)
-        what = f"{'success ' if says else ''}{mean}{' points' if says else ''}{brackets(low, high)}"
+        if self._tells_success:
+            found = share_gap(first, best.report)
+            mean, *bounds = (f"{100 * value:+.0f}" for value in found)
+            what = f"success {mean} points{brackets(*bounds)}"
+        else:
+            found = paired_difference(first.returns, best.report.returns)
+            mean, *bounds = told(found, sign=True)
+            what = mean + brackets(*bounds)
+        apart = told_apart(found, len(first.returns)) > 0
         if not apart:
             return f"no way is told apart from the policy as it is; the best, {best.name}: {what}"
         chosen = f"best with {best.name}, {what}: steer from there ({best.flags})"

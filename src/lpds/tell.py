@@ -35,14 +35,15 @@ def differences(rows: Sequence[tuple[str, EvalReport]]) -> list[str]:
         mean, *bounds = told(paired_difference(reference.returns, report.returns), sign=True)
         line = mean + brackets(*bounds)
         if not np.isnan([reference.successes, report.successes]).any():
-            points = 100.0 * np.asarray(_shares(reference, report))
+            points = 100.0 * np.asarray(share_gap(reference, report))
             share, *bounds = (format(value, "+.0f") for value in points)
             line += f", success {share} points{brackets(*bounds)}"
         lines.append(f"{name} against {other}: paired difference {line}")
     return lines
 
 
-def _shares(reference: EvalReport, report: EvalReport) -> Interval:
+def share_gap(reference: EvalReport, report: EvalReport) -> Interval:
+    """What the second has of success over the first, paired, as a share with its bounds."""
     a, b = reference.successes, report.successes
     same = np.array_equal(reference.returns, report.returns) and np.array_equal(reference.lengths, report.lengths)
     return share_bounds(paired_difference(a, b), a, b, same=same)

@@ -124,7 +124,10 @@ class BaseDecoder(ABC):
 
     @property
     def finer(self) -> tuple[tuple[str, int], ...]:
-        """Samplers of more steps, as an option of the loader and its value; none where nothing is known of one."""
+        """Samplers of more steps, as an option of the loader and its value; none where nothing is known of one.
+
+        A decoder too large to be opened twice knows of none.
+        """
         return ()
 
     @property

@@ -30,11 +30,6 @@ class Pi0Decoder(LeRobotDecoder):
         """Only where the state is the observation: pooled features do not hold the prefix."""
         return self._options.flat
 
-    @property
-    def finer(self) -> tuple[tuple[str, int], ...]:
-        """Twice the Euler steps."""
-        return (("steps", 2 * int(getattr(self._config, self.steps_name))),)
-
     def _configure(self) -> None:
         config, steps = self._config, self._options.steps
         if steps is not None:
