@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lpds.api import resolve_preset, resolve_settings
+from lpds.api import resolve_preset, resolve_settings, resolve_task
 from lpds.config import RunSettings, to_json
 from lpds.files import write_atomically
 from lpds.log import read_json_lines
@@ -42,8 +42,9 @@ def settings(run: Path) -> dict[str, object]:
 def preset(run: Path) -> dict[str, object]:
     """The same of a run with nothing chosen but its task, its method and its named preset."""
     config = json.loads((run / "config.json").read_text())
-    task = resolve("task", TASKS, config["task"])
-    named = resolve_preset(config["preset"], config["method"], config["task"])
+    known = config["task"] if config["task"] in TASKS else None  # a policy of one's own has no preset
+    task = resolve_task(known, config["decoder"], config["env_name"])
+    named = resolve_preset(config["preset"], config["method"], known)
     both = resolve_settings(task, config["method"], {}, named)
     decoder = named.decoders.get(task.name, task.decoder)
     return {**to_json(both[0]), **to_json(both[1]), "method": config["method"], "decoder": decoder}
@@ -102,7 +103,9 @@ def main() -> None:
         run = finished[name]
         # another method's defaults are no change, but what the base chose is chosen for it, too
         expected = {**preset(run), **{key: value for key, value in base.items() if before.get(key) != value}}
-        changed = words(settings(run), {**expected, **seeds, "method": base["method"]})
+        own = json.loads((run / "config.json").read_text())["preset"]
+        changed = f"--preset {own} " if own != config["preset"] else ""
+        changed = (changed + words(settings(run), {**expected, **seeds, "method": base["method"]})).strip()
         mean, low, high = bootstrap_mean(last(run, 1.0))
         end = ["stopped", "-"] if math.isnan(mean) else [f"{areas[name]:.0f}", f"{mean:.0f} [{low:.0f}, {high:.0f}]"]
         points = curve(run)

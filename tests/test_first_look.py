@@ -53,17 +53,66 @@ def test_a_finer_sampler_divides_the_trained_steps(tmp_path):
     assert [way.name for way in bare.ways] == [AS_IT_IS, "noise x0.3"]
 
 
-def test_the_best_is_by_success_where_there_is_any_and_told_apart_or_not():
+def seen(*ways):
+    return LookReport("d", tuple(Way(name, found, f"--{name}") for name, found in ways), False)
+
+
+def test_the_best_is_by_success_where_there_is_any_and_among_those_told_apart():
     low, high = report([9.0] * 20, [0.0] * 20), report([1.0] * 20, [1.0] * 16 + [0.0] * 4)
-    seen = LookReport("d", (Way(AS_IT_IS, low, ""), Way("noise x0.3", high, "--noise-scale 0.3")), False)
-    assert seen.best.name == "noise x0.3"
-    assert seen.verdict().startswith("best with noise x0.3, success +80 points [")
-    assert "steer from there (--noise-scale 0.3)" in seen.verdict()
-    by_return = LookReport("d", (Way(AS_IT_IS, report([9.0] * 20), ""), Way("b", report([1.0] * 20), "")), False)
-    assert by_return.verdict() == "best as it is"
-    wide = report(np.linspace(-50, 60, 20))
-    unsure = LookReport("d", (Way(AS_IT_IS, report([0.0] * 20), ""), Way("noise x0", wide, "--eval-noise-scale 0")), False)
-    assert unsure.verdict().startswith("no way is told apart from the policy as it is; the best, noise x0: +5")
+    found = seen((AS_IT_IS, low), ("quiet", high))
+    assert found.best.name == "quiet"
+    assert "success +80 points [" in found.verdict()
+    assert "steer from there (--quiet)" in found.verdict()
+    rises = report([9.5] * 20, [0.0] * 20)  # no success either way, but more return
+    assert [way.name for way in seen((AS_IT_IS, low), ("quiet", rises)).better] == ["quiet"]
+    assert not seen((AS_IT_IS, high), ("worse", low)).better
+
+
+def test_the_largest_mean_is_not_recommended_over_what_is_told_apart():
+    wide, sure = report(np.linspace(-50, 90, 20)), report([5.0] * 20)
+    found = seen((AS_IT_IS, report([0.0] * 20)), ("wide", wide), ("sure", sure))
+    assert found.best.name == "wide"
+    assert "steer from there (--sure)" in found.verdict()
+    unsure = seen((AS_IT_IS, report([0.0] * 20)), ("wide", report(np.linspace(-50, 60, 20))))
+    assert unsure.verdict() == "no way is told apart above the policy as it is (the largest mean: wide)"
+
+
+def test_what_cannot_be_decided_says_so():
+    one = report([1.0] * 8)
+    assert seen((AS_IT_IS, one), ("same", one)).verdict() == "every way does the same"
+    assert seen((AS_IT_IS, one)).verdict() == "no other way was tried"
+    assert "cannot decide" in seen((AS_IT_IS, report([1.0] * 3)), ("b", report([2.0] * 3))).verdict()
+
+
+def test_its_flags_are_options_of_steer_that_do_what_was_tried():
+    """Noise: of lpds, in the end or all along; samplers: the decoder's."""
+    env = lambda: gymnasium.wrappers.TimeLimit(FourMode(), 4)  # noqa: E731
+    flags = [way.flags for way in lpds.look("toy", env=env, episodes=1, noise_scales=(0.5, 0.0)).ways]
+    assert flags == [
+        "",
+        "of lpds, --eval-noise-scale 0.5 acts so in the end, --noise-scale 0.5 learns so, too",
+        "of lpds, --eval-noise-scale 0 acts so in the end",
+        "--ddim-steps 10",
+        "--ddim-steps 20",
+    ]
+
+
+def test_an_environment_that_ignores_its_seed_is_told():
+    class Drawn(FourMode):
+        def reset(self, *, seed=None, options=None):
+            return super().reset(seed=int(np.random.default_rng().integers(2**31)), options=options)
+
+    env = lambda: gymnasium.wrappers.TimeLimit(Drawn(), 4)  # noqa: E731
+    found = lpds.look(toy_decoder(), env=env, episodes=2, noise_scales=(0.5,))
+    assert found.ignores_seed
+    assert not lpds.look(toy_decoder(), env=lambda: gymnasium.wrappers.TimeLimit(FourMode(), 4), episodes=2).ignores_seed
+
+
+def test_what_ones_own_code_made_is_not_made_again_with_another_option(tmp_path, capsys):
+    (tmp_path / "looked_at.py").write_text("import lpds\ndecoder = lpds.load_decoder('toy', ddim_steps=5)\n")
+    words = ["look", f"python:{tmp_path}/looked_at.py:decoder", "--env", "four-mode", "--episodes", "1", "--noise-scale", "0.5"]
+    assert main(words) == 0
+    assert "DDIM" not in capsys.readouterr().out
 
 
 def test_the_command_says_as_much_and_refuses_what_is_no_factor(capsys, refused):

@@ -242,13 +242,24 @@ def test_what_less_noise_alone_brings_is_not_put_down_to_the_shift(tmp_path):
 def test_several_factors_are_one_table_on_the_same_episodes(capsys):
     """Each row is what the command says of that factor alone."""
 
-    def played(*factors):
-        words = ["eval", "toy", "--task", "toy", "--episodes", "8", "--noise-scale", *factors, "--json"]
+    def played(factors):
+        words = ["eval", "--noise-scale", factors, "toy", "--task", "toy", "--episodes", "8", "--json"]
         assert main(words) == 0
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         return {k: [row["return"] for row in rows if row["noise_scale"] == k] for k in {row["noise_scale"] for row in rows}}
 
-    several = played("1", "0.5", "0", "0.5")
+    several = played("1,0.5,0,0.5")
     assert set(several) == {1.0, 0.5, 0.0}
     assert all(len(returns) == 8 for returns in several.values())
     assert {**played("0.5"), **played("0")} == several
+
+
+def test_of_a_run_every_factor_is_set_against_the_frozen_policy_with_as_little(tmp_path, capsys):
+    lpds.steer("toy", out=tmp_path / "run", **TINY)
+    assert main(["eval", str(tmp_path / "run"), "--episodes", "6", "--noise-scale", "1,0.5,0"]) == 0
+    told = capsys.readouterr().out
+    for k in ("0.5", "0"):
+        assert f"scale 1, noise x{k} against frozen, noise x{k}: paired difference" in told
+    assert "noise x0 against frozen, noise x0.5" not in told
+    assert main(["eval", str(tmp_path / "run"), "--noise-scale", "1;2"]) == 2
+    assert "no numbers with commas" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def steer(
     chosen_env: EnvLike = env if env is not None else chosen.env
     name = chosen.name.replace(":", "-")
     folder = Path(out) if out is not None else Path("runs") / f"{name}-{method}-seed{run_settings.seed}"
-    _check_env(chosen_env, frozen)
+    check_env(chosen_env, frozen)
     check_room(folder, overwrite)
     device = _device(run_settings.device)
     learner, generator = build_learner(run_settings, method, method_settings, frozen, device)
@@ -148,7 +148,9 @@ def resume(
         frozen = find_decoder(config["decoder"], decoder, f"the run in {folder}", folder, files)
         chosen_env = env if env is not None else config["env"]
         if chosen_env is None:
-            raise LpdsError(f"the run in {folder} used the environment factory {config['env_name']!r}: pass it as env=")
+            raise LpdsError(
+                f"the run in {folder} used the environment factory {config['env_name']!r}: pass it as env= (--env takes an id)"
+            )
         if isinstance(chosen_env, str) and chosen_env != (config["env"] or chosen_env):
             raise LpdsError(
                 f"the run in {folder} ran in {config['env']!r}, not in {chosen_env!r}: what it learned is of that one"
@@ -169,7 +171,7 @@ def resume(
         if settings.steps < before.steps:
             raise LpdsError(f"the run in {folder} has a budget of {before.steps} steps; it can grow, not shrink to {steps}")
         method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
-        _check_env(chosen_env, frozen)
+        check_env(chosen_env, frozen)
         display = Display(settings.steps, quiet=quiet)
         closing.callback(display.close)
         device = _device(settings.device)
@@ -254,7 +256,7 @@ def evaluate(
         if task is None:
             raise LpdsError("evaluate needs a task or env=")
         env = resolve("task", TASKS, task).env
-    _check_env(env, decoder)
+    check_env(env, decoder)
     if isinstance(decoder, CallableDecoder):
         _ = decoder.fingerprint  # what is stochastic is refused where it is taken, here as by steer
     chunk = decoder.spec.action_shape[0]
@@ -330,7 +332,8 @@ def _env_name(env: EnvLike) -> str:
     return environment_factory(env)[1]
 
 
-def _check_env(env: EnvLike, decoder: Decoder) -> None:
+def check_env(env: EnvLike, decoder: Decoder) -> None:
+    """Refuse an environment that cannot be made or does not fit the decoder."""
     probe = make_env(env, 1, decoder.spec.action_shape[0], keep_dict=decoder.spec.takes_dict)
     try:
         check_fit(probe, decoder.spec, decoder.name)

@@ -86,11 +86,10 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     evaluate.add_argument("--scale", type=float, default=1.0, help="s of w = eps + s Delta(s)")
     evaluate.add_argument(
         "--noise-scale",
-        type=float,
-        nargs="+",
+        type=_factors,
         default=[1.0],
-        metavar="K",
-        help="factor of eps, 0 to 1, or several to compare: how much of the noise does the policy want?",
+        metavar="K,K",
+        help="factor of eps, 0 to 1, or several with commas: how much of the noise does the policy want?",
     )
     evaluate.add_argument(
         "--noises", type=int, default=1, help="play the same episodes under so many noises: what does the noise decide?"
@@ -104,7 +103,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     look.add_argument("--env", help="a Gymnasium id in place of the task's")
     look.add_argument("--episodes", type=int, default=50, help="of each way")
     look.add_argument("--seed", type=int, default=0, help="of the episodes and of the noise")
-    look.add_argument("--noise-scale", type=float, nargs="+", metavar="K", help="factors of eps to try (default: 0.6 0.3 0)")
+    look.add_argument("--noise-scale", type=_factors, metavar="K,K", help="factors of eps to try (default: 0.6,0.3,0)")
     look.add_argument("--json", action="store_true", help="one JSON line an episode")
     add_decoder_options(look)
 
@@ -232,6 +231,14 @@ def _command(commands: Any, name: str, help_text: str, handler: Handler) -> argp
     )
     parser.set_defaults(handler=handler, options=parser._option_string_actions)
     return parser
+
+
+def _factors(word: str) -> list[float]:
+    """Numbers with commas between them."""
+    try:
+        return [float(part) for part in word.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is no number, and no numbers with commas between them") from None
 
 
 def _unknown(words: Sequence[str], options: Iterable[str]) -> LpdsError:

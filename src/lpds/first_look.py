@@ -16,8 +16,8 @@ from lpds.checks import check_decoder, check_share
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike
 from lpds.evaluation import EvalReport, silence_is_failure
-from lpds.stats import brackets, paired_difference, told, told_apart
-from lpds.tell import differences, share_gap, table
+from lpds.stats import FEWEST_PAIRS, Interval, paired_difference, told_apart
+from lpds.tell import difference_lines, share_gap, table
 from lpds.types import Decoder
 
 AS_IT_IS = "as it is"
@@ -47,38 +47,56 @@ class LookReport:
 
     @property
     def best(self) -> Way:
-        """The one with the largest success, where there is any, else return; the first of equals."""
-        says = self._tells_success
-        return max(self.ways, key=lambda way: float((way.report.successes if says else way.report.returns).mean()))
+        """The one with the largest success, where there is any, then return; the first of equals."""
+        return max(self.ways, key=self._height)
+
+    @property
+    def better(self) -> tuple[Way, ...]:
+        """Those told apart above the policy as it is, by success, or by return where success does not fall."""
+        return tuple(way for way in self.ways[1:] if any(told_apart(gap, self._pairs) > 0 for gap in self._gaps(way)))
+
+    def verdict(self) -> str:
+        """One line: which way is best, and what to make of it."""
+        first = self.ways[0].report
+        if len(self.ways) == 1:
+            return "no other way was tried"
+        if all(_alike(first, way.report) for way in self.ways):
+            return "every way does the same"
+        if self._pairs < FEWEST_PAIRS:
+            return f"fewer than {FEWEST_PAIRS} episodes cannot decide which way is best"
+        if not self.better:
+            return f"no way is told apart above the policy as it is (the largest mean: {self.best.name})"
+        best = max(self.better, key=self._height)
+        (line,) = difference_lines([((best.name, best.report), (AS_IT_IS, first))])
+        chosen = f"{line}: steer from there ({best.flags})"
+        return f"{chosen}. The best of {len(self.ways)} flatters itself: confirm it with another --seed"
+
+    @property
+    def _pairs(self) -> int:
+        return len(self.ways[0].report.returns)
 
     @property
     def _tells_success(self) -> bool:
         return not any(np.isnan(way.report.successes).any() for way in self.ways)
 
-    def verdict(self) -> str:
-        """One line: which way is best, and what to make of it."""
-        first, best = self.ways[0].report, self.best
-        if best is self.ways[0]:
-            return "best as it is"
-        if self._tells_success:
-            found = share_gap(first, best.report)
-            mean, *bounds = (f"{100 * value:+.0f}" for value in found)
-            what = f"success {mean} points{brackets(*bounds)}"
-        else:
-            found = paired_difference(first.returns, best.report.returns)
-            mean, *bounds = told(found, sign=True)
-            what = mean + brackets(*bounds)
-        apart = told_apart(found, len(first.returns)) > 0
-        if not apart:
-            return f"no way is told apart from the policy as it is; the best, {best.name}: {what}"
-        chosen = f"best with {best.name}, {what}: steer from there ({best.flags})"
-        return f"{chosen}. The best of {len(self.ways)} flatters itself: confirm it with another --seed"
+    def _height(self, way: Way) -> tuple[float, float]:
+        return float(way.report.successes.mean()) if self._tells_success else 0.0, float(way.report.returns.mean())
+
+    def _gaps(self, way: Way) -> list[Interval]:
+        first = self.ways[0].report
+        gaps = [share_gap(first, way.report)] if self._tells_success else []
+        if not gaps or gaps[0][0] >= 0.0:
+            gaps.append(paired_difference(first.returns, way.report.returns))
+        return gaps
 
     def __str__(self) -> str:
         """The table, the differences from the first way, and the verdict."""
         rows = [(way.name, way.report) for way in self.ways]
-        lines = [line for row in rows[1:] for line in differences([rows[0], row])]
-        return "\n".join([table(rows), *lines, self.verdict()])
+        return "\n".join([table(rows), *difference_lines([(row, rows[0]) for row in rows[1:]]), self.verdict()])
+
+
+def _alike(one: EvalReport, other: EvalReport) -> bool:
+    return np.array_equal(one.returns, other.returns) and np.array_equal(one.lengths, other.lengths)
 
 
 def look(
@@ -103,7 +121,8 @@ def look(
         progress: called with (ways done, ways).
 
     Returns:
-        The report. A sampler of more steps is tried where the decoder knows of one and can be opened again by its reference.
+        The report. A sampler of more steps is tried where the decoder knows of one and can be opened again by its reference,
+        which what a user's own code made cannot.
 
     Raises:
         LpdsError: as :func:`lpds.evaluate`.
@@ -142,10 +161,13 @@ class _Plan:
 def _plans(frozen: Decoder, noise_scales: Sequence[float]) -> list[_Plan]:
     plans = [_Plan(AS_IT_IS)]
     for scale in dict.fromkeys(float(scale) for scale in noise_scales if scale != 1.0):
-        # what learns needs some noise to learn from
-        flags = f"--noise-scale {scale:g}" if scale else "--eval-noise-scale 0"
+        flags = f"of lpds, --eval-noise-scale {scale:g} acts so in the end"
+        if scale:  # what learns needs some noise to learn from
+            flags += f", --noise-scale {scale:g} learns so, too"
         plans.append(_Plan(f"noise x{scale:g}", scale, flags=flags))
-    finer = frozen.finer if isinstance(frozen, BaseDecoder) and frozen.reference is not None else ()
+    # what a user's code made cannot be made again with another option
+    again = isinstance(frozen, BaseDecoder) and frozen.reference is not None and not frozen.reference.startswith("python:")
+    finer = frozen.finer if isinstance(frozen, BaseDecoder) and again else ()
     for option, count in finer:
         word = SAMPLER_WORDS[option]
         plans.append(_Plan(f"{count} {word} steps", sampler={option: count}, flags=f"--{word.lower()}-steps {count}"))

@@ -77,7 +77,7 @@ def grid_cells(
         seeds: 0, 1, ... of every cell.
         steps: primitive steps of a run; the preset's by default.
         shared: settings of every cell as words of the command line (decoder, env and the decoder's options); a method's own
-            go before them.
+            go before them, and its own decoder does not have the shared one's options.
 
     Returns:
         The cells.
@@ -96,7 +96,7 @@ def grid_cells(
         raise LpdsError(f"{OWN} is a policy of your own: say which, and where it acts (--decoder REF --env ID)")
     parsed = [_parse(word) for word in methods]
     cells = [
-        Cell(task, method, variant, seed, {**given, **changes})
+        Cell(task, method, variant, seed, {**_fitting(given, changes), **changes})
         for seed in range(seeds)
         for task in tasks
         for method, variant, changes in parsed
@@ -107,6 +107,12 @@ def grid_cells(
     for cell in cells:
         _resolved(cell)  # what does not fit is refused before the first run
     return cells
+
+
+def _fitting(given: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
+    """The shared words less those of the shared decoder's options, where a variant has a decoder of its own."""
+    own = "decoder" in changes
+    return {key: value for key, value in given.items() if not (own and key in DECODER_OPTIONS)}
 
 
 def _parse(word: str) -> tuple[str, str, dict[str, str]]:

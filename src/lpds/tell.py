@@ -29,7 +29,11 @@ def table(rows: Sequence[tuple[str, EvalReport]]) -> str:
 
 def differences(rows: Sequence[tuple[str, EvalReport]]) -> list[str]:
     """One line for each evaluation against the first, and for the last against every one between."""
-    pairs = [(later, rows[0]) for later in rows[1:]] + [(rows[-1], middle) for middle in rows[1:-1]]
+    return difference_lines([(later, rows[0]) for later in rows[1:]] + [(rows[-1], middle) for middle in rows[1:-1]])
+
+
+def difference_lines(pairs: Sequence[tuple[tuple[str, EvalReport], tuple[str, EvalReport]]]) -> list[str]:
+    """One line a pair, the first against the second."""
     lines = []
     for (name, report), (other, reference) in pairs:
         mean, *bounds = told(paired_difference(reference.returns, report.returns), sign=True)

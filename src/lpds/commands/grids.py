@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from lpds.commands.terminal import as_interrupt, say
-from lpds.decoder_flags import shared_words
+from lpds.decoder_flags import load_given, shared_words
 
 
 def do_bench(arguments: argparse.Namespace) -> int:
@@ -30,9 +30,16 @@ def do_bench(arguments: argparse.Namespace) -> int:
 def _grid(arguments: argparse.Namespace) -> int:
     import json
 
+    from lpds import remarks
+    from lpds.api import check_env
     from lpds.grid import grid_cells, run_grid
 
     signal.signal(signal.SIGTERM, as_interrupt)  # the runs are told to save, as after Ctrl-C
+    if arguments.decoder is not None and arguments.env is not None:  # told once, and not by every run of the grid
+        decoder = load_given(arguments.decoder, arguments)
+        check_env(arguments.env, decoder)
+        for line in remarks.of_decoder(decoder):
+            say(line)
     cells = grid_cells(arguments.what, arguments.methods, arguments.seeds, arguments.steps, shared_words(arguments))
     out = arguments.out or Path("runs") / f"bench-{arguments.what}"
     finished = run_grid(cells, out, jobs=arguments.jobs, evidence=arguments.evidence, say=say)

@@ -81,7 +81,7 @@ def do_eval(arguments: argparse.Namespace) -> int:
     from lpds.registry import DECODER_FORMS
     from lpds.run_folder import read_config
     from lpds.stats import FEWEST_PAIRS
-    from lpds.tell import differences, table, what_noise_decides
+    from lpds.tell import difference_lines, table, what_noise_decides
     from lpds.zoo import is_unknown, names
 
     folder = Path(arguments.run)
@@ -136,8 +136,13 @@ def do_eval(arguments: argparse.Namespace) -> int:
                 print(json.dumps(finite(row | told), allow_nan=False))
         return 0
     rows = list(zip(asked, reports, strict=True))
-    lines = differences(rows) if is_run else [line for row in rows[1:] for line in differences([rows[0], row])]
-    print("\n".join([table(rows), *lines]))
+    pairs = [(row, rows[0]) for row in rows[1:]]
+    at = {name: number for number, name in enumerate(asked)}
+    for (scale, k), steered in zip(asked.values(), rows, strict=True):
+        quiet = at.get(f"frozen, noise x{own * k:g}")
+        if is_run and scale != 0.0 and quiet is not None:
+            pairs.append((steered, rows[quiet]))
+    print("\n".join([table(rows), *difference_lines(pairs)]))
     for index, name in enumerate(asked if noises > 1 else ()):
         print(what_noise_decides(name, played[index * noises : (index + 1) * noises]))
     if arguments.episodes < FEWEST_PAIRS:

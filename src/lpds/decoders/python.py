@@ -71,7 +71,7 @@ def load_python(place: str, **options: Any) -> BaseDecoder:
 
 def _check_maker(reference: str, made: Any, options: Mapping[str, Any]) -> None:
     """Refuse the policy itself, a network or a function of (obs, w), where a decoder or what makes one is asked for."""
-    way = "a decoder, or a function that makes one without further arguments, is needed (lpds.wrap_decoder makes one of it)"
+    way = "a decoder, or a function that makes one without further arguments, is needed (lpds.wrap_decoder)"
     if isinstance(made, torch.nn.Module):
         raise LpdsError(f"decoder {reference!r} is a network, {type(made).__name__}: {way}")
     try:
@@ -81,7 +81,7 @@ def _check_maker(reference: str, made: Any, options: Mapping[str, Any]) -> None:
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     lacking = [p.name for p in wanted if p.kind in plain and p.default is p.empty and p.name not in options]
     if lacking:
-        raise LpdsError(f"decoder {reference!r} is a function of ({', '.join(lacking)}): {way}")
+        raise LpdsError(f"decoder {reference!r} is a function of ({', '.join(lacking)}), which nothing gives it: {way}")
 
 
 def _run_file(path: Path) -> ModuleType:

@@ -108,7 +108,7 @@ def _edges(given: Any, size: int) -> tuple[Tensor, Tensor]:
     """Lowest and highest action [A] as float32; one clear line where they are none."""
     try:
         low, high = (torch.from_numpy(np.broadcast_to(np.asarray(edge, np.float32), (size,)).copy()) for edge in given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         raise LpdsError(f"action_range must be lowest and highest actions, [{size}] or one number each, not {given}") from None
     if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high)).all()):
         raise LpdsError(f"action_range must be finite, the lowest below the highest, not {given}")

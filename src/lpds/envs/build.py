@@ -69,10 +69,13 @@ def _flattening(factory: EnvFactory, keep_dict: bool) -> EnvFactory:
 
 def end_to_end(env: gymnasium.Env[Any, Any]) -> str | None:
     """In which order the vectors of a dict observation became one, as ``key [from:to], ...``; ``None`` where none was made."""
+    seen = env.observation_space.shape
     while isinstance(env, gymnasium.Wrapper):
         inner = env.env.observation_space
         if isinstance(env, gymnasium.wrappers.FlattenObservation) and isinstance(inner, gymnasium.spaces.Dict):
             sizes = [gymnasium.spaces.flatdim(part) for part in inner.values()]
+            if seen != (sum(sizes),):  # something else was made of it after
+                return None
             ends = np.cumsum([0, *sizes])
             return ", ".join(f"{key} [{ends[at]}:{ends[at + 1]}]" for at, key in enumerate(inner))
         env = env.env

@@ -224,7 +224,7 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
             f"much: {', '.join(chain)} (the untrained chain is --method base --sampler chain)"
         )
     for kind, beside in BESIDE.items():
-        over = [f"{side.label} {_say(found, sign=True)}" for side in sides if (found := _over(side, kind)) is not None]
+        over = [f"{side.label} {found}" for side in sides if (found := _over(side, kind)) is not None]
         if over:
             notes.append(f"{task}: return over {beside}: {'; '.join(over)}")
     alone = [side.label for side in sides if side.method != "frozen" and len(side.runs) == 1]
@@ -243,7 +243,7 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
     return rows, chosen.label if chosen else "frozen" if len(own) == 1 else "each one's own frozen policy"
 
 
-def _over(side: _Side, kind: str) -> Interval | None:
+def _over(side: _Side, kind: str) -> str | None:
     """What is left of a method's difference over other episodes that its own runs played; ``None`` unless all of them did."""
     runs = list(side.runs)
     if not runs or not all(any(row.get("kind") == kind for row in run.evaluations) for run in runs):
@@ -251,7 +251,18 @@ def _over(side: _Side, kind: str) -> Interval | None:
     keys, before = _episodes(runs, kind, lambda row: True)
     shared = [side.keys.index(key) for key in keys if key in side.keys]
     mine = [at for at, key in enumerate(keys) if key in side.keys]
-    return crossed_difference(before["return"][:, mine], side.columns["return"][:, shared]) if shared else None
+    if not shared:
+        return None
+
+    def both(what: str) -> tuple[Array, Array]:
+        return before[what][:, mine], side.columns[what][:, shared]
+
+    line, successes = _say(crossed_difference(*both("return")), sign=True), both("success")
+    if any(np.isnan(side).any() for side in successes):
+        return line
+    same = all(_alike(both(what)) for what in ("return", "length"))
+    mean, low, high = (100.0 * value for value in share_difference(*successes, same=same))
+    return f"{line}, success {_say((mean, low, high), '+.0f')} points"
 
 
 def _each_seed_once(task: str, group: Group, notes: list[str]) -> Group:
