@@ -65,7 +65,8 @@ def test_the_best_is_by_success_where_there_is_any_and_among_those_told_apart():
     assert "steer from there (--quiet)" in found.verdict()
     rises = report([9.5] * 20, [0.0] * 20)  # no success either way, but more return
     assert [way.name for way in seen((AS_IT_IS, low), ("quiet", rises)).better] == ["quiet"]
-    assert not seen((AS_IT_IS, high), ("worse", low)).better
+    worse = seen((AS_IT_IS, high), ("worse", low))
+    assert worse.verdict() == "no way is told apart above the policy as it is (the largest mean: its own)"
 
 
 def test_the_largest_mean_is_not_recommended_over_what_is_told_apart():

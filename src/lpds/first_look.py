@@ -65,7 +65,8 @@ class LookReport:
         if self._pairs < FEWEST_PAIRS:
             return f"fewer than {FEWEST_PAIRS} episodes cannot decide which way is best"
         if not self.better:
-            return f"no way is told apart above the policy as it is (the largest mean: {self.best.name})"
+            mean = "its own" if self.best is self.ways[0] else self.best.name
+            return f"no way is told apart above the policy as it is (the largest mean: {mean})"
         best = max(self.better, key=self._height)
         (line,) = difference_lines([((best.name, best.report), (AS_IT_IS, first))])
         chosen = f"{line}: steer from there ({best.flags})"

@@ -48,7 +48,7 @@ class Run:
     quiet: EvalReport | None = None
     """The last evaluation of the frozen policy with as little noise as the steered one has, where that is less than all."""
     start: EvalReport | None = None
-    """The last evaluation of what the method started from, untrained, where that is not the frozen policy: a chain, an actor."""
+    """The last evaluation of what the method started from, untrained, where that is not the frozen policy (a chain, say)."""
 
     @property
     def difference(self) -> Interval | None:
