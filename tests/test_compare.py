@@ -440,3 +440,17 @@ def test_what_a_method_starts_from_is_taken_off_in_a_note_of_its_own(tmp_path):
     assert mean == 4.0
     (note,) = [note for note in lpds.compare(runs).notes if "untrained" in note]
     assert note == f"toy: return over what it starts from, untrained: dsrl-na +4.00 [{low:+.2f}, {high:+.2f}]"
+    (found,) = [row for row in lpds.compare(runs).to_json()["rows"] if row["label"] == "dsrl-na"]
+    assert found["over"]["start"] == {"difference": pytest.approx([4.0, low, high]), "success_difference": [None] * 3}
+
+
+def test_a_note_that_says_how_to_find_out_goes_when_the_run_has_found_out(tmp_path):
+    """A quiet run plays the frozen policy with as little noise at its end."""
+    run = write_run(tmp_path / "quiet", "lpds", 0, [9.0] * 8, settings={"eval_noise_scale": 0.3})
+    (note,) = [note for note in lpds.compare([run]).notes if "less than all of the noise" in note]
+    assert note.endswith("lpds (lpds eval RUN plays the frozen policy with as little)")
+    rows = [{"step": 1000, "kind": "final quiet", "seed": 0, "episode": e, "scale": 0.0, "return": 7.0} for e in range(8)]
+    with open(run / "eval.jsonl", "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    (note,) = [note for note in lpds.compare([run]).notes if "less than all of the noise" in note]
+    assert note.endswith("which the frozen policy has: lpds")

@@ -133,3 +133,8 @@ def test_the_command_says_as_much_and_refuses_what_is_no_factor(capsys, refused)
 def test_where_it_acts_must_be_known(asked, refused):
     with refused("task"):
         lpds.look("toy", **asked)
+
+
+def test_one_factor_in_place_of_several_is_refused(refused):
+    with refused("noise_scales are several factors, as in (0.6, 0), not 0.5"):
+        lpds.look("hopper", "hopper", noise_scales=0.5)

@@ -74,6 +74,15 @@ def test_a_grid_runs_once_goes_on_after_a_kill_and_tells_what_failed(tmp_path):
     assert json.loads((tmp_path / longer.path / "config.json").read_text())["run"]["steps"] == 400
 
 
+def test_a_grid_tells_a_warning_of_its_runs_once(tmp_path):
+    """A run's own terminal is a log that nobody opens: here the warm-up takes the whole budget."""
+    settings = {**QUICK, "steps": "200", "warmup_steps": "400", "eval_every": "0"}
+    lines: list[str] = []
+    run_grid([Cell("toy", "lpds", "late", seed, settings) for seed in (0, 1)], tmp_path, say=lines.append)
+    (warning,) = [line for line in lines if "WARNING" in line]
+    assert warning.startswith("toy/lpds+late/seed0: WARNING: the warm-up of 400 steps takes the whole budget of 200")
+
+
 def test_a_grid_takes_no_run_with_other_settings_for_its_own(tmp_path, refused):
     cell = Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2"})
     run_grid([cell], tmp_path)

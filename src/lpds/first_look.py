@@ -6,7 +6,7 @@ method is to be set against is the best of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from lpds.api import evaluate
 from lpds.checks import check_decoder, check_share
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike
+from lpds.errors import LpdsError
 from lpds.evaluation import EvalReport, silence_is_failure
 from lpds.stats import FEWEST_PAIRS, Interval, paired_difference, told_apart
 from lpds.tell import difference_lines, share_gap, table
@@ -130,6 +131,8 @@ def look(
     """
     from lpds.zoo import load_decoder
 
+    if not isinstance(noise_scales, Iterable):
+        raise LpdsError(f"noise_scales are several factors, as in (0.6, 0), not {noise_scales!r}")
     for scale in noise_scales:
         check_share("noise_scale", scale)
     frozen = load_decoder(decoder) if isinstance(decoder, str) else decoder

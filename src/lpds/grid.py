@@ -180,6 +180,7 @@ def run_grid(
     waiting = [cell for cell in cells if not _done(cell, out)]
     say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
     running: list[tuple[Cell, subprocess.Popen[bytes], float]] = []
+    warned: set[str] = set()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -194,6 +195,10 @@ def run_grid(
                 minutes, path = (time.monotonic() - began) / 60, cell.path
                 word = "finished" if _done(cell, out) else f"FAILED with code {process.returncode} ({_last_words(out / path)})"
                 say(f"{path}: {word} after {minutes:.1f} min; {len(waiting) + len(running)} to go")
+                for line in dict.fromkeys(_lines(out / path)):  # the same decoder warns in every run: once is enough
+                    if line.startswith("WARNING") and line not in warned:
+                        warned.add(line)
+                        say(f"{path}: {line}")
     finally:
         for _, process, _ in running:  # an interrupt: each saves its state, as after Ctrl-C
             process.send_signal(signal.SIGINT)
@@ -342,8 +347,13 @@ def _with_budget(cell: Cell) -> Cell:
 
 
 def _last_words(folder: Path) -> str:
-    lines = Path(f"{folder}.log").read_text(errors="replace").strip().splitlines()
+    lines = _lines(folder)
     return f"{lines[-1] if lines else 'it said nothing'}; see {folder}.log"
+
+
+def _lines(folder: Path) -> list[str]:
+    """What a run said."""
+    return Path(f"{folder}.log").read_text(errors="replace").strip().splitlines()
 
 
 def _start(cell: Cell, out: Path) -> subprocess.Popen[bytes]:

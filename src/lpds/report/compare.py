@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 from lpds.errors import LpdsError
 from lpds.report.paired import Array, Comparison
 from lpds.report.read import Group, RunData, evaluation_points, group_runs, read_runs
-from lpds.report.worlds import APART, by_task, same_world
+from lpds.report.sides import BESIDE, NAN3, Over, Side, alike, frozen_sides, over, side_of
+from lpds.report.worlds import APART, by_task
 from lpds.stats import (
     FEWEST_PAIRS,
     Interval,
@@ -33,12 +34,6 @@ from lpds.stats import (
 
 FEWEST_SEEDS = 5
 """Below so many runs a side a bootstrap's interval of P(better) says nothing."""
-BESIDE = {
-    "final start": "what it starts from, untrained",
-    "final quiet": "the frozen policy with as little noise",
-}
-"""What a run's further last evaluations are of, by their kind."""
-NAN3: Interval = (math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -72,6 +67,8 @@ class Row:
     """Episodes that both played."""
     same: bool
     """Whether all of them went alike, by return and by length: one policy, as far as they tell."""
+    over: Mapping[str, Over] = field(default_factory=dict)
+    """By the words of :data:`lpds.report.sides.BESIDE`, where all of its runs played that."""
 
     @property
     def verdict(self) -> str:
@@ -98,6 +95,8 @@ class CompareReport:
         def plain(value: Any) -> Any:
             if isinstance(value, tuple | list):
                 return [plain(v) for v in value]
+            if isinstance(value, dict):
+                return {key: plain(v) for key, v in value.items()}
             return None if isinstance(value, float) and math.isnan(value) else value
 
         rows = [{key: plain(value) for key, value in asdict(row).items()} | {"verdict": row.verdict} for row in self.rows]
@@ -178,21 +177,8 @@ def compare(runs: str | Path | Sequence[str | Path], reference: str | None = Non
     return CompareReport(tuple(rows), references, tuple(notes))
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One method's last evaluations: episode keys, and by column [S, E]."""
-
-    label: str
-    method: str
-    runs: tuple[RunData, ...]
-    decoder: str
-    """Which frozen policy it started from."""
-    keys: list[tuple[int, int]]
-    columns: dict[str, Array]
-
-
 def _compare_task(task: str, groups: list[Group], reference: str | None, notes: list[str]) -> tuple[list[Row], str]:
-    sides = [*_frozen_sides(task, groups, notes), *(_side(group) for group in groups)]
+    sides = [*frozen_sides(task, groups, notes), *(side_of(group) for group in groups)]
     if not sides:
         return [], ""
     # each against the frozen policy that it was made from, unless one is named for all
@@ -211,22 +197,26 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
     if budgets and max(budgets) > 1.05 * min(budgets):
         notes.append(f"{task}: budgets differ, {min(budgets):,} to {max(budgets):,} steps; areas stop at {end:,}")
     rows = [_row(task, side, chosen or own[side.decoder], steps[side.label], end) for side in sides]
+    by_label = {row.label: row for row in rows}
     quiet = [side.label for side in sides if any(run.evaluated_noise < 1.0 for run in side.runs)]
     if quiet:
+        played = all("quiet" in by_label[label].over for label in quiet)  # then the answer is below
+        hint_of = "" if played else " (lpds eval RUN plays the frozen policy with as little)"
         notes.append(
-            f"{task}: evaluated with less than all of the noise, which the frozen policy has: {', '.join(quiet)} (lpds eval "
-            "RUN plays the frozen policy with as little)"
+            f"{task}: evaluated with less than all of the noise, which the frozen policy has: {', '.join(quiet)}{hint_of}"
         )
     chain = [side.label for side in sides if any(run.acts_by_chain for run in side.runs)]
     if chain:
+        played = any("start" in by_label[label].over for label in chain)  # the same chain for all of them
+        hint_of = "" if played else " (the untrained chain is --method base --sampler chain)"
         notes.append(
             f"{task}: acts by the decoder's whole chain, where the frozen policy has its sampler, which by itself may be worth "
-            f"much: {', '.join(chain)} (the untrained chain is --method base --sampler chain)"
+            f"much: {', '.join(chain)}{hint_of}"
         )
-    for kind, beside in BESIDE.items():
-        over = [f"{side.label} {found}" for side in sides if (found := _over(side, kind)) is not None]
-        if over:
-            notes.append(f"{task}: return over {beside}: {'; '.join(over)}")
+    for word, beside in BESIDE.items():
+        told_over = [f"{row.label} {_say_over(row.over[word])}" for row in rows if word in row.over]
+        if told_over:
+            notes.append(f"{task}: return over {beside}: {'; '.join(told_over)}")
     alone = [side.label for side in sides if side.method != "frozen" and len(side.runs) == 1]
     if alone:
         notes.append(
@@ -243,25 +233,11 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
     return rows, chosen.label if chosen else "frozen" if len(own) == 1 else "each one's own frozen policy"
 
 
-def _over(side: _Side, kind: str) -> str | None:
-    """What is left of a method's difference over other episodes that its own runs played; ``None`` unless all of them did."""
-    runs = list(side.runs)
-    if not runs or not all(any(row.get("kind") == kind for row in run.evaluations) for run in runs):
-        return None
-    keys, before = _episodes(runs, kind, lambda row: True)
-    shared = [side.keys.index(key) for key in keys if key in side.keys]
-    mine = [at for at, key in enumerate(keys) if key in side.keys]
-    if not shared:
-        return None
-
-    def both(what: str) -> tuple[Array, Array]:
-        return before[what][:, mine], side.columns[what][:, shared]
-
-    line, successes = _say(crossed_difference(*both("return")), sign=True), both("success")
-    if any(np.isnan(side).any() for side in successes):
+def _say_over(found: Over) -> str:
+    line = _say(found.difference, sign=True)
+    if math.isnan(found.success_difference[0]):
         return line
-    same = all(_alike(both(what)) for what in ("return", "length"))
-    mean, low, high = (100.0 * value for value in share_difference(*successes, same=same))
+    mean, low, high = (100.0 * value for value in found.success_difference)
     return f"{line}, success {_say((mean, low, high), '+.0f')} points"
 
 
@@ -277,7 +253,7 @@ def _each_seed_once(task: str, group: Group, notes: list[str]) -> Group:
     return replace(group, runs=tuple(kept.values()))
 
 
-def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
+def _row(task: str, side: Side, reference: Side, steps: int, end: int) -> Row:
     returns = side.columns["return"]
     difference, success, improvement, more, pairs, same = NAN3, NAN3, NAN3, None, 0, False
     if side is not reference:
@@ -290,7 +266,7 @@ def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
         if shared:
             difference = crossed_difference(a, b)
             more = episodes_to_decide(a, b)
-            same = all(_alike(both(what)) for what in ("return", "length"))
+            same = all(alike(both(what)) for what in ("return", "length"))
             c, d = both("success")
             success = NAN3 if np.isnan(c).any() or np.isnan(d).any() else share_difference(c, d, same=same)
         if shared and len(a) > 1 and len(b) > 1:  # a run against a single one is no probability
@@ -314,66 +290,8 @@ def _row(task: str, side: _Side, reference: _Side, steps: int, end: int) -> Row:
         more,
         pairs,
         same,
+        {word: found for word in BESIDE if (found := over(side, word)) is not None},
     )
-
-
-def _frozen_sides(task: str, groups: list[Group], notes: list[str]) -> list[_Side]:
-    """The frozen policies, one a decoder: the first run that evaluated it stands for all, if they played the same."""
-    sides: dict[str, _Side] = {}
-    first: dict[str, RunData] = {}
-    for group in groups:
-        for run in group.runs:
-            name = _decoder(run)
-            keys, columns = _episodes([run], "final", _of_frozen)
-            side = _Side("frozen", "frozen", (), name, keys, columns)
-            if name in sides and not same_world(run, first[name]):
-                notes.append(
-                    f"{task}: the frozen policy of {run.folder} did not return what it did in {first[name].folder}, on the "
-                    "same episodes: does the environment ignore its seed, or was one run made on another machine or version?"
-                )
-            if name not in sides or len(keys) > len(sides[name].keys):
-                sides[name], first[name] = side, run
-    if len(sides) == 1:
-        return list(sides.values())
-    return [replace(side, label=f"frozen {name[:6]}") for name, side in sides.items()]
-
-
-def _decoder(run: RunData) -> str:
-    decoder = run.config.get("decoder", {})
-    return str(decoder.get("fingerprint") or decoder.get("name"))
-
-
-def _side(group: Group) -> _Side:
-    keys, columns = _episodes(list(group.runs), "final", lambda row: not _of_frozen(row))
-    return _Side(group.label, group.runs[0].method, group.runs, _decoder(group.runs[0]), keys, columns)
-
-
-def _episodes(
-    runs: list[RunData], kind: str, chosen: Callable[[Mapping[str, Any]], bool]
-) -> tuple[list[tuple[int, int]], dict[str, Array]]:
-    """Episodes of a kind that all the runs' last evaluations share, and their columns [S, E]."""
-    tables = []
-    for run in runs:
-        rows = [row for row in run.evaluations if row.get("kind") == kind and chosen(row)]
-        tables.append({(int(row["seed"]), int(row["episode"])): row for row in rows})
-    keys = sorted(set.intersection(*(set(table) for table in tables)))
-    if not keys:
-        named = ", ".join(str(run.folder) for run in runs)
-        raise LpdsError(f"the last evaluations of {named} share no episode: they need the same eval_seed to be compared")
-    columns = {
-        what: np.array([[math.nan if t[k].get(what) is None else t[k][what] for k in keys] for t in tables], np.float64)
-        for what in ("return", "success", "length")
-    }
-    return keys, columns
-
-
-def _of_frozen(row: Mapping[str, Any]) -> bool:
-    return bool(row.get("scale") == 0.0)
-
-
-def _alike(sides: Sequence[Array]) -> bool:
-    """Whether every row of all of them is the same."""
-    return all(np.array_equal(row, sides[0][0], equal_nan=True) for side in sides for row in side)
 
 
 def _finished(run: RunData) -> bool:

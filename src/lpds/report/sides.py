@@ -1,0 +1,123 @@
+"""What is compared: one method's last evaluations, of all its seeds, and the frozen policies that they started from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lpds.errors import LpdsError
+from lpds.report.paired import Array
+from lpds.report.read import Group, RunData
+from lpds.report.worlds import same_world
+from lpds.stats import Interval, crossed_difference, share_difference
+
+NAN3: Interval = (math.nan, math.nan, math.nan)
+BESIDE = {"start": "what it starts from, untrained", "quiet": "the frozen policy with as little noise"}
+"""What a run's further last evaluations are of: their kind is "final" and this word."""
+
+
+@dataclass(frozen=True)
+class Over:
+    """What is left of a method's difference over other episodes that its own runs played."""
+
+    difference: Interval
+    success_difference: Interval
+    """NaN where the environment does not say."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One method's last evaluations: episode keys, and by column [S, E]."""
+
+    label: str
+    method: str
+    runs: tuple[RunData, ...]
+    decoder: str
+    """Which frozen policy it started from."""
+    keys: list[tuple[int, int]]
+    columns: dict[str, Array]
+
+
+def frozen_sides(task: str, groups: list[Group], notes: list[str]) -> list[Side]:
+    """The frozen policies, one a decoder: the first run that evaluated it stands for all, if they played the same."""
+    sides: dict[str, Side] = {}
+    first: dict[str, RunData] = {}
+    for group in groups:
+        for run in group.runs:
+            name = _decoder(run)
+            keys, columns = episodes_of([run], "final", _of_frozen)
+            side = Side("frozen", "frozen", (), name, keys, columns)
+            if name in sides and not same_world(run, first[name]):
+                notes.append(
+                    f"{task}: the frozen policy of {run.folder} did not return what it did in {first[name].folder}, on the "
+                    "same episodes: does the environment ignore its seed, or was one run made on another machine or version?"
+                )
+            if name not in sides or len(keys) > len(sides[name].keys):
+                sides[name], first[name] = side, run
+    if len(sides) == 1:
+        return list(sides.values())
+    return [replace(side, label=f"frozen {name[:6]}") for name, side in sides.items()]
+
+
+def _decoder(run: RunData) -> str:
+    decoder = run.config.get("decoder", {})
+    return str(decoder.get("fingerprint") or decoder.get("name"))
+
+
+def side_of(group: Group) -> Side:
+    """The last evaluations of a method's runs."""
+    keys, columns = episodes_of(list(group.runs), "final", lambda row: not _of_frozen(row))
+    return Side(group.label, group.runs[0].method, group.runs, _decoder(group.runs[0]), keys, columns)
+
+
+def episodes_of(
+    runs: list[RunData], kind: str, chosen: Callable[[Mapping[str, Any]], bool]
+) -> tuple[list[tuple[int, int]], dict[str, Array]]:
+    """Episodes of a kind that all the runs' last evaluations share, and their columns [S, E]."""
+    tables = []
+    for run in runs:
+        rows = [row for row in run.evaluations if row.get("kind") == kind and chosen(row)]
+        tables.append({(int(row["seed"]), int(row["episode"])): row for row in rows})
+    keys = sorted(set.intersection(*(set(table) for table in tables)))
+    if not keys:
+        named = ", ".join(str(run.folder) for run in runs)
+        raise LpdsError(f"the last evaluations of {named} share no episode: they need the same eval_seed to be compared")
+    columns = {
+        what: np.array([[math.nan if t[k].get(what) is None else t[k][what] for k in keys] for t in tables], np.float64)
+        for what in ("return", "success", "length")
+    }
+    return keys, columns
+
+
+def _of_frozen(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("scale") == 0.0)
+
+
+def alike(sides: Sequence[Array]) -> bool:
+    """Whether every row of all of them is the same."""
+    return all(np.array_equal(row, sides[0][0], equal_nan=True) for side in sides for row in side)
+
+
+def over(side: Side, word: str) -> Over | None:
+    """This method's return and success over those of :data:`BESIDE`; ``None`` unless all of its runs played them."""
+    runs, kind = list(side.runs), f"final {word}"
+    if not runs or not all(any(row.get("kind") == kind for row in run.evaluations) for run in runs):
+        return None
+    keys, before = episodes_of(runs, kind, lambda row: True)
+    shared = [side.keys.index(key) for key in keys if key in side.keys]
+    mine = [at for at, key in enumerate(keys) if key in side.keys]
+    if not shared:
+        return None
+
+    def both(what: str) -> tuple[Array, Array]:
+        return before[what][:, mine], side.columns[what][:, shared]
+
+    successes = both("success")
+    if any(np.isnan(column).any() for column in successes):
+        return Over(crossed_difference(*both("return")), NAN3)
+    same = all(alike(both(what)) for what in ("return", "length"))
+    return Over(crossed_difference(*both("return")), share_difference(*successes, same=same))
