@@ -23,6 +23,7 @@ import lpds
 from lpds.deploy import decoder_server
 from lpds.deploy.decoder_server import DecoderServer, is_loopback
 from lpds.errors import DecoderFault, LpdsError
+from lpds.remarks import of_decoder
 from lpds.types import LatentSpec
 from lpds.wire import WireError, describe_decoder, pack, read_description, silent, unpack
 
@@ -117,6 +118,20 @@ def test_where_the_served_sampler_starts_is_told_on_this_side():
             for lie in ("much", 2.0, True):
                 remote._served.facts["signal_at_start"] = lie
                 assert remote.signal_at_start is None
+
+
+def test_what_is_wrong_with_the_served_decoder_is_told_on_this_side():
+    """A run warns of it before it starts, as with the decoder in its own process."""
+    sizes = {"obs_shape": (3,), "latent_shape": (2, 2), "action_shape": (2, 2), "name": "own"}
+    for function, fault in (
+        (lambda obs, w: torch.tanh(w), None),
+        (lambda obs, w: torch.tanh(0.0 * w + obs[:, None, :2]), "same actions for different noises"),
+        (lambda obs, w: torch.tanh(w - w.mean(0)), "otherwise alone than in a batch"),
+    ):
+        with served(lpds.wrap_decoder(function, **sizes)) as (_, remote):
+            lines = of_decoder(remote)
+            assert lines == of_decoder(lpds.wrap_decoder(function, **sizes))
+            assert [fault in line for line in lines] == ([] if fault is None else [True])
 
 
 def test_the_doctor_examines_a_remote_decoder_and_methods_that_train_weights_refuse_it(refused, tmp_path):

@@ -123,6 +123,16 @@ class BaseDecoder(ABC):
         return None
 
     @property
+    def blind(self) -> bool:
+        """Whether it is known to give the same actions for different noises: such a decoder cannot be steered."""
+        return False
+
+    @property
+    def leaks(self) -> bool:
+        """Whether a row is known to decode otherwise among others than among fewer."""
+        return False
+
+    @property
     def finer(self) -> tuple[tuple[str, int], ...]:
         """Samplers of more steps, as an option of the loader and its value; none where nothing is known of one.
 

@@ -108,6 +108,16 @@ class RemoteDecoder(BaseDecoder):
         return told if isinstance(told, float) and 0.0 <= told <= 1.0 else None
 
     @property
+    def blind(self) -> bool:
+        """Whether its server says so of the served decoder."""
+        return self._served.facts.get("blind") is True
+
+    @property
+    def leaks(self) -> bool:
+        """Whether its server says so of the served decoder."""
+        return self._served.facts.get("leaks") is True
+
+    @property
     def probe(self) -> str | None:
         """Of the served decoder."""
         return self._served.probe

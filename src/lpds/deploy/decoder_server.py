@@ -27,7 +27,7 @@ from torch import Tensor
 from lpds.checks import check_decoder
 from lpds.decoders.base import as_float32
 from lpds.deploy.contexts import Contexts, Kept
-from lpds.errors import LpdsError
+from lpds.errors import DecoderFault, LpdsError
 from lpds.probe import synthetic_observations
 from lpds.types import Decoder, Shape
 from lpds.wire import MAX_BATCH, MAX_BYTES, Array, WireError, describe_decoder, need, one_line, pack, silent, unpack
@@ -113,7 +113,14 @@ class DecoderServer:
         versions = {"lpds": lpds.__version__, "torch": str(torch.__version__), "device": self._device.type}
         served: dict[str, Any] = json.loads(json.dumps(self.decoder.describe(), default=str))
         start = getattr(self.decoder, "signal_at_start", None)
-        return {"served": served, "server": {**versions, "threads": self._threads}, "signal_at_start": start}
+        faults = {name: self._has(name) for name in ("blind", "leaks")}
+        return {"served": served, "server": {**versions, "threads": self._threads}, "signal_at_start": start, **faults}
+
+    def _has(self, fault: str) -> bool:
+        try:
+            return bool(getattr(self.decoder, fault, False))
+        except DecoderFault:  # it takes none of the inputs that it would be tried with
+            return False
 
     # -- one request -------------------------------------------------------------------------------------------------
 
