@@ -1,6 +1,7 @@
-"""Whether fitted critics know which of a state's chunks are good: their advantages against the returns of later episodes.
+r"""Whether fitted critics know which of a state's chunks are good: their advantages against the returns of later episodes.
 
-    lpds steer hopper --seed 10 --steps 40000 --warmup-steps 39900 --warmup-fits 0 --kept-noises 8 --eval-every 0 --final-episodes 1 --out RUN
+    lpds steer hopper --seed 10 --steps 40000 --warmup-steps 39900 --warmup-fits 0 --kept-noises 8 --eval-every 0 \
+        --final-episodes 1 --out RUN
     python benchmarks/advantage.py RUN --rows 2000 --out results/advantage/hopper.json
 
 As ``warmup_fits.py``, critics are fitted to the returns to go of a run's first rows, all of them the frozen policy's. The

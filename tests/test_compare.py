@@ -272,7 +272,9 @@ def test_one_seed_is_told_and_so_is_what_shares_no_episode(tmp_path):
     report = lpds.compare([one, other])
     assert lpds.compare(str(one)).rows == lpds.compare([one]).rows
     assert any("one seed only" in note and "lpds" in note for note in report.notes)
-    assert any("base shares no episode with frozen: another eval_seed?" in note for note in report.notes)
+    assert report.rows[2].difference[0] == 0.0  # from the frozen policy in its own run
+    notes = lpds.compare([one, other], "lpds").notes
+    assert any("base shares no episode with lpds: another eval_seed?" in note for note in notes)
     assert math.isnan(report.rows[1].area[1])
 
 
@@ -454,3 +456,22 @@ def test_a_note_that_says_how_to_find_out_goes_when_the_run_has_found_out(tmp_pa
         file.writelines(json.dumps(row) + "\n" for row in rows)
     (note,) = [note for note in lpds.compare([run]).notes if "less than all of the noise" in note]
     assert note.endswith("which the frozen policy has: lpds")
+
+
+def test_a_run_from_another_machine_is_set_against_the_frozen_policy_that_it_played(tmp_path):
+    """Rounding differs between processors, and in a chaotic task with it every return of the same frozen policy."""
+    rng = np.random.default_rng(1)
+    returns = (10 + rng.normal(size=20)).tolist()
+    here = write_run(tmp_path / "here", "lpds", 0, returns, frozen=2.0)
+    there = [write_run(tmp_path / f"there{seed}", "dsrl-na", seed, returns, frozen=5.0 + seed) for seed in (0, 1)]
+    for run in (here, *there):  # known by its id, so one environment whatever comes out
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps({**config, "env": "Mine-v0"}))
+    report = lpds.compare([here, *there])
+    gains = {row.label: row.difference for row in report.rows}
+    assert gains["lpds"][0] == pytest.approx(np.mean(returns) - 2.0, rel=1e-12)
+    assert gains["dsrl-na"][0] == pytest.approx(np.mean(returns) - 5.5, rel=1e-12)
+    # two seeds' gains differ by the 1 by which their frozen policies do
+    assert gains["dsrl-na"] == pytest.approx(crossed_mean(np.subtract(returns, [[5.0], [6.0]])), rel=1e-12)
+    (note,) = [note for note in report.notes if "another machine" in note]
+    assert "there0 and 1 more did not return" in note

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
+
 from lpds.decoders.base import BaseDecoder
 from lpds.errors import LpdsError
 from lpds.types import Decoder
@@ -43,7 +45,12 @@ def make_passport(decoder: Decoder, *, env: str, seed: int, device: str) -> dict
         "seed": seed,
         "device": device,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "machine": {"system": platform.system(), "arch": platform.machine()},
+        # which of torch's kernels run: another set rounds otherwise, and in a chaotic task a return is another
+        "machine": {
+            "system": platform.system(),
+            "arch": platform.machine(),
+            "kernels": torch.backends.cpu.get_cpu_capability(),
+        },
     }
 
 

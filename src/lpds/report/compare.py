@@ -13,7 +13,7 @@ import numpy as np
 from lpds.errors import LpdsError
 from lpds.report.paired import Array, Comparison
 from lpds.report.read import Group, RunData, evaluation_points, group_runs, read_runs
-from lpds.report.sides import BESIDE, NAN3, Over, Side, alike, frozen_sides, over, side_of
+from lpds.report.sides import BESIDE, NAN3, Over, Side, alike, frozen_of, frozen_sides, over, side_of
 from lpds.report.worlds import APART, by_task
 from lpds.stats import (
     FEWEST_PAIRS,
@@ -26,7 +26,7 @@ from lpds.stats import (
     iqm,
     mean_over_seeds,
     probability_of_improvement,
-    share_difference,
+    share_bounds,
     share_over_seeds,
     told,
     told_apart,
@@ -257,19 +257,26 @@ def _row(task: str, side: Side, reference: Side, steps: int, end: int) -> Row:
     returns = side.columns["return"]
     difference, success, improvement, more, pairs, same = NAN3, NAN3, NAN3, None, 0, False
     if side is not reference:
-        shared = sorted(set(side.keys) & set(reference.keys))
+        own = reference.method == "frozen" and bool(side.runs)
+        other = frozen_of(side) if own else reference
+        shared = sorted(set(side.keys) & set(other.keys))
 
         def both(what: str) -> list[Array]:
-            return [s.columns[what][:, [s.keys.index(key) for key in shared]] for s in (reference, side)]
+            return [s.columns[what][:, [s.keys.index(key) for key in shared]] for s in (other, side)]
 
         (a, b), pairs = both("return"), len(shared)
         if shared:
-            difference = crossed_difference(a, b)
-            more = episodes_to_decide(a, b)
-            same = all(alike(both(what)) for what in ("return", "length"))
             c, d = both("success")
-            success = NAN3 if np.isnan(c).any() or np.isnan(d).any() else share_difference(c, d, same=same)
-        if shared and len(a) > 1 and len(b) > 1:  # a run against a single one is no probability
+            ends = both("return"), both("length")
+            same = all(np.array_equal(x, y, equal_nan=True) if own else alike([x, y]) for x, y in ends)
+            # seeds of two methods are draws of their own; a run and the frozen policy that it played are a pair
+            before, after = (np.zeros((1, pairs)), b - a) if own else (a, b)
+            difference = crossed_difference(before, after)
+            more = episodes_to_decide(before, after)
+            if not (np.isnan(c).any() or np.isnan(d).any()):
+                gain = crossed_difference(np.zeros((1, pairs)), d - c) if own else crossed_difference(c, d)
+                success = share_bounds(gain, c, d, same=same)
+        if shared and len(a) > 1 and len(b) > 1 and not own:  # a run against a single one is no probability
             improvement = probability_of_improvement(a.mean(1), b.mean(1))
             if min(len(a), len(b)) < FEWEST_SEEDS:  # resampling three runs that are all better finds no other world
                 improvement = (improvement[0], *NAN3[1:])

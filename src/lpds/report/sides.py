@@ -43,21 +43,29 @@ class Side:
 
 
 def frozen_sides(task: str, groups: list[Group], notes: list[str]) -> list[Side]:
-    """The frozen policies, one a decoder: the first run that evaluated it stands for all, if they played the same."""
+    """The frozen policies, one a decoder: the first run that evaluated it stands for all, if they played the same.
+
+    Its difference from a method is told from that method's own runs (:func:`frozen_of`).
+    """
     sides: dict[str, Side] = {}
     first: dict[str, RunData] = {}
+    elsewhere: dict[str, list[RunData]] = {}
     for group in groups:
         for run in group.runs:
             name = _decoder(run)
             keys, columns = episodes_of([run], "final", _of_frozen)
             side = Side("frozen", "frozen", (), name, keys, columns)
             if name in sides and not same_world(run, first[name]):
-                notes.append(
-                    f"{task}: the frozen policy of {run.folder} did not return what it did in {first[name].folder}, on the "
-                    "same episodes: does the environment ignore its seed, or was one run made on another machine or version?"
-                )
+                elsewhere.setdefault(name, []).append(run)
             if name not in sides or len(keys) > len(sides[name].keys):
                 sides[name], first[name] = side, run
+    for name, runs in elsewhere.items():
+        several = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+        notes.append(
+            f"{task}: the frozen policy of {runs[0].folder}{several} did not return what it did in {first[name].folder}, on "
+            "the same episodes: does the environment ignore its seed, or were they made on another machine or version? "
+            "Differences from it are each run's own"
+        )
     if len(sides) == 1:
         return list(sides.values())
     return [replace(side, label=f"frozen {name[:6]}") for name, side in sides.items()]
@@ -66,6 +74,12 @@ def frozen_sides(task: str, groups: list[Group], notes: list[str]) -> list[Side]
 def _decoder(run: RunData) -> str:
     decoder = run.config.get("decoder", {})
     return str(decoder.get("fingerprint") or decoder.get("name"))
+
+
+def frozen_of(side: Side) -> Side:
+    """The frozen policy in a method's own runs, [S, E]: played beside them, by the same version on the same machine."""
+    keys, columns = episodes_of(list(side.runs), "final", _of_frozen)
+    return Side("frozen", "frozen", (), side.decoder, keys, columns)
 
 
 def side_of(group: Group) -> Side:
