@@ -378,8 +378,11 @@ def test_a_reset_that_raises_is_a_fault_too():
 def test_what_cannot_be_steered_is_refused():
     with pytest.raises(LpdsError, match=r"CartPole-v1 has action space Discrete\(2\); steering needs a Box"):
         lpds.make_env("CartPole-v1")
-    with pytest.raises(LpdsError, match="unknown environment 'Hoper-v5'; did you mean 'Hopper-v5'"):
+    with pytest.raises(LpdsError, match="unknown environment 'Hoper-v5'; did you mean 'Hopper-v5'") as told:
         lpds.make_env("Hoper-v5")
+    assert "CartPole" not in str(told.value)  # a hundred choices say less than the nearest three
+    with pytest.raises(LpdsError, match=r"^'hopper' is a task, and Hopper-v5 its environment: give it as the task$"):
+        lpds.make_env("hopper")
     with pytest.raises(LpdsError, match=r"returned int, expected a single gymnasium\.Env"):
         lpds.make_env(lambda: 3)
     with pytest.raises(LpdsError, match="at least 1, not 0 and 4"):

@@ -28,6 +28,10 @@ def one_line(error: Exception) -> str:
     return text if isinstance(error, LpdsError) else f"{type(error).__name__}: {text}"
 
 
+MANY = 40
+"""Choices above which the nearest ones alone are told, where any are near."""
+
+
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> LpdsError:
     """Build the error for a name that is not known, with the nearest ones.
 
@@ -42,4 +46,6 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> LpdsError:
     names = sorted(choices)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    if near and len(names) > MANY:
+        return LpdsError(f"unknown {kind} {name!r}{hint}")
     return LpdsError(f"unknown {kind} {name!r}{hint} (choices: {', '.join(names)})")

@@ -14,7 +14,7 @@ from lpds.checks import whole
 from lpds.envs.chunk import ChunkedVectorEnv, EnvFactory
 from lpds.errors import LpdsError, unknown_name
 from lpds.observations import shapes_fit
-from lpds.registry import ENVIRONMENTS, resolve
+from lpds.registry import ENVIRONMENTS, TASKS, resolve
 from lpds.types import LatentSpec
 
 EnvLike = str | Callable[[], Any]
@@ -45,6 +45,8 @@ def environment_factory(env: EnvLike, render_mode: str | None = None, *, keep_di
         make = resolve("environment", ENVIRONMENTS, env)
         return _flattening(functools.partial(make, render_mode=render_mode), keep_dict), env
     if ":" not in env and env not in gymnasium.registry:
+        if env in TASKS:
+            raise LpdsError(f"{env!r} is a task, and {resolve('task', TASKS, env).env} its environment: give it as the task")
         raise unknown_name("environment", env, ["MODULE:ID of one that MODULE registers", *ENVIRONMENTS, *gymnasium.registry])
     # an environment of one's own may not know the word
     drawing: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
