@@ -381,7 +381,9 @@ def test_what_cannot_be_steered_is_refused():
     with pytest.raises(LpdsError, match="unknown environment 'Hoper-v5'; did you mean 'Hopper-v5'") as told:
         lpds.make_env("Hoper-v5")
     assert "CartPole" not in str(told.value)  # a hundred choices say less than the nearest three
-    with pytest.raises(LpdsError, match=r"^'hopper' is a task, and Hopper-v5 its environment: give it as the task$"):
+    with pytest.raises(LpdsError, match=r"^unknown environment 'MyRobot-v0'.*MODULE:ID of one that MODULE registers"):
+        lpds.make_env("MyRobot-v0")
+    with pytest.raises(LpdsError, match=r"^'hopper' is the name of a task; its environment is Hopper-v5$"):
         lpds.make_env("hopper")
     with pytest.raises(LpdsError, match=r"returned int, expected a single gymnasium\.Env"):
         lpds.make_env(lambda: 3)

@@ -20,6 +20,7 @@ from lpds.stats import (
     episodes_to_decide,
     iqm,
     mean_over_seeds,
+    paired_share_gain,
     probability_of_improvement,
     share_over_seeds,
     wilson,
@@ -416,6 +417,8 @@ def test_each_is_compared_with_the_frozen_policy_that_it_was_made_from(tmp_path)
     assert [round(row.difference[0]) for row in report.rows[2:]] == [10, 3]
     assert report.references == {"toy": "each one's own frozen policy"}
     assert round(lpds.compare(runs, "lpds").rows[3].difference[0]) == 93
+    # one that is named is everyone's reference
+    assert [round(row.difference[0]) for row in lpds.compare(runs, "frozen ssssss").rows[2:]] == [10, 103]
 
 
 def test_logs_beside_run_folders_are_no_runs(tmp_path):
@@ -438,7 +441,7 @@ def test_what_a_method_starts_from_is_taken_off_in_a_note_of_its_own(tmp_path):
         rows = [{"step": 1000, "kind": "final start", "seed": 0, "episode": e, "scale": 1.0, "return": 7.0} for e in range(8)]
         with open(run / "eval.jsonl", "a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-    mean, low, high = crossed_difference(np.full((3, 8), 7.0), np.arange(10.0, 13.0)[:, None].repeat(8, 1))
+    mean, low, high = crossed_mean(np.arange(3.0, 6.0)[:, None].repeat(8, 1))
     assert mean == 4.0
     (note,) = [note for note in lpds.compare(runs).notes if "untrained" in note]
     assert note == f"toy: return over what it starts from, untrained: dsrl-na +4.00 [{low:+.2f}, {high:+.2f}]"
@@ -475,3 +478,38 @@ def test_a_run_from_another_machine_is_set_against_the_frozen_policy_that_it_pla
     assert gains["dsrl-na"] == pytest.approx(crossed_mean(np.subtract(returns, [[5.0], [6.0]])), rel=1e-12)
     (note,) = [note for note in report.notes if "another machine" in note]
     assert "there0 and 1 more did not return" in note
+    # the other way round it is the same pairs
+    frozen = lpds.compare([here, *there], "dsrl-na").rows[0].difference
+    assert frozen == pytest.approx([-gains["dsrl-na"][at] for at in (0, 2, 1)], rel=1e-12)
+
+
+def test_the_run_that_stands_for_the_frozen_policy_is_not_told_to_differ_from_itself(tmp_path):
+    """The one with the most episodes does, wherever it comes."""
+    runs = [write_run(tmp_path / "few", "lpds", 0, [9.0] * 8, frozen=1.0)]
+    runs += [write_run(tmp_path / "many", "lpds", 1, [9.0] * 20, frozen=5.0)]
+    for run in runs:
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps({**config, "env": "Mine-v0"}))
+    (note,) = [note for note in lpds.compare(runs).notes if "did not return" in note]
+    assert note.index("few") < note.index("did not return") < note.rindex("many")
+
+
+def test_a_run_and_what_it_started_from_are_a_pair(tmp_path):
+    """Machines' levels go into both: gains of 5, 5.1 and 4.9 are 5 within a quarter, wherever the runs were made."""
+    runs = []
+    for seed, (level, gain) in enumerate(((0.0, 5.0), (40.0, 5.1), (80.0, 4.9))):
+        run = write_run(tmp_path / f"s{seed}", "dsrl-na", seed, [level + gain] * 8)
+        rows = [{"step": 1000, "kind": "final start", "seed": 0, "episode": e, "scale": 1.0, "return": level} for e in range(8)]
+        with open(run / "eval.jsonl", "a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        runs.append(run)
+    mean, low, high = lpds.compare(runs).rows[1].over["start"].difference
+    assert mean == pytest.approx(5.0)
+    assert mean - 0.25 < low < high < mean + 0.25
+
+
+def test_runs_that_end_as_their_own_frozen_policies_leave_success_its_chance():
+    """Two machines, two frozen policies, each run ends in every episode as the one beside it: fifty do not tell all."""
+    before = np.random.default_rng(0).integers(0, 2, (2, 50)).astype(float)
+    assert paired_share_gain(before, before) == (0.0, -wilson(0, 50)[2], wilson(0, 50)[2])
+    assert paired_share_gain(before, before, same=True) == (0.0, 0.0, 0.0)

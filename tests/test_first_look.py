@@ -138,3 +138,8 @@ def test_where_it_acts_must_be_known(asked, refused):
 def test_one_factor_in_place_of_several_is_refused(refused):
     with refused("noise_scales are several factors, as in (0.6, 0), not 0.5"):
         lpds.look("hopper", "hopper", noise_scales=0.5)
+
+
+def test_factors_may_come_one_by_one():
+    seen = lpds.look(toy_decoder(), env=FourMode, episodes=2, noise_scales=(factor for factor in (0.6, 0.0)))
+    assert [way.name for way in seen.ways] == [AS_IT_IS, "noise x0.6", "noise x0"]

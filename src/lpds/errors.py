@@ -29,7 +29,9 @@ def one_line(error: Exception) -> str:
 
 
 MANY = 40
-"""Choices above which the nearest ones alone are told, where any are near."""
+"""Choices above which the nearest ones alone are told, where one is near enough to be meant."""
+SURE = 0.8
+"""Likeness from which on that is so: ``Hoper-v5`` means Hopper-v5, ``MyRobot-v0`` nothing that is there."""
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> LpdsError:
@@ -45,7 +47,8 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> LpdsError:
     """
     names = sorted(choices)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    sure = difflib.get_close_matches(name, names, n=1, cutoff=SURE)
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    if near and len(names) > MANY:
+    if sure and len(names) > MANY:
         return LpdsError(f"unknown {kind} {name!r}{hint}")
     return LpdsError(f"unknown {kind} {name!r}{hint} (choices: {', '.join(names)})")

@@ -6,7 +6,7 @@ method is to be set against is the best of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -131,8 +131,10 @@ def look(
     """
     from lpds.zoo import load_decoder
 
-    if not isinstance(noise_scales, Iterable):
-        raise LpdsError(f"noise_scales are several factors, as in (0.6, 0), not {noise_scales!r}")
+    try:
+        noise_scales = tuple(noise_scales)
+    except TypeError:
+        raise LpdsError(f"noise_scales are several factors, as in (0.6, 0), not {noise_scales!r}") from None
     for scale in noise_scales:
         check_share("noise_scale", scale)
     frozen = load_decoder(decoder) if isinstance(decoder, str) else decoder

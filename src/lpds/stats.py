@@ -227,6 +227,21 @@ def share_difference(a: npt.ArrayLike, b: npt.ArrayLike, *, same: bool = False) 
     return share_bounds(crossed_difference(a, b), a, b, same=same)
 
 
+def paired_gain(before: npt.ArrayLike, after: npt.ArrayLike, *, level: float = 0.95) -> Interval:
+    """:func:`crossed_difference` where every seed's ``after`` [S, E] was played beside a ``before`` [S, E] of its own.
+
+    What a run starts from, or the frozen policy on the machine that the run was made on: the two are a pair, while the seeds
+    of two methods are draws of their own. Where all of ``before`` is one row, it is what :func:`crossed_difference` gives.
+    """
+    gain = np.atleast_2d(np.asarray(after, np.float64)) - np.atleast_2d(np.asarray(before, np.float64))
+    return crossed_difference(np.zeros((1, gain.shape[1])), gain, level=level)
+
+
+def paired_share_gain(before: npt.ArrayLike, after: npt.ArrayLike, *, same: bool = False) -> Interval:
+    """:func:`paired_gain` of successes, with the bounds of :func:`share_bounds`."""
+    return share_bounds(paired_gain(before, after), before, after, same=same)
+
+
 def share_bounds(found: Interval, a: npt.ArrayLike, b: npt.ArrayLike, *, same: bool = False) -> Interval:
     """Bounds of a difference of shares: within -1 and 1, and with chance left where a sample has none.
 
@@ -246,7 +261,8 @@ def share_bounds(found: Interval, a: npt.ArrayLike, b: npt.ArrayLike, *, same: b
         return found
     estimate, low, high = found
     sides = [np.atleast_2d(np.asarray(x, np.float64)) for x in (a, b)]
-    if all(bool((row == sides[0][0]).all()) for x in sides for row in x):
+    one_row = all(bool((row == sides[0][0]).all()) for x in sides for row in x)
+    if one_row or np.array_equal(sides[0], sides[1]):
         chance = wilson(0.0, sides[0].shape[1])[2]
         low, high = min(low, -chance), max(high, chance)
     if any(x.min() == x.max() for x in sides):

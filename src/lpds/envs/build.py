@@ -46,7 +46,7 @@ def environment_factory(env: EnvLike, render_mode: str | None = None, *, keep_di
         return _flattening(functools.partial(make, render_mode=render_mode), keep_dict), env
     if ":" not in env and env not in gymnasium.registry:
         if env in TASKS:
-            raise LpdsError(f"{env!r} is a task, and {resolve('task', TASKS, env).env} its environment: give it as the task")
+            raise LpdsError(f"{env!r} is the name of a task; its environment is {resolve('task', TASKS, env).env}")
         raise unknown_name("environment", env, ["MODULE:ID of one that MODULE registers", *ENVIRONMENTS, *gymnasium.registry])
     # an environment of one's own may not know the word
     drawing: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}

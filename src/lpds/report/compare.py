@@ -25,8 +25,10 @@ from lpds.stats import (
     episodes_to_decide,
     iqm,
     mean_over_seeds,
+    paired_gain,
+    paired_share_gain,
     probability_of_improvement,
-    share_bounds,
+    share_difference,
     share_over_seeds,
     told,
     told_apart,
@@ -257,25 +259,27 @@ def _row(task: str, side: Side, reference: Side, steps: int, end: int) -> Row:
     returns = side.columns["return"]
     difference, success, improvement, more, pairs, same = NAN3, NAN3, NAN3, None, 0, False
     if side is not reference:
-        own = reference.method == "frozen" and bool(side.runs)
-        other = frozen_of(side) if own else reference
-        shared = sorted(set(side.keys) & set(other.keys))
+        # a run and the frozen policy that it played are a pair; seeds of two methods are draws of their own
+        own = side.decoder == reference.decoder and (side.method == "frozen") != (reference.method == "frozen")
+        mine, other = side, reference
+        if own and reference.runs:
+            mine = frozen_of(reference)
+        elif own:
+            other = frozen_of(side)
+        shared = sorted(set(mine.keys) & set(other.keys))
 
         def both(what: str) -> list[Array]:
-            return [s.columns[what][:, [s.keys.index(key) for key in shared]] for s in (other, side)]
+            return [s.columns[what][:, [s.keys.index(key) for key in shared]] for s in (other, mine)]
 
         (a, b), pairs = both("return"), len(shared)
         if shared:
-            c, d = both("success")
             ends = both("return"), both("length")
             same = all(np.array_equal(x, y, equal_nan=True) if own else alike([x, y]) for x, y in ends)
-            # seeds of two methods are draws of their own; a run and the frozen policy that it played are a pair
-            before, after = (np.zeros((1, pairs)), b - a) if own else (a, b)
-            difference = crossed_difference(before, after)
-            more = episodes_to_decide(before, after)
+            difference = paired_gain(a, b) if own else crossed_difference(a, b)
+            more = episodes_to_decide(np.zeros((1, pairs)), b - a) if own else episodes_to_decide(a, b)
+            c, d = both("success")
             if not (np.isnan(c).any() or np.isnan(d).any()):
-                gain = crossed_difference(np.zeros((1, pairs)), d - c) if own else crossed_difference(c, d)
-                success = share_bounds(gain, c, d, same=same)
+                success = (paired_share_gain if own else share_difference)(c, d, same=same)
         if shared and len(a) > 1 and len(b) > 1 and not own:  # a run against a single one is no probability
             improvement = probability_of_improvement(a.mean(1), b.mean(1))
             if min(len(a), len(b)) < FEWEST_SEEDS:  # resampling three runs that are all better finds no other world

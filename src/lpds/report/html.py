@@ -23,7 +23,7 @@ from lpds.report.panels import FigureData, to_csv
 from lpds.report.read import Group, RunData, group_runs, read_runs
 from lpds.report.series import figures_of
 from lpds.report.worlds import by_task
-from lpds.stats import Interval, crossed_difference, mean_over_seeds, share_difference, share_over_seeds
+from lpds.stats import Interval, crossed_difference, mean_over_seeds, share_bounds, share_difference, share_over_seeds
 
 CHAIN = (
     "steered acts by the decoder's whole chain, frozen by its sampler, which may make much of the difference by itself "
@@ -278,13 +278,20 @@ def _pooled(done: Sequence[Comparison], what: str) -> list[str]:
     over = share_over_seeds if what.startswith("success") else mean_over_seeds
     before = column_interval(what, done[0].frozen[what]) if shared else over([c.frozen[what] for c in done])
     after = over([c.steered[what] for c in done])
-    # with one frozen policy and its episodes: crossed, as in the comparison; else over the seeds' own differences
+    # with one frozen policy and its episodes: crossed, as in the comparison; else over the seeds' own differences, whose
+    # episodes need not be the same
     crossed = partial(share_difference, same=all(c.same for c in done)) if what.startswith("success") else crossed_difference
     difference = (
         crossed(done[0].frozen[what], np.stack([c.steered[what] for c in done]))
         if shared
         else mean_over_seeds([c.steered[what] - c.frozen[what] for c in done])
     )
+    if what.startswith("success") and not shared:
+        sides = [
+            np.concatenate([side[what] for side in column])
+            for column in zip(*((c.frozen, c.steered) for c in done), strict=True)
+        ]
+        difference = share_bounds(difference, *sides, same=all(c.same for c in done))
     return [interval(what, before), interval(what, after), interval(what, difference, sign=True)]
 
 

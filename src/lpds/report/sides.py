@@ -13,7 +13,7 @@ from lpds.errors import LpdsError
 from lpds.report.paired import Array
 from lpds.report.read import Group, RunData
 from lpds.report.worlds import same_world
-from lpds.stats import Interval, crossed_difference, share_difference
+from lpds.stats import Interval, paired_gain, paired_share_gain
 
 NAN3: Interval = (math.nan, math.nan, math.nan)
 BESIDE = {"start": "what it starts from, untrained", "quiet": "the frozen policy with as little noise"}
@@ -49,17 +49,16 @@ def frozen_sides(task: str, groups: list[Group], notes: list[str]) -> list[Side]
     """
     sides: dict[str, Side] = {}
     first: dict[str, RunData] = {}
-    elsewhere: dict[str, list[RunData]] = {}
-    for group in groups:
-        for run in group.runs:
-            name = _decoder(run)
-            keys, columns = episodes_of([run], "final", _of_frozen)
-            side = Side("frozen", "frozen", (), name, keys, columns)
-            if name in sides and not same_world(run, first[name]):
-                elsewhere.setdefault(name, []).append(run)
-            if name not in sides or len(keys) > len(sides[name].keys):
-                sides[name], first[name] = side, run
-    for name, runs in elsewhere.items():
+    everyone = [run for group in groups for run in group.runs]
+    for run in everyone:
+        name = _decoder(run)
+        keys, columns = episodes_of([run], "final", _of_frozen)
+        if name not in sides or len(keys) > len(sides[name].keys):
+            sides[name], first[name] = Side("frozen", "frozen", (), name, keys, columns), run
+    for name in sides:
+        runs = [run for run in everyone if _decoder(run) == name and not same_world(run, first[name])]
+        if not runs:
+            continue
         several = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
         notes.append(
             f"{task}: the frozen policy of {runs[0].folder}{several} did not return what it did in {first[name].folder}, on "
@@ -130,8 +129,8 @@ def over(side: Side, word: str) -> Over | None:
     def both(what: str) -> tuple[Array, Array]:
         return before[what][:, mine], side.columns[what][:, shared]
 
-    successes = both("success")
+    gain, successes = paired_gain(*both("return")), both("success")
     if any(np.isnan(column).any() for column in successes):
-        return Over(crossed_difference(*both("return")), NAN3)
-    same = all(alike(both(what)) for what in ("return", "length"))
-    return Over(crossed_difference(*both("return")), share_difference(*successes, same=same))
+        return Over(gain, NAN3)
+    same = all(np.array_equal(*both(what), equal_nan=True) for what in ("return", "length"))
+    return Over(gain, paired_share_gain(*successes, same=same))
