@@ -6,9 +6,9 @@ r"""Whether fitted critics know which of a state's chunks are good: their advant
 
 As ``warmup_fits.py``, critics are fitted to the returns to go of a run's first rows, all of them the frozen policy's. The
 advantage that they see in what was done, A = Q(s, chunk) - mean_j Q(s, chunk_j) over that chunk and the state's kept ones, all
-of them the frozen policy's, is then set against what came of it in later episodes, G - V(s). A critic that knows has a slope of 1; one that tells
-nothing has a slope of 0, and its advantages, which Delta would climb, are of its own making. The slope's deviation is by
-episodes (a sandwich over clusters), since the rows of an episode share their return.
+of them the frozen policy's, is then set against what came of it in later episodes, G - V(s). A critic that knows has a slope of
+1; one that tells nothing has a slope of 0, and its advantages, which Delta would climb, are of its own making. The slope's
+deviation is by episodes (a sandwich over clusters), since the rows of an episode share their return.
 """
 
 from __future__ import annotations

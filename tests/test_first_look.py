@@ -141,5 +141,5 @@ def test_one_factor_in_place_of_several_is_refused(refused):
 
 
 def test_factors_may_come_one_by_one():
-    seen = lpds.look(toy_decoder(), env=FourMode, episodes=2, noise_scales=(factor for factor in (0.6, 0.0)))
+    seen = lpds.look(toy_decoder(), env="four-mode", episodes=2, noise_scales=(factor for factor in (0.6, 0.0)))
     assert [way.name for way in seen.ways] == [AS_IT_IS, "noise x0.6", "noise x0"]
