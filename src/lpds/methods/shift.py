@@ -67,7 +67,8 @@ class ShiftPolicy(nn.Module, LatentPolicy):
         if math.isfinite(self.noise_bound):
             shift = self.noise_bound * torch.tanh(shift / self.noise_bound)
         if self.form != "full":
-            shift = (self._over_time().T @ shift.unflatten(1, (self.rows, -1))).flatten(1)
+            # not @, which multiplies in another order where a gradient is wanted, and so rounds otherwise than what acts
+            shift = torch.einsum("rh,brl->bhl", self._over_time(), shift.unflatten(1, (self.rows, -1))).flatten(1)
         if self.mask is not None:
             shift = shift * self.mask
         if math.isfinite(self.cap_sq):
