@@ -18,6 +18,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from resets import register
 
 from lpds.api import resolve_preset, resolve_settings, resolve_task
 from lpds.config import RunSettings, to_json
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="folder of run folders; one is called base")
     parser.add_argument("out", type=Path, help="where the table and what it was made from go")
     arguments = parser.parse_args()
+    register()
     finished = {run.parent.name: run.parent for run in sorted(arguments.runs.glob("*/config.json"))}
     base = settings(finished["base"])
     # the order of the table: base first, then by area; a run that was stopped has none, and comes last
