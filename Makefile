@@ -11,6 +11,8 @@ VENV ?= .venv
 # Another package index, for instance one with CPU builds of torch: make test PIP_INDEX="--extra-index-url URL"
 PIP_INDEX ?=
 STEPS ?= 60000
+# Processes of the tests, of one thread each; 0: in this one, as a debugger needs it
+JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
@@ -33,10 +35,10 @@ run: $(READY)
 	$(BIN)/lpds steer hopper --steps $(STEPS) --out runs/hopper --overwrite
 
 test: check $(LEROBOT)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-core: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lpds.checkpoint import CheckpointStore
-from lpds.config import LPDSSettings, RunSettings, from_json
+from lpds.config import LPDSSettings, RunSettings
 from lpds.decoders.diffusion import DiffusionDecoder
+from lpds.fields import from_json
 from lpds.files import write_json
 from lpds.methods.lpds import LPDS
 from lpds.methods.state import adam

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from lpds.config import RunSettings, from_json
+from lpds.config import RunSettings
 from lpds.envs.build import make_eval_env
 from lpds.evaluation import EvalReport, evaluate_policy
+from lpds.fields import from_json
 from lpds.files import write_atomically
 from lpds.log import finite, read_json_lines
 from lpds.methods.base import BasePolicy

@@ -21,7 +21,8 @@ import numpy as np
 from resets import register
 
 from lpds.api import resolve_preset, resolve_settings, resolve_task
-from lpds.config import RunSettings, to_json
+from lpds.config import RunSettings
+from lpds.fields import to_json
 from lpds.files import write_atomically
 from lpds.log import read_json_lines
 from lpds.registry import METHOD_SETTINGS, TASKS, resolve

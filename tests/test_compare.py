@@ -315,7 +315,8 @@ def test_success_is_compared_as_returns_are(tmp_path):
 
 
 def test_runs_from_before_a_setting_existed_are_one_group_with_new_ones(tmp_path):
-    from lpds.config import LPDSSettings, RunSettings, to_json
+    from lpds.config import LPDSSettings, RunSettings
+    from lpds.fields import to_json
 
     old = write_run(tmp_path / "old", "lpds", 0, [1.0] * 8)
     new = write_run(tmp_path / "new", "lpds", 1, [2.0] * 8)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from scripted import TINY, Scripted, toy_decoder
 
 import lpds
-from lpds.config import LPDSSettings, RunSettings, from_json, override, to_json
+from lpds.config import LPDSSettings, RunSettings
 from lpds.envs.four_mode import make_four_mode
 from lpds.errors import LpdsError
+from lpds.fields import from_json, override, to_json
 from lpds.log import read_json_lines
 from lpds.methods.base import BaseMethod, BasePolicy
 from lpds.policy import load_policy

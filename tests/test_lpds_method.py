@@ -91,6 +91,12 @@ def test_a_linear_value_pins_delta_to_the_boundary(delta):
     assert torch.nn.functional.cosine_similarity(shift, torch.tensor(goal), dim=0) > 0.99
     out = method._ascend(batch(method.decoder.spec, 8, torch.Generator()), torch.zeros(8, 2), torch.zeros(8, 2))
     assert float(out["alpha"]) == pytest.approx(5.0 / (2 * math.sqrt(delta)), rel=0.1)  # told in reward units
+    told = float(out["alpha"])
+    method.reward_scale.fill_(0.25)  # as if Q were of rewards a quarter of the environment's
+    out = method._ascend(batch(method.decoder.spec, 8, torch.Generator()), torch.zeros(8, 2), torch.zeros(8, 2))
+    assert float(out["alpha"]) == pytest.approx(4.0 * told, rel=0.05)
+    method.reward_scale.fill_(1.0)
+    out = method._ascend(batch(method.decoder.spec, 8, torch.Generator()), torch.zeros(8, 2), torch.zeros(8, 2))
     assert float(out["q_scale"]) == pytest.approx(5.0, rel=1e-4)
     assert float(out["kl_nats"]) == pytest.approx(float(out["delta_sq_mean"]) / 2)
 
@@ -458,12 +464,23 @@ def test_critics_only_leaves_what_acts_to_the_bit():
 
 
 def test_slow_copies_follow_at_rate_tau():
+    """Both of equation 2: Q^A's and Delta's."""
     method = learner(tau=0.25)
     generator = torch.Generator().manual_seed(0)
-    old = weights(method.q_slow)
-    method.update(batch(method.decoder.spec, 8, generator), noise(method, 8, generator))
-    for key, value in weights(method.q_slow).items():
-        torch.testing.assert_close(value, 0.75 * old[key] + 0.25 * weights(method.q_action)[key])
+    for _ in range(2):  # at the second, Delta and its slow copy differ
+        pairs = {method.q_slow: method.q_action, method.slow_policy: method.online}
+        old = {slow: dict(slow.named_parameters()) for slow in pairs}
+        old = {slow: {key: value.detach().clone() for key, value in found.items()} for slow, found in old.items()}
+        method.update(batch(method.decoder.spec, 8, generator), noise(method, 8, generator))
+        for slow, fast in pairs.items():
+            for (key, value), (_, other) in zip(slow.named_parameters(), fast.named_parameters(), strict=True):
+                torch.testing.assert_close(value, 0.75 * old[slow][key] + 0.25 * other)
+    assert not same(weights(method.slow_policy), weights(method.online))
+
+
+def test_an_infinite_budget_has_no_multiplier_from_the_first_update_on():
+    _, _, alphas = steer_towards([3.0, -4.0], linear([3.0, -4.0]), 20, delta=math.inf)
+    assert (alphas == 0.0).all()
 
 
 def test_state_round_trip_goes_on_to_the_bit():

@@ -15,12 +15,13 @@ from lpds import remarks
 from lpds.checkpoint import CheckpointStore
 from lpds.checks import check_decoder, check_device
 from lpds.compact import refuse_other_pictures
-from lpds.config import Preset, RunSettings, Task, from_json, override, to_json
+from lpds.config import DELTA_UNITS, Preset, RunSettings, Task
 from lpds.decoders.base import BaseDecoder
 from lpds.decoders.callable import CallableDecoder
 from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
 from lpds.errors import LpdsError, one_line, unknown_name
 from lpds.evaluation import EvalReport, evaluate_policy
+from lpds.fields import from_json, override, to_json
 from lpds.files import locked, write_json
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
@@ -31,6 +32,7 @@ from lpds.run_folder import check_room, make_room, read_config
 from lpds.session import Run, at_home, build_learner, build_runner, drive, read_demonstrations
 from lpds.threads import learning
 from lpds.types import Decoder
+from lpds.wire import spec_to_wire
 from lpds.zoo import load_decoder
 
 FORMAT_VERSION = 1
@@ -107,7 +109,7 @@ def steer(
                 "preset": preset,
                 "env": chosen_env if isinstance(chosen_env, str) else None,
                 "env_name": _env_name(chosen_env),
-                "decoder": decoder_facts(frozen),
+                "decoder": {**decoder_facts(frozen), "spec": spec_to_wire(frozen.spec)},
                 "run": to_json(run_settings),
                 "settings": to_json(method_settings),
             }
@@ -314,6 +316,13 @@ def resolve_settings(
     shared = {key: value for key, value in preset.method.get("*", {}).items() if key in method_names}
     named = named or Preset()
     own = {**preset.method.get(method, {}), **named.method_of(preset.name)}
+    before = override(kind, shared, own)
+    unit = for_method.get("delta_unit")
+    if unit in DELTA_UNITS and "delta" not in for_method and unit != before.delta_unit:
+        raise LpdsError(
+            f"delta_unit {unit} without a delta would read the {before.delta:g} ({before.delta_unit}) of "
+            f"{preset.name or 'the defaults'} in another unit: give both"
+        )
     return override(RunSettings, preset.run, getattr(kind, "run_defaults", {}), named.run_of(preset.name), for_run), override(
         kind, shared, own, for_method
     )

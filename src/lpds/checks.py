@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from numbers import Real
 from typing import Any
 
 from lpds.errors import LpdsError, unknown_name
@@ -64,13 +65,9 @@ def check_device(name: str) -> None:
         raise LpdsError(f"device {name} was asked for, but this machine has none that torch can use (choices: cpu)")
 
 
-def check_share(name: str, value: float) -> None:
+def check_share(name: str, value: Any) -> None:
     """Refuse a factor outside [0, 1]."""
-    try:
-        inside = bool(0.0 <= value <= 1.0)
-    except TypeError:
-        inside = False
-    if not inside:
+    if not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:
         raise LpdsError(f"{name} must be in [0, 1], not {value!r}")
 
 

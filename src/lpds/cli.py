@@ -9,7 +9,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,21 +68,21 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     _steer_options(steer, words)
 
     resume = _command(commands, "resume", "go on with a run, to the bit", runs.do_resume)
-    resume.add_argument("run", type=Path)
+    resume.add_argument("run", type=Path, help="a run folder")
     resume.add_argument("--steps", type=int, help="a larger budget, to go on with a finished run")
     resume.add_argument("--decoder", help="where the run's decoder is now, if it has moved (the fingerprint must be the same)")
     resume.add_argument("--env", help="a Gymnasium id, for a run whose environment a function made")
     add_decoder_options(resume, DECODER_FILES)
-    resume.add_argument("--tensorboard", action="store_true")
-    resume.add_argument("--quiet", action="store_true")
+    resume.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars into the run folder, too")
+    resume.add_argument("--quiet", action="store_true", help="no progress, only what came out")
 
     evaluate = _command(commands, "eval", "evaluate a run, frozen and steered on the same episodes and noise", runs.do_eval)
     evaluate.add_argument("run", help="a run folder, or a decoder reference")
     evaluate.add_argument("--decoder", help="of a run: where its decoder is now, if it has moved")
     evaluate.add_argument("--task", help="whose environment (default: the run's own)")
     evaluate.add_argument("--env", help="a Gymnasium id in place of the task's")
-    evaluate.add_argument("--episodes", type=int, default=100)
-    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--episodes", type=int, default=100, help="of each evaluation")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the episodes and of the noise")
     evaluate.add_argument("--scale", type=float, default=1.0, help="s of w = eps + s Delta(s)")
     evaluate.add_argument(
         "--noise-scale",
@@ -123,7 +123,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     demos.add_argument(
         "--cameras", type=int, metavar="PIXELS", help="of LIBERO's tasks: keep both cameras' pictures too, so large"
     )
-    demos.add_argument("--out", type=Path, required=True)
+    demos.add_argument("--out", type=Path, required=True, help="FILE.npz")
+    demos.add_argument("--overwrite", action="store_true", help="replace a file that exists")
 
     pretrain = _command(commands, "pretrain", "train a decoder by behaviour cloning", policies.do_pretrain)
     pretrain.add_argument("name", help="a zoo recipe, or a name of your own")
@@ -131,7 +132,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         "--data", required=True, help="own npz, DPPO npz, RoboMimic .hdf5, LeRobotDataset folder, or minari:DATASET-ID"
     )
     pretrain.add_argument("--normalization", type=Path, help="npz of ranges, for DPPO data (stored scaled)")
-    pretrain.add_argument("--out", type=Path, required=True)
+    pretrain.add_argument("--out", type=Path, required=True, help="folder of the decoder and its card")
     pretrain.add_argument("--overwrite", action="store_true", help="replace a decoder that is there; its runs open no more")
     pretrain.add_argument("--task", help="task to evaluate on for the card (default: the recipe's)")
     pretrain.add_argument("--env", help="a Gymnasium id to evaluate on for the card")
@@ -140,12 +141,14 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     _clone_options(pretrain)
 
     report = _command(commands, "report", "one HTML file with figures and tables from run folders", runs.do_report)
-    report.add_argument("runs", nargs="+", type=Path)
-    report.add_argument("--out", type=Path, help="default: report.html in the first run folder")
+    report.add_argument("runs", nargs="+", type=Path, help="run folders")
+    report.add_argument(
+        "--out", type=Path, help="FILE.html, or a folder that exists (default: report.html in the first run folder)"
+    )
     report.add_argument("--figures", type=Path, help="also write every figure as PNG and its numbers as CSV here")
 
     compare = _command(commands, "compare", "which method is better, and how sure that is", runs.do_compare)
-    compare.add_argument("runs", nargs="+", type=Path)
+    compare.add_argument("runs", nargs="+", type=Path, help="finished run folders")
     compare.add_argument("--reference", help="method that the others are compared with (default: the frozen policy)")
     compare.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -196,7 +199,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     reproduce = _command(commands, "reproduce", "the paper's figures", grids.do_reproduce)
     reproduce.add_argument("figure", help="toy, gym, fig2, ablation, delta, residual or flow")
     reproduce.add_argument("--out", type=Path, default=None, help="default: results/reproduce-FIGURE")
-    reproduce.add_argument("--seeds", type=int, default=3)
+    reproduce.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of every cell")
     reproduce.add_argument("--steps", type=int, help="primitive steps of a run (default: the figure's)")
     reproduce.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     reproduce.add_argument("--runs", type=Path, help="root of the run folders (default: OUT/runs); finished ones are used")
@@ -222,6 +225,9 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one; an option whose default depends says so itself."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if isinstance(action.default, list):
+            words = (f"{value:g}" if isinstance(value, float) else str(value) for value in action.default)
+            return f"{action.help} (default: {' '.join(words)})"
         return action.help if action.default is None else super()._get_help_string(action)
 
 
@@ -259,6 +265,7 @@ def _unknown(words: Sequence[str], options: Iterable[str]) -> LpdsError:
 def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """Offer every setting of the run and of the chosen method, with the preset's value as the default shown."""
     from lpds.config import Preset, RunSettings, Task
+    from lpds.fields import texts
     from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
     from lpds.tasks import PRESETS
 
@@ -269,8 +276,8 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     parser.add_argument("--preset", help="named settings of the method: paper, quiet (lpds), released (dsrl-na, dsrl-sac)")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/TASK-METHOD-seedN)")
     parser.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
-    parser.add_argument("--tensorboard", action="store_true")
-    parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars into the run folder, too")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only what came out")
     add_decoder_options(parser)
     if list(words[:1]) != ["steer"]:
         return
@@ -287,24 +294,29 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     group = parser.add_argument_group("run settings (defaults are the preset's)")
     kind = resolve("method", METHOD_SETTINGS, seen.method)
     named = PRESETS.get(seen.method, {}).get(seen.preset, Preset())
-    _fields(group, RunSettings, {**preset.run, **getattr(kind, "run_defaults", {}), **named.run_of(preset.name)})
+    # reading the source takes a while, and only a reader wants it
+    told = {one: texts(one) if {"-h", "--help"} & set(words) else {} for one in (RunSettings, kind)}
+    run = {**preset.run, **getattr(kind, "run_defaults", {}), **named.run_of(preset.name)}
+    _fields(group, RunSettings, run, told[RunSettings])
     own = {**preset.method.get(seen.method, {}), **named.method_of(preset.name)}
     group = parser.add_argument_group(f"settings of {seen.method}")
-    _fields(group, kind, {**shared, **own})
+    _fields(group, kind, {**shared, **own}, told[kind])
 
 
-def _fields(group: Any, kind: type[Any], changes: Any) -> None:
-    from lpds.config import parse
+def _fields(group: Any, kind: type[Any], changes: Any, told: Mapping[str, str]) -> None:
+    from lpds.fields import parse
 
     for field in dataclasses.fields(kind):
         default = changes.get(field.name, field.default)
+        said = f"{default:g}" if isinstance(default, float) else "none" if default == "" else str(default)
+        text = f"{told[field.name]} (default: {said})" if field.name in told else f"default: {said}"
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
             dest=f"set_{field.name}",
             type=functools.partial(parse, (kind,), field.name),
             default=argparse.SUPPRESS,
             metavar=str(field.type).upper(),
-            help=f"default {default:g}" if isinstance(default, float) else f"default {default}",
+            help=text.replace("%", "%%"),
         )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from lpds.checks import check_seed, check_share, choose, positive
 from lpds.errors import LpdsError, unknown_name
@@ -73,11 +73,15 @@ class CriticSettings:
     """Networks of a method that learns critics by TD."""
 
     critics: int = 2
+    """Members of every ensemble of critics."""
     width: int = 256
+    """Units of a layer, of actors too."""
     depth: int = 3
+    """Layers of that width."""
     activation: str = "relu"
     """After each LayerNorm: relu, or tanh (DSRL's layout, an affine LayerNorm; slower on a CPU)."""
     lr: float = 3e-4
+    """Adam's, of the critics."""
     tau: float = 0.005
     """Polyak rate of the target networks."""
 
@@ -142,6 +146,7 @@ class LPDSSettings(CriticSettings):
     pessimism: str = "min"
     """How several critics become one value: min or mean."""
     actor_lr: float = 3e-4
+    """Adam's, of Delta."""
     kept_noises: int = 4
     """M decoded base noises stored with every state; 0 draws and decodes fresh ones at every update."""
     distill_noises: int = 2
@@ -241,13 +246,17 @@ class RunSettings:
     steps: int = 100_000
     """Budget in primitive environment steps, warm-up included."""
     seed: int = 0
+    """Of every draw and of the training episodes' resets."""
     num_envs: int = 4
+    """Sub-environments that act at once."""
     warmup_steps: int = 8_000
     """Primitive steps under the frozen policy before the first update."""
     warmup_fits: int = 3_000
     """Critic updates on the warm-up's Monte-Carlo returns before Delta moves; 0 for none."""
     updates_per_decision: float = 1.0
+    """Updates per decision (a chunk in one sub-environment), after the warm-up."""
     batch_size: int = 256
+    """Decisions of the replay that an update sees."""
     gamma: float = 0.99**0.25
     """Discount per primitive step."""
     n_step: int = 1
@@ -275,6 +284,7 @@ class RunSettings:
     final_episodes: int = 50
     """Episodes of the last evaluation, frozen and steered."""
     eval_seed: int = 0
+    """Of the last evaluation's episodes and noise; the curve's are others."""
     checkpoint_every: int = 10_000
     """Primitive steps between checkpoints."""
     device: str = "auto"
@@ -338,66 +348,3 @@ class Preset:
     def method_of(self, task: str) -> dict[str, Any]:
         """Differences of the method's settings on a task."""
         return {**self.method, **self.by_task.get(task, {})}
-
-
-S = TypeVar("S")
-
-
-def override(kind: type[S], *layers: Mapping[str, Any]) -> S:
-    """Build settings from layers of differences, the later ones over the earlier.
-
-    Raises:
-        LpdsError: a name is no field (the nearest are suggested), or a value is of the wrong type.
-    """
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for layer in layers:
-        for name, value in layer.items():
-            if name not in fields:
-                raise unknown_name("setting", name, fields)
-            values[name] = _coerce(name, value, str(fields[name].type))
-    return kind(**values)
-
-
-def _coerce(name: str, value: Any, kind: str) -> Any:
-    if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", ()):
-        value = value.item()  # a scalar out of an array is as good as Python's own
-    accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-    if isinstance(value, bool) != (kind == "bool") or not isinstance(value, accepted[kind]):
-        if kind == "int" and isinstance(value, float) and value.is_integer():
-            return int(value)
-        raise LpdsError(f"{name} must be of type {kind}, not {value!r}")
-    return float(value) if kind == "float" else value  # type: ignore[arg-type]
-
-
-def parse(kinds: Sequence[type[Any]], name: str, word: str) -> Any:
-    """A value as the command line writes it, for the first of several kinds of settings that has the field.
-
-    Raises:
-        LpdsError: none has it, or the word is no value of its type.
-    """
-    types = {field.name: str(field.type) for kind in reversed(kinds) for field in dataclasses.fields(kind)}
-    if name not in types:
-        raise unknown_name("setting", name, types)
-    if types[name] == "bool":
-        choose(name, word.lower(), ("true", "false"))
-        return word.lower() == "true"
-    convert: dict[str, Any] = {"int": int, "float": float, "str": str}
-    try:
-        return convert[types[name]](word)
-    except ValueError:
-        raise LpdsError(f"{name} must be of type {types[name]}, not {word!r}") from None
-
-
-def to_json(settings: Any) -> dict[str, Any]:
-    """Settings as plain JSON values; infinities become the strings JSON lacks."""
-    return {key: _encode(value) for key, value in dataclasses.asdict(settings).items()}
-
-
-def from_json(kind: type[S], values: Mapping[str, Any]) -> S:
-    """Inverse of :func:`to_json`."""
-    return override(kind, {key: math.inf if value == "inf" else value for key, value in values.items()})
-
-
-def _encode(value: Any) -> Any:
-    return "inf" if isinstance(value, float) and math.isinf(value) else value

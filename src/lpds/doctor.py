@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpds.checks import check_decoder
+from lpds.checks import check_decoder, check_seed, whole
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike, end_to_end
 from lpds.envs.chunk import ChunkedVectorEnv
@@ -100,8 +100,9 @@ def check(
     Raises:
         LpdsError: the environment's name or a decoder's reference is unknown, or an argument out of range.
     """
-    if (samples is not None and samples < 16) or seed < 0:
-        raise LpdsError(f"samples must be at least 16 and seed not negative, not {samples} and {seed}")
+    check_seed("seed", seed)
+    if samples is not None and whole("samples", samples) < 16:
+        raise LpdsError(f"samples must be at least 16, not {samples}")
     if isinstance(decoder, str):
         from lpds.zoo import load_decoder
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lpds.config import Preset, RunSettings, Task, parse
+from lpds.config import Preset, RunSettings, Task
 from lpds.errors import LpdsError, unknown_name
+from lpds.fields import parse
 from lpds.files import write_json
 from lpds.registry import DECODER_FILES, METHOD_SETTINGS, METHODS, TASKS, resolve
 
@@ -246,7 +247,7 @@ def copy_evidence(run: Path, target: Path) -> None:
 
 def _check_settings(cell: Cell, out: Path) -> None:
     """Refuse a run folder that was made with other settings: its figures would be told under this cell's name."""
-    from lpds.config import to_json
+    from lpds.fields import to_json
     from lpds.run_folder import read_config
     from lpds.session import at_home
 

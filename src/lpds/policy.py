@@ -110,7 +110,10 @@ class SteeredPolicy:
         draws, wanted = self.policy.draws, self.decoder.spec.latent_shape
         if eps is None:
             return self._rng.standard_normal((count, draws, *wanted), np.float32)
-        first = np.asarray(eps, np.float32)
+        try:
+            first = np.asarray(eps, np.float32)
+        except (TypeError, ValueError, RuntimeError) as error:  # a tensor with a gradient, say
+            raise LpdsError(f"eps is no array of numbers ({one_line(error)})") from None
         if first.shape != (count, *wanted):
             raise LpdsError(f"eps must be [B, {wanted[0]}, {wanted[1]}], not {list(first.shape)}")
         if not np.isfinite(first).all():
@@ -162,7 +165,11 @@ class RunFolder(Protocol):
 
 def folder_of(run: str | Path | RunFolder) -> Path:
     """The folder of a run: what is given, or what ``lpds.steer`` returned."""
-    return Path(run) if isinstance(run, str | Path) else run.folder
+    if isinstance(run, str | Path):
+        return Path(run)
+    if not hasattr(run, "folder"):
+        raise LpdsError(f"a run is its folder, or what lpds.steer returned, not a {type(run).__name__}")
+    return run.folder
 
 
 def load_policy(
@@ -190,7 +197,8 @@ def load_policy(
         raise LpdsError(f"no policy in {run} (policy/{Path(error.filename or 'policy.json').name} is missing)") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise LpdsError(f"policy in {folder} cannot be read: {error}") from None
-    decoder = find_decoder(facts["decoder"], decoder, f"the policy in {run}", run, files)
+    recorded = {"spec": facts.get("spec"), **facts["decoder"]}
+    decoder = find_decoder(recorded, decoder, f"the policy in {run}", run, files)
     settings = {key: float("inf") if value == "inf" else value for key, value in facts["settings"].items()}
     method = resolve("method", METHODS, facts["method"])
     try:
@@ -233,7 +241,19 @@ def find_decoder(
         given = load_decoder(given, **{**recorded, **(files or {})})
     check_decoder(given)
     check_fingerprint(given, facts, what)
+    _check_shapes(given, facts.get("spec"), what)
     return given
+
+
+def _check_shapes(decoder: Decoder, recorded: Mapping[str, Any] | None, what: str) -> None:
+    """Refuse other shapes than were recorded, which the fingerprint need not know: of weights whose chunk is cut, say."""
+    for name, value in spec_to_wire(decoder.spec).items():
+        wanted = value if recorded is None else recorded.get(name, value)
+        if wanted != value:
+            raise LpdsError(
+                f"{what} was learned with {name} {wanted}, but decoder {decoder.name!r} has {value}: pass it as it was then "
+                "(execute= of the loader says how many steps of a chunk are executed)"
+            )
 
 
 def _kind(reference: str) -> str:

@@ -224,14 +224,17 @@ class Runner:
     @property
     def why_not(self) -> str:
         """Why nothing was learned."""
-        if self._warm:
+        if self._warm and hasattr(self.method, "found"):
             return "no episode ended after the warm-up"
+        if self._warm:
+            after = f"{self._rounds * self.c.num_envs:,} decisions after the warm-up"
+            return f"updates_per_decision {self.c.updates_per_decision:g} came to no update in the {after}"
         return f"the warm-up of {self.c.warmup_steps:,} steps took the whole budget"
 
     @property
     def learned(self) -> bool:
         """Whether the method has anything to show yet; what learns nothing always has."""
-        return not self.method.learns or (self._warm and getattr(self.method, "found", True))
+        return not self.method.learns or (self._warm and getattr(self.method, "found", self.updates > 0))
 
     @property
     def _scale(self) -> float:
@@ -254,8 +257,7 @@ class Runner:
 
     def _due(self, last: bool = False) -> None:
         """Write what is due at this step: a row, a point of the learning curve, a checkpoint - in this order."""
-        c = self.c
-        every = {"log": min(c.log_every, max(1, c.steps // 25)), "eval": c.eval_every, "checkpoint": c.checkpoint_every}
+        every = self._every
         for what, act in (("log", self._log), ("eval", self._evaluate_curve), ("checkpoint", self.save)):
             if every[what] and self._next[what] != NEVER and (last or self.step >= self._next[what]):
                 before = self._next[what]
@@ -266,6 +268,12 @@ class Runner:
                 except Exception:
                     self._next[what] = before
                     raise
+
+    @property
+    def _every(self) -> dict[str, int]:
+        """Primitive steps between two rows, points of the curve and checkpoints."""
+        c = self.c
+        return {"log": min(c.log_every, max(1, c.steps // 25)), "eval": c.eval_every, "checkpoint": c.checkpoint_every}
 
     # -- records ---------------------------------------------------------------------------------------------------
 
@@ -390,8 +398,12 @@ class Runner:
         self.ignores_seed = facts.get("ignores_seed", False)
         self.records.restore(part("sums."), facts, self.step, self.updates)
         self._next = facts["next"]
-        if self.step < self.c.steps:  # a finished run was given a larger budget: everything is due again
-            self._next = {what: self.step if at == NEVER else at for what, at in self._next.items()}
+        if self.step < self.c.steps:  # a finished run was given a larger budget: what its end wrote is written
+            every = self._every
+            self._next = {
+                what: (self.step // max(1, every[what]) + 1) * every[what] if at == NEVER else at
+                for what, at in self._next.items()
+            }
         broken = self.collector.restore(part("collector."), facts["episodes"])
         self.replay.cut([lane for lane in broken if facts["episodes"][lane]["length"]])
         # only now that nothing can fail any more: rows behind the checkpoint go, among them the last evaluation's

@@ -107,7 +107,12 @@ def told(found: npt.ArrayLike, sign: bool = False, least: int = 1) -> list[str]:
     largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
     decimals = least if largest == 0.0 else max(least, 2 - math.floor(math.log10(largest)))
     form = f"{'+' if sign else ''}.{decimals}f" if decimals <= 6 else f"{'+' if sign else ''}.2e"
-    return [format(float(value), form) for value in values]
+    return [unsigned_zero(format(float(value), form)) for value in values]
+
+
+def unsigned_zero(word: str) -> str:
+    """A figure in words; one that was rounded to nothing says no sign of what it was."""
+    return word.removeprefix("-") if float(word.rstrip("%")) == 0.0 else word
 
 
 def brackets(low: str, high: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lpds.evaluation import EvalReport
-from lpds.stats import Interval, brackets, noise_share, paired_difference, share_bounds, told
+from lpds.stats import Interval, brackets, noise_share, paired_difference, share_bounds, told, unsigned_zero
 
 
 def table(rows: Sequence[tuple[str, EvalReport]]) -> str:
@@ -40,7 +40,7 @@ def difference_lines(pairs: Sequence[tuple[tuple[str, EvalReport], tuple[str, Ev
         line = mean + brackets(*bounds)
         if not np.isnan([reference.successes, report.successes]).any():
             points = 100.0 * np.asarray(share_gap(reference, report))
-            share, *bounds = (format(value, "+.0f") for value in points)
+            share, *bounds = (unsigned_zero(format(value, "+.0f")) for value in points)
             line += f", success {share} points{brackets(*bounds)}"
         lines.append(f"{name} against {other}: paired difference {line}")
     return lines

@@ -1,6 +1,7 @@
 """What a block needs of the tensor library's state, and gives back.
 
-The number of threads is part of what makes a result the same twice: a product split in two rounds differently.
+The number of threads is part of what makes a result the same twice: a product split in two rounds differently. The default
+type is part of what a network is made of: a policy's own file may have set another for all of the process.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import torch
 
 @contextmanager
 def kept_threads() -> Iterator[None]:
-    """Restore the caller's number of threads after a block that sets its own."""
-    before = torch.get_num_threads()
+    """Restore the caller's number of threads after a block that sets its own, and its default type: float32 inside."""
+    before, default = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        torch.set_default_dtype(default)
 
 
 @contextmanager

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from lpds.bar import progress_bar
-from lpds.commands.terminal import say, settings_given, where_it_acts
+from lpds.commands.terminal import asked_to_stop, say, settings_given, where_it_acts
 from lpds.decoder_flags import load_given
+from lpds.errors import LpdsError
 
 
 def do_list(arguments: argparse.Namespace) -> int:
@@ -88,14 +89,19 @@ def do_demos(arguments: argparse.Namespace) -> int:
     from lpds.stats import told
 
     check_writable(arguments.out)
+    if arguments.out.exists() and not arguments.overwrite:
+        raise LpdsError(f"{arguments.out} exists already: choose another --out, or pass --overwrite")
+    stopped = asked_to_stop()
     with progress_bar("episodes" if arguments.name in SCRIPTED else "transitions") as advance:
         options = {"episodes": arguments.episodes, "seed": arguments.seed, "cameras": arguments.cameras, "say": print}
-        data = make_data(arguments.name, arguments.experts, advance, **options)
+        data = make_data(arguments.name, arguments.experts, advance, stop=stopped, **options)
     data.save(arguments.out)
     returns = data.episode_returns
     level = "" if np.isnan(returns).all() else ", return {} +- {}".format(*told([returns.mean(), returns.std()], least=0))
     print(f"{arguments.out}: {len(data.obs):,} transitions, {len(returns):,} episodes{level}")
-    return 0
+    if stopped():
+        print(f"stopped: {arguments.out} holds what was there by then, and not all that was asked for")
+    return 130 if stopped() else 0
 
 
 def do_pretrain(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ def do_eval(arguments: argparse.Namespace) -> int:
         if is_run
         else load_given(arguments.run, arguments)
     )
+    if is_run and not (folder / "summary.json").is_file():
+        print(f"{folder} is not finished: this is its last checkpoint's policy", file=sys.stderr)
     env, task = arguments.env, arguments.task
     if env is None and task is None and is_run:
         env = read_config(folder)["env"]
@@ -119,22 +122,29 @@ def do_eval(arguments: argparse.Namespace) -> int:
     noises = arguments.noises
     if noises < 1:
         raise LpdsError(f"noises must be at least 1, not {noises}")
-    played = silence_is_failure(
-        [
-            evaluate(policy, task, **where, scale=scale, noise_scale=noise, noise_seed=arguments.seed + index)
-            for scale, noise in asked.values()
-            for index in range(noises)
-        ]
-    )
+    played: list[Any] = []
+    ways = [(*how, arguments.seed + index) for how in asked.values() for index in range(noises)]
+    with progress_bar("episodes") as advance, suppress(KeyboardInterrupt):
+        for scale, noise, noise_seed in ways:
+            before, whole = len(played) * arguments.episodes, len(ways) * arguments.episodes
+            told: dict[str, Any] = {"progress": lambda done, _, before=before, whole=whole: advance(before + done, whole)}
+            how = {"scale": scale, "noise_scale": noise, "noise_seed": noise_seed}
+            played.append(evaluate(policy, task, **where, **how, **told))
+    interrupted = len(played) < len(ways)
+    del played[len(played) // noises * noises :]
+    if not played:
+        raise KeyboardInterrupt
+    asked = dict(list(asked.items())[: len(played) // noises])  # what was played to its end is told
+    played = silence_is_failure(played)
     reports = played[::noises]
     if any(not np.array_equal(report.first_obs, played[0].first_obs) for report in played):
         print(seed_ignored(env or task), file=sys.stderr)
     if arguments.json:
         for index, report in enumerate(played):
             for row in report.rows():
-                told = {"noise_seed": arguments.seed + index % noises} if noises > 1 else {}
-                print(json.dumps(finite(row | told), allow_nan=False))
-        return 0
+                under = {"noise_seed": arguments.seed + index % noises} if noises > 1 else {}
+                print(json.dumps(finite(row | under), allow_nan=False))
+        return 130 if interrupted else 0
     rows = list(zip(asked, reports, strict=True))
     pairs = [(row, rows[0]) for row in rows[1:]]
     at = {name: number for number, name in enumerate(asked)}
@@ -147,7 +157,9 @@ def do_eval(arguments: argparse.Namespace) -> int:
         print(what_noise_decides(name, played[index * noises : (index + 1) * noises]))
     if arguments.episodes < FEWEST_PAIRS:
         print(f"fewer than {FEWEST_PAIRS} episodes: the intervals are too narrow to decide anything")
-    return 0
+    if interrupted:
+        print(f"interrupted: {len(played)} of {len(ways)} evaluations are told", file=sys.stderr)
+    return 130 if interrupted else 0
 
 
 def do_report(arguments: argparse.Namespace) -> int:
@@ -155,7 +167,8 @@ def do_report(arguments: argparse.Namespace) -> int:
     from lpds.files import check_writable
     from lpds.report import write_figures, write_report
 
-    out = arguments.out or arguments.runs[0] / "report.html"
+    out = arguments.out or arguments.runs[0]
+    out = out / "report.html" if out.is_dir() or not out.suffix else out
     if arguments.out is not None:
         check_writable(out)
     print(write_report(arguments.runs, out))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from typing import Any
 
 
@@ -27,6 +30,22 @@ def where_it_acts(reference: str, arguments: argparse.Namespace) -> str | None:
 def as_interrupt(signum: int, frame: Any) -> None:
     """Take a signal for Ctrl-C."""
     raise KeyboardInterrupt
+
+
+def asked_to_stop() -> Callable[[], bool]:
+    """Take SIGTERM and the first Ctrl-C for a request to stop, the second Ctrl-C as ever; what is returned says if one came."""
+    came: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def request(signum: int, frame: Any) -> None:
+        came.append(signum)
+        signal.signal(signal.SIGINT, before)
+        say("stopping after this episode; what is there will be kept (Ctrl-C again to break off)")
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, request)
+    return lambda: bool(came)
 
 
 def say(line: str) -> None:

@@ -79,7 +79,7 @@ class BaseDecoder(ABC):
         Raises:
             LpdsError: a shape does not fit; the message says which.
         """
-        obs, w = as_float32(obs), as_float32(w)
+        obs, w = as_float32(obs, integers=True), as_float32(w, integers=True)
         self._check_inputs(obs, w)
         with torch.no_grad():
             return self.decode(self.prepare(obs), w)
@@ -223,13 +223,14 @@ def as_picture(draws: Tensor) -> Tensor:
     return draws
 
 
-def as_float32(value: Any) -> Any:
-    """Tensors of another floating type as float32; everything else as it is."""
+def as_float32(value: Any, *, integers: bool = False) -> Any:
+    """Tensors of another floating type as float32, with ``integers`` those, too, but a picture's; all else as it is."""
     if isinstance(value, Mapping):
-        return {key: as_float32(part) for key, part in value.items()}
+        return {key: as_float32(part) for key, part in value.items()}  # its integers may be tokens
     if not isinstance(value, Tensor):
         raise LpdsError(f"a decoder takes tensors, not a {type(value).__name__} (torch.as_tensor makes one)")
-    return value.float() if value.is_floating_point() and value.dtype != torch.float32 else value
+    other = value.is_floating_point() or (integers and value.dtype != torch.uint8)
+    return value.float() if other and value.dtype != torch.float32 else value
 
 
 @dataclass(frozen=True)

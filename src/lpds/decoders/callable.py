@@ -85,7 +85,7 @@ class CallableDecoder(BaseDecoder):
 
     def __call__(self, obs: Any, w: Tensor) -> Tensor:
         """Decode a batch; see :meth:`BaseDecoder.__call__`. NaN are handed back, for one to see where they are."""
-        obs, w = as_float32(obs), as_float32(w)
+        obs, w = as_float32(obs, integers=True), as_float32(w, integers=True)
         self._check_inputs(obs, w)
         return self._called(self.prepare(obs), w)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lpds.checks import whole
 from lpds.decoders.base import BaseDecoder, MinMaxNormaliser, hash_tensors, refuse_non_finite
 from lpds.decoders.network import DenoisingMLP, FoldedNetwork
 from lpds.errors import LpdsError
@@ -30,6 +31,7 @@ class DiffusionSampler:
     """Bound of the clean estimate x0 at every step (normalised units)."""
 
     def __post_init__(self) -> None:
+        whole("ddim_steps", self.ddim_steps)
         if self.training_steps < 1:
             raise LpdsError(f"a denoising schedule has at least 1 step, not {self.training_steps}")
         if not 1 <= self.ddim_steps <= self.training_steps:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lpds.checks import whole
 from lpds.decoders.base import BaseDecoder, MinMaxNormaliser, hash_tensors, refuse_non_finite
 from lpds.decoders.network import DenoisingMLP, FoldedNetwork
 from lpds.errors import LpdsError, unknown_name
@@ -75,6 +76,7 @@ class FlowSampler:
     """Bound of the final chunk (normalised units)."""
 
     def __post_init__(self) -> None:
+        whole("steps", self.steps)
         if self.steps < 1:
             raise LpdsError(f"steps must be at least 1, not {self.steps}")
         solver_times(self.solver, self.steps)

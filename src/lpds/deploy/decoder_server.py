@@ -85,10 +85,10 @@ class DecoderServer:
         for module in ("msgpack", "websockets"):
             need(module)
         _check_token(token, host)
-        if min(max_bytes, max_batch, max_kept, threads) < 1:
-            raise LpdsError(
-                f"max_bytes {max_bytes}, max_batch {max_batch}, max_kept {max_kept} and threads {threads} must be positive"
-            )
+        counts = {"max_bytes": max_bytes, "max_batch": max_batch, "max_kept": max_kept, "threads": threads}
+        for name, value in counts.items():
+            if value < 1:
+                raise LpdsError(f"{name} must be positive, not {value}")
         if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
             raise LpdsError(f"device {device!r} is not to be had here (choices: auto, cpu, and cuda where there is one)")
         check_decoder(decoder)

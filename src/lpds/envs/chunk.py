@@ -194,6 +194,10 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         """
         given = (options or {}).get("reset_mask")
         mask = np.ones(self.num_envs, bool) if given is None else np.asarray(given, bool)
+        if mask.shape != (self.num_envs,):
+            raise LpdsError(f"reset_mask must be [{self.num_envs}], one entry a sub-environment, not {list(mask.shape)}")
+        if seed is not None and not mask.all():
+            raise LpdsError("a seed begins every sub-environment anew: give it without a reset_mask that leaves some out")
         if seed is not None:
             if isinstance(seed, list):
                 raise LpdsError("seed must be one integer: every sub-environment's seed is derived from it")
@@ -311,7 +315,10 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
 
     def _primitive_step(self, index: int, action: Array) -> Step:
         lane = self._lanes[index]
-        clipped = np.clip(action, self._low, self._high).astype(self._act_dtype)
+        clipped = np.clip(action, self._low, self._high)
+        if self._act_dtype.kind in "iu":  # a cast would cut towards zero
+            clipped = np.rint(clipped)
+        clipped = clipped.astype(self._act_dtype)
         lane.steps += 1  # a fault names the step that it happened in, whether the environment raised or returned NaN
         given = self._guarded(index, lambda: lane.env.step(clipped))
         step = self._read(index, read_step, given)

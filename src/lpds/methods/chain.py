@@ -42,6 +42,7 @@ class ChainSettings:
     lr: float = 1e-3
     """Of the value networks."""
     actor_lr: float = 1e-4
+    """Adam's, of the chain."""
 
     def __post_init__(self) -> None:
         positive(self, "sampling_std", "width", "depth", "lr", "actor_lr")

@@ -51,6 +51,7 @@ class DPPOSettings(ChainSettings):
     min_iterations: int = 20
     """The budget, warm-up included, is cut into at least so many iterations."""
     epochs: int = 5
+    """Passes over an iteration's samples."""
     minibatches: int = 4
     """Gradient steps of an epoch."""
     gae_lambda: float = 0.95

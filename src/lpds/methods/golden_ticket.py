@@ -29,28 +29,30 @@ MAX_LANES = 4096
 
 
 class TicketPolicy(LatentPolicy):
-    """``w`` is the ticket [H, L] in every state."""
+    """``w`` is the ticket [H, L] in every state; ``free`` [L] of bool are the columns that it may move, all for ``None``."""
 
-    def __init__(self, ticket: Tensor) -> None:
-        self.ticket = ticket
+    def __init__(self, ticket: Tensor, free: Tensor | None = None) -> None:
+        self.ticket, self.free = ticket, free
 
     def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
         """``sqrt(1 - scale^2) eps + scale ticket``, whose mean square norm stays where the ticket has the prior's."""
         if scale == 0.0:
             return eps
-        return math.sqrt(1.0 - scale**2) * eps + scale * self.ticket
+        return _where(self.free, math.sqrt(1.0 - scale**2) * eps + scale * self.ticket, eps)
 
 
 class SearchPolicy(LatentPolicy):
     """Sub-environment n plays ticket ``playing[n]`` from reset to reset; on eps while that is -1."""
 
-    def __init__(self, tickets: Tensor, playing: Tensor) -> None:
-        self.tickets, self.playing = tickets, playing
+    def __init__(self, tickets: Tensor, playing: Tensor, free: Tensor | None = None) -> None:
+        self.tickets, self.playing, self.free = tickets, playing, free
 
     def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
         """The tickets' rows; ``scale`` 0 gives eps."""
         playing = self.playing[: len(eps), None, None].to(eps.device)
-        return eps if scale == 0.0 else torch.where(playing < 0, eps, self.tickets[playing[:, 0, 0]])
+        if scale == 0.0:
+            return eps
+        return _where(self.free, torch.where(playing < 0, eps, self.tickets[playing[:, 0, 0]]), eps)
 
 
 class GoldenTicket(Learner[LatentPolicy]):
@@ -78,6 +80,7 @@ class GoldenTicket(Learner[LatentPolicy]):
         self.decodes, self.sees_pictures = False, True
         count = settings.tickets
         self.settings = settings
+        self.free = _free(decoder)
         self.tickets = torch.randn((count, *decoder.spec.latent_shape), generator=generator).to(device)
         self.totals, self.plays = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.long)
         self.alive = torch.ones(count, dtype=torch.bool)
@@ -95,7 +98,7 @@ class GoldenTicket(Learner[LatentPolicy]):
     @property
     def policy(self) -> LatentPolicy:  # type: ignore[override]
         """The best survivor."""
-        return TicketPolicy(self.tickets[self.best])
+        return TicketPolicy(self.tickets[self.best], self.free)
 
     @property
     def found(self) -> bool:
@@ -105,7 +108,7 @@ class GoldenTicket(Learner[LatentPolicy]):
     @property
     def behaviour(self) -> LatentPolicy:
         """The search."""
-        return SearchPolicy(self.tickets, self.playing)
+        return SearchPolicy(self.tickets, self.playing, self.free)
 
     def block_rounds(self, total_rounds: int) -> int:
         """Count every round; the phases are shares of the budget."""
@@ -161,10 +164,21 @@ class GoldenTicket(Learner[LatentPolicy]):
         return {"ticket": self.tickets[self.best].detach().clone()}
 
     def policy_settings(self) -> dict[str, Any]:
-        """Nothing beside the ticket is needed."""
-        return {"tickets": self.settings.tickets}
+        """What :meth:`open_policy` needs beside the ticket."""
+        return {"tickets": self.settings.tickets, "keeps_masked": True}
 
     @staticmethod
     def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TicketPolicy:
-        """Build the policy of a saved ticket."""
-        return TicketPolicy(tensors["ticket"])
+        """Build the policy of a saved ticket; one from before masked columns were kept had moved them in its search, too."""
+        return TicketPolicy(tensors["ticket"], _free(decoder) if settings.get("keeps_masked") else None)
+
+
+def _free(decoder: Decoder) -> Tensor | None:
+    """[L] of bool, the columns of the latent that may be steered; ``None``: all."""
+    free = decoder.spec.free
+    return None if free is None else torch.tensor(free)
+
+
+def _where(free: Tensor | None, moved: Tensor, eps: Tensor) -> Tensor:
+    """``moved`` [B, H, L] in the free columns, ``eps`` in the others."""
+    return moved if free is None else torch.where(free.to(eps.device), moved, eps)

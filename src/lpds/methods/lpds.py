@@ -110,7 +110,8 @@ class LPDS(Learner[ShiftPolicy]):
         self.adam_latent = adam(self.q_latent, c.lr)
         self.adam_shift = adam(self.online, c.actor_lr, without=self.online.scaling)
         self.state.optimisers = {"q_action": self.adam_action, "q_latent": self.adam_latent, "policy": self.adam_shift}
-        self.alpha = torch.tensor(0.0 if c.dual == "off" else c.alpha_init, device=device)  # the multiple a
+        free = c.dual == "off" or (c.dual == "adaptive" and math.isinf(self.delta))
+        self.alpha = torch.tensor(0.0 if free else c.alpha_init, device=device)  # the multiple a
         self.q_scale = torch.zeros((), device=device)  # s; zero until the first actor update
         self.reward_scale = torch.ones((), device=device)  # Q's unit; every metric is told in reward units
         self.ascents = torch.zeros((), dtype=torch.long)  # updates of Delta

@@ -185,6 +185,7 @@ def roll_out(
     transitions: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Demonstrations:
     """Roll a mixture of experts out, episode by episode, until ``transitions`` steps are there.
 
@@ -197,6 +198,7 @@ def roll_out(
         transitions: stop after the first episode that reaches this many primitive steps.
         seed: seeds the environment's resets and all action noise.
         progress: called with (done, wanted) after every episode.
+        stop: asked after every episode; what is there by then is all that is wanted.
 
     Returns:
         The demonstrations, actions clipped to the environment's box.
@@ -242,6 +244,8 @@ def roll_out(
         for_good.append(bool(terminated))
         if progress is not None:
             progress(len(obs_rows), transitions)
+        if stop is not None and stop():
+            break
     env.close()
     return Demonstrations(
         obs=np.stack(obs_rows),

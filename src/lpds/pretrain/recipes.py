@@ -141,6 +141,7 @@ def make_data(
     seed: int | None = None,
     cameras: int | None = None,
     say: Callable[[str], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Demonstrations:
     """Roll out the data of a recipe.
 
@@ -152,13 +153,14 @@ def make_data(
         seed: of a scripted expert, in place of the recipe's.
         cameras: keep what LIBERO's two cameras see too, in pictures of so many pixels square.
         say: called with lines of counts.
+        stop: asked after every episode; what is there by then is all that is wanted.
 
     Raises:
         LpdsError: unknown name, no experts given, episodes asked of data that are no scripted expert's, or pictures of an
             environment that has no cameras to observe.
     """
     name = ZOO[name].data if name in ZOO else name
-    return replace(_make(name, experts, progress, episodes, seed, cameras, say), recipe=name)
+    return replace(_make(name, experts, progress, episodes, seed, cameras, say, stop), recipe=name)
 
 
 def _make(
@@ -169,6 +171,7 @@ def _make(
     seed: int | None,
     cameras: int | None,
     say: Callable[[str], None] | None,
+    stop: Callable[[], bool] | None,
 ) -> Demonstrations:
     if cameras is not None and not name.startswith("libero-90:"):
         raise LpdsError(f"--cameras is for LIBERO's tasks; the observations of {name!r} have no pictures")
@@ -186,6 +189,7 @@ def _make(
             options={**script.options, **filmed},
             progress=progress,
             say=say,
+            stop=stop,
         )
     if name != "toy" and name not in DATA:
         raise unknown_name("dataset", name, ["toy", *DATA, *SCRIPTED])
@@ -199,7 +203,15 @@ def _make(
     places = (experts / data.human, experts.parent / "demos" / data.human)
     # opened before the roll-out, so that what is missing or broken costs no time
     human = human_demonstrations(next((place for place in places if place.is_file()), places[0])) if data.human else None
-    made = roll_out(data.env, data.sources, experts=experts, transitions=data.transitions, seed=data.seed, progress=progress)
+    made = roll_out(
+        data.env,
+        data.sources,
+        experts=experts,
+        transitions=data.transitions,
+        seed=data.seed,
+        progress=progress,
+        stop=stop,
+    )
     return made if human is None else joined(made, human)
 
 

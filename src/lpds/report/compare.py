@@ -32,6 +32,7 @@ from lpds.stats import (
     share_over_seeds,
     told,
     told_apart,
+    unsigned_zero,
 )
 
 FEWEST_SEEDS = 5
@@ -166,16 +167,18 @@ def compare(runs: str | Path | Sequence[str | Path], reference: str | None = Non
                 "factory's name says nothing of its environment"
             )
         notes += [f"{task}: nothing was learned in {run.folder}" for run in members if run.summary.get("learned") is False]
-        left_out = [str(run.folder) for run in members if not _finished(run)]
+        torn = [(run, note) for run in members for note in run.notes if note.startswith("eval.jsonl is damaged")]
+        notes += [f"{task}: {run.folder}: {note}" for run, note in torn]
+        left_out = [_left_out(run) for run in members if not _finished(run)]
         if left_out:
-            notes.append(f"{task}: left out, not finished: {', '.join(left_out)}")
+            notes.append(f"{task}: left out: {', '.join(left_out)}")
         groups = [_each_seed_once(task, group, notes) for group in group_runs([run for run in members if _finished(run)])]
         found, name = _compare_task(task, groups, reference, notes)
         rows += found
         if found:
             references[task] = name
     if not rows:
-        raise LpdsError(f"no finished run among {', '.join(str(run) for run in runs)}: nothing to compare")
+        raise LpdsError(f"nothing to compare: {', '.join(_left_out(run) for run in found_runs)}")
     return CompareReport(tuple(rows), references, tuple(notes))
 
 
@@ -228,6 +231,15 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
     if two:
         notes.append(f"{task}: two seeds only, whose intervals may be too narrow (they cover 89 to 95 %): {', '.join(two)}")
     for side, row in zip(sides, rows, strict=True):
+        most = max((len(side_of(Group("", (run,))).keys) for run in side.runs), default=0)
+        if len(side.keys) < most:
+            notes.append(f"{task}: {side.label} by the {len(side.keys)} episodes that all of its seeds played, of {most}")
+        against = chosen or own[side.decoder]
+        if side.runs and 0 < row.pairs < max(len(side.keys), len(against.keys)):
+            notes.append(
+                f"{task}: the difference of {side.label} is over {row.pairs} shared episodes, its return over "
+                f"{len(side.keys)}, that of {against.label} over {len(against.keys)}"
+            )
         if side is not (chosen or own[side.decoder]) and not row.pairs:
             notes.append(
                 f"{task}: {side.label} shares no episode with {(chosen or own[side.decoder]).label}: another eval_seed?"
@@ -310,6 +322,12 @@ def _finished(run: RunData) -> bool:
     return comparison is not None and comparison.final
 
 
+def _left_out(run: RunData) -> str:
+    if not run.summary:
+        return f"{run.folder} is not finished"
+    return f"{run.folder} is finished, but its last evaluation cannot be read ({'; '.join(run.notes) or 'it is not there'})"
+
+
 def hint(row: Row) -> str:
     """What would decide an undecided comparison."""
     if row.pairs < FEWEST_PAIRS:
@@ -326,5 +344,5 @@ def _numbered(cells: Sequence[str], widths: Sequence[int]) -> Iterable[tuple[int
 def _say(found: Interval, form: str = "", *, sign: bool = False) -> str:
     if math.isnan(found[0]):
         return "-"
-    mean, low, high = (format(value, form) for value in found) if form else told(found, sign)
+    mean, low, high = (unsigned_zero(format(value, form)) for value in found) if form else told(found, sign)
     return mean if math.isnan(found[1]) else f"{mean} [{low}, {high}]"

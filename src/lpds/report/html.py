@@ -23,13 +23,25 @@ from lpds.report.panels import FigureData, to_csv
 from lpds.report.read import Group, RunData, group_runs, read_runs
 from lpds.report.series import figures_of
 from lpds.report.worlds import by_task
-from lpds.stats import Interval, crossed_difference, mean_over_seeds, share_bounds, share_difference, share_over_seeds
+from lpds.stats import (
+    Interval,
+    crossed_difference,
+    mean_over_seeds,
+    share_bounds,
+    share_difference,
+    share_over_seeds,
+    unsigned_zero,
+)
 
 CHAIN = (
     "steered acts by the decoder's whole chain, frozen by its sampler, which may make much of the difference by itself "
     "(--method base --sampler chain)"
 )
 WORSE = "WARNING: the steered policy is worse than the frozen one"
+ONE_RUN = (
+    "Rows of one run, and the frozen policy's: 95 % intervals for other episodes, by bootstrap (success: Wilson). Other tables "
+    "here have Student's, which may differ by some percent."
+)
 SEEDS = (
     "Rows of all seeds: 95 % intervals for other seeds and other episodes, which the seeds share (Student's, degrees of "
     "freedom of Satterthwaite); the frozen policy's interval is over episodes where all seeds share them."
@@ -137,7 +149,7 @@ def interval(what: str, found: Interval, sign: bool = False) -> str:
     if not all(map(math.isfinite, found)):  # a single value has no interval
         return f"{100 * found[0]:.0f} %" if what.startswith("success") else number(found[0])
     if what.startswith("success"):
-        mean, low, high = (f"{100 * v:+.0f}" if sign else f"{100 * v:.0f}" for v in found)
+        mean, low, high = (unsigned_zero(f"{100 * v:+.0f}") if sign else f"{100 * v:.0f}" for v in found)
         return f"{mean} {'points' if sign else '%'} [{low}, {high}]"
     mean, low, high = (("+" if sign and v > 0 else "") + number(v, found) for v in found)
     return f"{mean} [{low}, {high}]"
@@ -247,6 +259,7 @@ def _overview(tasks: Mapping[str, Sequence[Group]]) -> str:
             rows = [row for task, groups in tasks.items() for group in groups for row in _overview_rows(task, group, what)]
             heads = ["task", "method", "seed", "steps", f"{what}, frozen", f"{what}, steered", "paired difference"]
             parts.append(f'<div class="wide">{_table(heads, rows, numbers=3)}</div>')
+    parts.append(f'<p class="quiet">{ONE_RUN}</p>')
     if any(len(group.runs) > 1 for groups in tasks.values() for group in groups):
         parts.append(f'<p class="quiet">{SEEDS}</p>')
     return "\n".join(parts)
@@ -307,7 +320,9 @@ def _card(run: RunData, name: str, wide_open: bool) -> str:
         rows = [[label, *_cells(comparison, w)] for w, label in COLUMNS.items() if comparison.has(w)]
         parts.append(_table(["per episode", "frozen", "steered", "paired difference"], rows, numbers=1))
     env, decoder = run.config.get("env_name"), run.config.get("decoder", {}).get("name")
-    folder = "/".join(run.folder.resolve().parts[-3:])  # TASK/METHOD/seedN of a grid
+    place = run.folder
+    # a page is handed on: of a path from the root, TASK/METHOD/seedN of a grid will do
+    folder = f".../{'/'.join(place.parts[-3:])}" if place.is_absolute() else str(place)
     facts = f"Run folder {folder}; {facts}; environment {env}; decoder {decoder}."
     parts.append(f'<p class="quiet">{escape(facts)}</p>')
     notes = [*run.notes, CHAIN] if run.acts_by_chain else run.notes

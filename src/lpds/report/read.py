@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from lpds.config import RunSettings, delta_to_sum, to_json
+from lpds.config import RunSettings, delta_to_sum
 from lpds.errors import LpdsError
+from lpds.fields import to_json
 from lpds.files import read_object
 from lpds.log import read_json_lines
 from lpds.metrics import quiet_nats
@@ -24,6 +25,8 @@ from lpds.registry import METHOD_SETTINGS, resolve
 from lpds.report.paired import Array, Comparison, Row, numbers, pair
 from lpds.verdict import UNTRAINED, against_line, with_noise
 
+FIGURES = ("return", "success", "success_at_end", "length", "scale")
+"""What a row may lack, but not have as text."""
 NOT_COMPARED = ("seed", "device", "threads", "checkpoint_every", "log_every")
 """Run settings in which runs of one group may differ."""
 
@@ -288,9 +291,13 @@ def _read_run(folder: Path) -> RunData:
                 extra[name] = read_object(folder / name, "a run")
             except LpdsError:
                 notes.append(f"{name} cannot be read")
-    logs = {name: read_json_lines(folder / f"{name}.jsonl") for name in ("metrics", "episodes", "eval")}
-    rows = {name: [row for row in found if isinstance(row.get("step"), int)] for name, found in logs.items()}
-    notes += [f"{name}.jsonl is missing or empty" for name, found in rows.items() if not found]
+    rows: dict[str, list[Row]] = {}
+    for name, whole in (("metrics", ("step",)), ("episodes", ("step",)), ("eval", ("step", "seed", "episode"))):
+        rows[name], left_out = _rows(folder / f"{name}.jsonl", whole, bool(extra["summary.json"]))
+        if not rows[name] and not left_out:
+            notes.append(f"{name}.jsonl is missing or empty")
+        if left_out:
+            notes.append(f"{name}.jsonl is damaged: {left_out:,} of its {len(rows[name]) + left_out:,} lines cannot be read")
     run = RunData(
         folder,
         config,
@@ -303,6 +310,21 @@ def _read_run(folder: Path) -> RunData:
     )
     silence_is_failure([run])
     return run
+
+
+def _rows(path: Path, whole: Sequence[str], finished: bool) -> tuple[list[Row], int]:
+    """Rows of a log that have whole numbers where they must and no text for a figure, and how many lines are none.
+
+    The last line of a run that goes on, or was killed, may be half written, which is no damage.
+    """
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.strip()] if path.is_file() else []
+    rows = [
+        row
+        for row in read_json_lines(path)
+        if all(type(row.get(key)) is int for key in whole)
+        and all(not isinstance(row.get(key), str | list | dict) for key in FIGURES)
+    ]
+    return rows, len(lines) - len(rows) - bool(lines and not lines[-1].endswith(b"\n") and not finished)
 
 
 def _once(rows: list[Row]) -> list[Row]:

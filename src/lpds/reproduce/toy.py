@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lpds.api import resolve_settings, resume, steer
-from lpds.config import from_json, to_json
 from lpds.errors import LpdsError
+from lpds.fields import from_json, to_json
 from lpds.files import write_atomically, write_json
 from lpds.methods.base import BasePolicy
 from lpds.metrics import mode_coverage
@@ -108,8 +108,9 @@ def reproduce_toy(
     Raises:
         LpdsError: a count that is not positive, or settings that are refused.
     """
-    if seeds < 1 or rollouts < 1:
-        raise LpdsError(f"seeds and rollouts must be at least 1, not {seeds} and {rollouts}")
+    for name, value in (("seeds", seeds), ("rollouts", rollouts)):
+        if value < 1:
+            raise LpdsError(f"{name} must be at least 1, not {value}")
     settings = {**GRID, "steps": steps, **(changes or {})}
     decoder = load_decoder(resolve("task", TASKS, "toy").decoder)
     cells = [("lpds", f"delta{delta:g}", {"delta": float(delta)}) for delta in sorted(deltas)]

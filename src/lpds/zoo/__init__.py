@@ -11,6 +11,7 @@ from lpds.decoders.base import BaseDecoder
 from lpds.decoders.store import WEIGHTS, open_decoder
 from lpds.errors import LpdsError, one_line, unknown_name
 from lpds.registry import DECODER_FILES, DECODER_FORMS, DECODER_SCHEMES, TASKS, resolve
+from lpds.threads import kept_threads
 
 FOLDER = Path(__file__).parent
 
@@ -37,10 +38,13 @@ def load_decoder(reference: str | os.PathLike[str], **options: Any) -> BaseDecod
     Raises:
         LpdsError: unknown name (the nearest are suggested), or what the kind refuses.
     """
+    if not isinstance(reference, str | os.PathLike):
+        raise LpdsError(f"a decoder's reference is text or a path, not a {type(reference).__name__}")
     reference = os.fspath(reference)
     options = {key: _plain(key, value) for key, value in options.items()}
     try:
-        decoder = _open(reference, options)
+        with kept_threads():  # and the default type, which a policy's own file may set
+            decoder = _open(reference, options)
     except TypeError as error:
         raise LpdsError(f"decoder {reference!r}: {str(error).split('() ')[-1]}") from None
     # a run must find the files again from wherever it is resumed

@@ -46,6 +46,7 @@ def demonstrate(
     options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Demonstrations:
     """Let a scripted expert act until it has succeeded often enough.
 
@@ -59,6 +60,7 @@ def demonstrate(
             observations of its vectors end to end, ``observation.state`` first, and the pictures beside them.
         progress: called with (episodes, wanted) after every attempt.
         say: called with a line of counts at the end.
+        stop: asked after every attempt; what is there by then is all that is wanted.
 
     Returns:
         The successful episodes; ``episode_source`` is the number of the mode in ``MODES``.
@@ -82,6 +84,8 @@ def demonstrate(
             kept.append(episode)
         if progress is not None:
             progress(len(kept), episodes)
+        if kept and stop is not None and stop():
+            break
     env.close()
     data = _demonstrations(kept)
     if say is not None:
