@@ -27,7 +27,7 @@ def test_help_answers_in_under_a_second_and_imports_no_torch():
     seconds = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
     assert "--delta" in done.stdout
-    assert "default 0.5" in done.stdout  # the preset's own value, not the class's
+    assert "default: 0.5" in done.stdout  # the preset's own value, not the class's
     assert seconds < 5.0  # a loaded machine; a free one takes a quarter of a second
 
 

@@ -38,7 +38,8 @@ class progress_bar:  # noqa: N801 - reads as a function
         now = time.monotonic()
         if now - self._said >= SECONDS:
             self._said = now
-            print(f"{min(done, total):,}/{total:,} {self._unit}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"{min(done, total):,}/{total:,} {self._unit}\n")
+            sys.stderr.flush()
 
     def __exit__(self, *exception: object) -> None:
         """Take it away."""
