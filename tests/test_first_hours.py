@@ -96,9 +96,9 @@ def test_no_rate_is_written_where_no_step_was_taken(tmp_path):
     run = lpds.steer("toy", decoder=toy_decoder(), out=tmp_path / "run", **settings)
     lpds.resume(run.folder, steps=192, decoder=toy_decoder(), quiet=True)
     rows = read_json_lines(run.folder / "metrics.jsonl")
-    seam = [row for before, row in zip(rows, rows[1:], strict=False) if row["step"] == before["step"]]
-    assert seam
-    assert all(row["env_steps_per_s"] is None and row["updates_per_s"] is None for row in seam)
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})  # the seam is one row
+    assert all(row["env_steps_per_s"] > 0 for row in rows[1:])
+    assert rows[-1]["step"] >= 192
 
 
 def test_replayed_states_of_a_dict_are_states(tmp_path):

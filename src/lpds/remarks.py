@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gymnasium
 import torch
 from torch import Tensor
 
@@ -46,15 +47,16 @@ def of_decoder(decoder: Decoder) -> list[str]:
     return lines
 
 
-def of_actions(action: Tensor, low: Tensor, high: Tensor) -> str | None:
-    """A warning where the frozen policy's actions [..., A] are cut by the box of edges [A]."""
-    share = share_beyond(places_in_box(action, low, high))
+def of_actions(action: Tensor, box: gymnasium.spaces.Box) -> list[str]:
+    """A warning where the frozen policy's actions [N, T * A] are cut by a box of A entries."""
+    low, high = torch.from_numpy(box.low), torch.from_numpy(box.high)
+    share = share_beyond(places_in_box(action.cpu().unflatten(1, (-1, len(low))), low, high))
     if share <= MUCH_BEYOND:
-        return None
-    return (
+        return []
+    return [
         f"WARNING: {share:.0%} of the frozen policy's actions lie beyond the environment's box, which cuts them: are they in "
         "environment units? (lpds check)"
-    )
+    ]
 
 
 def of_success(key: str | None, end_at_success: bool) -> str:

@@ -25,11 +25,9 @@ from lpds.log import Display
 from lpds.policy import save_policy, save_states
 from lpds.records import Records
 from lpds.replay import Replay
+from lpds.scale import reward_scale
 from lpds.types import Batch, Decoder, Method, Policy
 
-RETURN_STD = 10.0
-"""Deviation that the warm-up's returns to go are scaled to where ``reward_scale`` is left open: a value network started
-near zero gets there in some thousand steps of Adam at 3e-4, and its noise floor is far below."""
 NEVER = 2**62
 """Step of what will not be due again: written for the last time at the end of the budget."""
 
@@ -184,10 +182,15 @@ class Runner:
                 save_states(self.out, self.replay.states(probe_rows(first, last, SHOWN).to(self._device)))
             returns = self.replay.returns_to_go()
             unused = getattr(self.method, "ignores", ())
-            scale = 1.0 if "reward_scale" in unused else c.reward_scale or self._reward_scale(returns[0][self._given :])
+            scale = (
+                1.0
+                if "reward_scale" in unused
+                else c.reward_scale or reward_scale(returns[0][self._given :], self._display.say)
+            )
             actions = self.replay.everything("action")
             self.method.calibrate(self.replay.everything("obs"), actions, scale)
-            self._look_at(actions[self._given :].unflatten(1, self.decoder.spec.action_shape))
+            for line in remarks.of_actions(actions[self._given :], self.collector.env.primitive_action_space):
+                self._display.say(line)
             fits = 0 if "warmup_fits" in unused else c.warmup_fits
             for _ in range(fits):
                 batch = self.replay.sample(c.batch_size, self._generator, self._noises, returns)
@@ -202,24 +205,6 @@ class Runner:
             for metrics in self.method.learn(self, updates):
                 self.records.add(metrics)
                 self.updates += 1
-
-    def _look_at(self, action: Tensor) -> None:
-        """Say so where the box cuts the warm-up's actions [N, T, A]."""
-        box = self.collector.env.primitive_action_space
-        cut = remarks.of_actions(action.cpu(), torch.from_numpy(box.low), torch.from_numpy(box.high))
-        if cut is not None:
-            self._display.say(cut)
-
-    def _reward_scale(self, returns: Tensor) -> float:
-        """What makes the warm-up's returns [N] deviate by :data:`RETURN_STD`; 1 where they do not vary."""
-        spread = float(returns.std()) if len(returns) > 1 else 0.0
-        if spread > 1e-6 * float(returns.abs().max()):
-            return RETURN_STD / spread
-        self._display.say(
-            "the warm-up's returns do not vary, so they say nothing of the rewards' size: rewards are left as they are "
-            "(--reward-scale sets a factor, a longer --warmup-steps may meet a reward)"
-        )
-        return 1.0
 
     @property
     def why_not(self) -> str:
