@@ -130,8 +130,8 @@ REPRODUCTIONS: dict[str, Reproduction] = {
     ),
     "delta": Reproduction(
         "Return against delta",
-        "hopper,walker2d",
-        tuple(f"lpds+delta{value}:delta={value}" for value in (0.05, 0.1, 0.35, 0.66, 2, 5)),
+        "hopper,halfcheetah",
+        tuple(f"lpds+delta{value}:delta={value}" for value in (0.05, 0.1, 0.35, 0.66, 2)),
         ("The result is insensitive to delta between 0.1 and 0.66.",),
         figures=("learning", "entropy", "trust-region"),
         metrics=("delta_sq_mean", "w_norm", "action_entropy"),
