@@ -341,7 +341,7 @@ def test_table():
     ("arguments", "message"),
     [
         ({"samples": 3}, "samples must be at least 16"),
-        ({"seed": -1}, "seed not negative"),
+        ({"seed": -1}, "seed must be in 0"),
         ({"env": "Hoper-v5"}, "did you mean 'Hopper-v5'"),
         ({"env": 3}, "env is a int"),
     ],

@@ -34,15 +34,17 @@ def toy():
 def test_places_in_a_box_are_shares_of_its_width_and_only_of_what_is_bounded():
     low, high = torch.tensor([-1.0, 0.0, 2.0, -math.inf]), torch.tensor([1.0, 4.0, 2.0, math.inf])
     action = torch.tensor([[-1.0, 0.0, 2.0, 7.0], [1.0, 4.0, 2.0, 7.0], [0.0, 1.0, 2.0, 7.0], [2.0, -4.0, 3.0, 7.0]])
-    places = remarks.places_in_box(action, low, high)
+    places, columns = remarks.places_in_box(action, low, high)
     assert places.tolist() == [[0.0, 0.0], [1.0, 1.0], [0.5, 0.25], [1.5, -1.0]]
-    assert remarks.share_beyond(places) == 2 / 8
-    assert remarks.share_beyond(remarks.places_in_box(action, torch.full((4,), -math.inf), high)) == 0.0
+    assert columns.tolist() == [0, 1]
+    assert remarks.shares_beyond(places).tolist() == [0.25, 0.25]
+    assert remarks.shares_beyond(places, 0.75).tolist() == [0.0, 0.25]
+    assert not len(remarks.places_in_box(action, torch.full((4,), -math.inf), high)[1])
 
 
 def test_a_hundredth_of_the_width_is_a_margin():
     edge = torch.tensor([[-0.01], [1.01], [-0.0101], [1.0101]], dtype=torch.float64)
-    assert remarks.share_beyond(edge) == 0.5
+    assert remarks.shares_beyond(edge).tolist() == [0.5]
 
 
 @pytest.mark.parametrize(("size", "warned"), [(1.0, False), (30.0, True)])

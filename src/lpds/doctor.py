@@ -12,29 +12,30 @@ from functools import partial
 from typing import Any
 
 import gymnasium
-import numpy as np
 import torch
 from torch import Tensor
 
 from lpds.checks import check_decoder, check_seed, whole
+from lpds.compact import is_compact, look
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike, end_to_end
 from lpds.envs.chunk import ChunkedVectorEnv
-from lpds.errors import LpdsError, one_line
+from lpds.errors import EnvironmentFault, LpdsError, one_line
 from lpds.findings import Finding, episodes_end, latency, seeds, spaces, starts_at_noise
 from lpds.probe import (
     FULL_EFFORT,
     NOISES_PER_STATE,
     Probe,
     first_observations,
+    largest_gap,
     meet,
     open_environment,
     synthetic_observations,
     take,
 )
 from lpds.random import normal
-from lpds.remarks import MUCH_BEYOND, places_in_box, share_beyond
 from lpds.types import Decoder
+from lpds.units import action_range, observation_range, ranges
 
 DEAD_SHARE = 0.01
 """A column, row or coordinate is dead below this part of an even share of the variance due to w."""
@@ -117,7 +118,12 @@ def check(
     tell = progress or (lambda name: None)
     try:
         tell("decodes")
-        few = synthetic_observations(decoder, 8, seed) if fitting is None else first_observations(decoder, fitting, 8)
+        few = synthetic_observations(decoder, 8, seed)
+        if fitting is not None:
+            try:
+                few = first_observations(decoder, fitting, 8)
+            except EnvironmentFault as fault:  # its first reset; what needs no environment is examined all the same
+                findings, fitting = [*findings, _raised("roll-out", fault)], None
         findings += _guarded("decodes", partial(decodes, decoder, few))
         started = time.perf_counter()
         if samples is None and findings[-1].verdict == "ok":
@@ -155,7 +161,7 @@ def _examine(probe: Probe, env: ChunkedVectorEnv | None, tell: Callable[[str], N
             ("smooth in w", smoothness),
             ("batch consistency", batch_consistency),
         ]
-    checks.append(("action range", partial(action_range, env=env)))
+    checks += [("features", features), ("action range", partial(action_range, env=env))]
     if env is not None:
         checks.append(("observation range", observation_range))
     for name, measure in checks:
@@ -251,10 +257,13 @@ def live_latents(probe: Probe) -> Finding | None:
         figure += f", {int((~free).sum())} masked"
     if bool(torch.isinf(single).any()):
         figure += "; single coordinates not looked at (more samples would)"
+    if not bool((~dead_columns & free).any()):
+        remedy = "only masked columns move an action: is free= the wrong way round? True is for what may be steered"
+        return Finding("live latents", figure, "fault", remedy)
     if bool(steered.any()):
-        remedy = f"pass free= to wrap_decoder, False for columns {_ranges(steered)}, so that D counts only live ones"
+        remedy = f"pass free= to wrap_decoder, False for columns {ranges(steered)}, so that D counts only live ones"
     elif bool(dead_rows.any()):
-        remedy = f"rows {_ranges(dead_rows)} move no executed action: use all of w, or leave them out of latent_shape"
+        remedy = f"rows {ranges(dead_rows)} move no executed action: use all of w, or leave them out of latent_shape"
     elif bool(rest.any()):
         figure += f", {int(rest.sum())} dead coordinates elsewhere"
         remedy = "D counts dead coordinates too: read delta as spent on the live ones, or leave them out of latent_shape"
@@ -311,14 +320,15 @@ def smoothness(probe: Probe) -> Finding | None:
 
 
 def batch_consistency(probe: Probe) -> Finding | None:
-    """Whether a row decodes alone to what it decodes in a batch, relative to the actions' size."""
+    """Whether a row decodes alone to what it decodes in a batch, relative to the size of each action's coordinates."""
     rows, w = probe.spread_rows(16), probe.noise(8, 16)
-    batch = probe.decode(rows, w)
-    alone = torch.cat([probe.decode(rows[i : i + 1], w[i : i + 1]) for i in range(16)])
-    keep = torch.isfinite(batch).all(1) & torch.isfinite(alone).all(1)
+    # called as a run calls it, not through the probe, which may show a dear decoder one state at a time
+    batch = probe.decoder(take(probe.obs, rows), w.clone())
+    alone = torch.cat([probe.decoder(take(probe.obs, rows[i : i + 1]), w[i : i + 1].clone()) for i in range(16)])
+    keep = torch.isfinite(batch).flatten(1).all(1) & torch.isfinite(alone).flatten(1).all(1)
     if not bool(keep.any()):
         return None
-    gap = float((batch - alone)[keep].abs().max() / batch[keep].square().mean().sqrt().clamp(min=1e-12))
+    gap = largest_gap(batch[keep], alone[keep])
     figure = f"alone against in a batch: {gap:.1e} of the actions' size"
     name, leak = "batch consistency", "rows leak into each other: call model.eval(), take no statistics over a batch"
     if gap > 1e-4:
@@ -327,40 +337,22 @@ def batch_consistency(probe: Probe) -> Finding | None:
     return Finding(name, figure, "ok")
 
 
-def action_range(probe: Probe, env: ChunkedVectorEnv | None) -> Finding | None:
-    """Actions at w ~ N(0, I) against the environment's box."""
-    steps, size = probe.decoder.spec.action_shape
-    action = probe.finite.reshape(-1, steps, size).flatten(0, 1)
-    if not len(action):
+def features(probe: Probe) -> Finding | None:
+    """What Delta and the critics see in place of dear observations: alone as in a batch, and other in other states?"""
+    if not is_compact(probe.decoder):
         return None
-    name, extent = "action range", f"[{float(action.min()):.3g}, {float(action.max()):.3g}]"
-    if env is None:
-        return Finding(name, f"{extent}, not compared with a box", "ok")
-    box = env.primitive_action_space
-    place = places_in_box(action, torch.from_numpy(box.low), torch.from_numpy(box.high))
-    if not place.shape[1]:
-        return Finding(name, f"{extent}, the environment's box is unbounded", "ok")
-    beyond = share_beyond(place)
-    used = float(np.diff(np.quantile(place.numpy(), [0.01, 0.99], axis=0), axis=0).max())
-    figure = f"{beyond:.1%} beyond the box, uses {used:.0%} of it"
-    remedy = "return actions in environment units: apply the normaliser's inverse, and compare its range with the box"
-    if beyond <= MUCH_BEYOND and used >= 0.05:
-        return Finding(name, figure, "ok")
-    return Finding(name, figure, "fault" if beyond > 0.5 else "warning", remedy)
-
-
-def observation_range(probe: Probe) -> Finding | None:
-    """Met observations against the normaliser's range; ``None`` without a normaliser."""
-    normaliser: Any = getattr(probe.decoder, "normaliser", None)
-    if not hasattr(normaliser, "observation"):
-        return None
-    outside = (normaliser.observation(probe.obs).abs() > 1.5).double().mean(0)
-    share = float(outside.mean())
-    name, figure = "observation range", f"{share:.1%} outside [-1.5, 1.5] normalised"
-    if share <= 0.05:
-        return Finding(name, figure, "ok")
-    remedy = f"check units and order of the observations, worst in entries {_ranges(outside > outside.max() / 2)}"
-    return Finding(name, figure, "fault" if share > 0.5 else "warning", remedy)
+    rows = probe.spread_rows(16)
+    batch = look(probe.decoder, take(probe.obs, rows)).state
+    alone = torch.cat([look(probe.decoder, take(probe.obs, rows[i : i + 1])).state for i in range(16)])
+    gap, still = largest_gap(batch[:, None], alone[:, None]), batch.std(0) <= 1e-6 * batch.abs().amax(0)
+    figure = f"{batch.shape[1]} entries, {int(still.sum())} the same in every state; alone against in a batch: {gap:.1e}"
+    if gap > 1e-2:
+        leak = "rows leak into each other: call model.eval(), take no statistics over a batch"
+        return Finding("features", figure, "fault", leak)
+    if bool(still.all()):
+        blind = "Delta could not depend on the state: return what tells states apart"
+        return Finding("features", figure, "fault", blind)
+    return Finding("features", figure, "ok")
 
 
 def fingerprint(probe: Probe, spoilt: bool) -> Finding:
@@ -385,14 +377,3 @@ def _guarded(name: str, measure: Callable[[], Finding | None]) -> list[Finding]:
 def _raised(name: str, error: Exception) -> Finding:
     remedy = "mend what raised: the decoder must take any batch, and the frozen policy must run in its environment"
     return Finding(name, one_line(error), "fault", remedy)
-
-
-def _ranges(mask: Tensor) -> str:
-    """True entries as "0, 7-31"."""
-    runs: list[list[int]] = []
-    for index in torch.nonzero(mask).flatten().tolist():
-        if runs and runs[-1][-1] == index - 1:
-            runs[-1] = [runs[-1][0], index]
-        else:
-            runs.append([index, index])
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)

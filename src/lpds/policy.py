@@ -68,9 +68,15 @@ class SteeredPolicy:
         Args:
             obs: as in :meth:`act`; or, where those are no vectors, states [B, F] out of a replay.
         """
-        learned = as_learned(self.decoder)
-        replayed = learned is not self.decoder and getattr(obs, "shape", ())[1:] == learned.spec.obs_shape
-        state = torch.as_tensor(np.asarray(obs, np.float32)) if replayed else look(self.decoder, self._observed(obs)).state
+        shape = self.decoder.spec.obs_shape
+        no_vector = isinstance(shape, Mapping) or len(shape) > 1
+        if no_vector and getattr(obs, "shape", ())[1:] == as_learned(self.decoder).spec.obs_shape:
+            return self.shift_at(obs)
+        return self.shift_at(look(self.decoder, self._observed(obs)).state)
+
+    def shift_at(self, states: Any) -> FloatArray:
+        """Delta at states [B, F] as a replay holds them: features, where the decoder offers any, else observations."""
+        state = torch.as_tensor(np.asarray(states, np.float32))
         shift = self.policy.shift(state)
         if shift is None:
             return np.zeros((len(state), *self.decoder.spec.latent_shape), np.float32)

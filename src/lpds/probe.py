@@ -133,7 +133,16 @@ class Probe:
         moved.append(self.decode(rows.repeat(len(masks)), mixed.flatten(0, 1)) - base.repeat(len(masks), 1))
         whole, parts = moved[0].double(), moved[1].double().view(len(masks), count, -1)
         keep = torch.isfinite(whole).all(1) & torch.isfinite(parts).all(2).all(0)
-        return parts[:, keep].square().sum((1, 2)) / whole[keep].square().sum()
+        # each coordinate of the action in its own unit, or one in large units would hide what moves the others
+        moved_sq = whole[keep].square().mean(0)
+        weight = torch.where(moved_sq > (1e-5 * base[keep].double()).square().mean(0), 1.0 / moved_sq, 0.0)
+        return (parts[:, keep].square() * weight).sum((1, 2)) / (whole[keep].square() * weight).sum()
+
+
+def largest_gap(a: Tensor, b: Tensor) -> float:
+    """Largest difference of two batches [B, T, A], in the root mean square of each of the A columns, that of ``a``."""
+    size = a.double().square().mean((0, 1)).sqrt()
+    return float(((a - b).double().abs().amax((0, 1)) / size.clamp(min=1e-6 * float(size.max()) + 1e-12)).max())
 
 
 def take(obs: Any, rows: Tensor) -> Any:

@@ -11,24 +11,26 @@ from lpds.types import Decoder
 
 BEYOND = 0.01
 """Part of the box's width that an action may lie beyond its edge: rounding, or a normaliser's margin."""
+FAR = 0.25
+"""Part of the width that no sampler overshoots by."""
 MUCH_BEYOND = 0.05
 """Share of the actions beyond the box from which on something is wrong with their units."""
 
 
-def places_in_box(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Where actions [..., A] lie in a box of edges [A], as float64 [..., B]: 0 at its low edge, 1 at its high one.
+def places_in_box(action: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Where actions [N, A] lie in a box of edges [A], as float64 [N, B]: 0 at its low edge, 1 at its high one.
 
-    Only the B columns that are bounded on both sides are kept, which may be none.
+    Only the B columns that are bounded on both sides are kept, which may be none: their numbers [B] come second.
     """
     low, high = low.double(), high.double()
     bounded = torch.isfinite(low) & torch.isfinite(high) & (high > low)
-    return (action.double()[..., bounded] - low[bounded]) / (high - low)[bounded]
+    places = (action.double()[..., bounded] - low[bounded]) / (high - low)[bounded]
+    return places, torch.nonzero(bounded).flatten()
 
 
-def share_beyond(places: Tensor) -> float:
-    """Share of :func:`places_in_box` outside the box by more than :data:`BEYOND` of its width; 0 of none."""
-    outside = (places < -BEYOND) | (places > 1.0 + BEYOND)
-    return float(outside.double().mean()) if places.numel() else 0.0
+def shares_beyond(places: Tensor, margin: float = BEYOND) -> Tensor:
+    """Shares [B] of :func:`places_in_box` outside the box by more than a margin of its width, of every column."""
+    return ((places < -margin) | (places > 1.0 + margin)).double().mean(0)
 
 
 def of_decoder(decoder: Decoder) -> list[str]:
@@ -50,12 +52,16 @@ def of_decoder(decoder: Decoder) -> list[str]:
 def of_actions(action: Tensor, box: gymnasium.spaces.Box) -> list[str]:
     """A warning where the frozen policy's actions [N, T * A] are cut by a box of A entries."""
     low, high = torch.from_numpy(box.low), torch.from_numpy(box.high)
-    share = share_beyond(places_in_box(action.cpu().unflatten(1, (-1, len(low))), low, high))
-    if share <= MUCH_BEYOND:
+    places, columns = places_in_box(action.cpu().unflatten(1, (-1, len(low))).flatten(0, 1), low, high)
+    if not len(columns):
         return []
+    share, far = float(shares_beyond(places).mean()), shares_beyond(places, FAR)
+    if share <= MUCH_BEYOND and float(far.max()) <= MUCH_BEYOND:
+        return []
+    worst = f", of number {int(columns[far.argmax()])} {float(far.max()):.0%} far" if float(far.max()) > MUCH_BEYOND else ""
     return [
-        f"WARNING: {share:.0%} of the frozen policy's actions lie beyond the environment's box, which cuts them: are they in "
-        "environment units? (lpds check)"
+        f"WARNING: {share:.0%} of the frozen policy's actions lie beyond the environment's box{worst}, which cuts them: are "
+        "they in environment units? (lpds check)"
     ]
 
 

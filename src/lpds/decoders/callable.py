@@ -169,12 +169,14 @@ class CallableDecoder(BaseDecoder):
 
     @property
     def leaks(self) -> bool:
-        """Whether a row decodes otherwise among others than among fewer, by more than :data:`LEAK` of the largest action."""
+        """Whether a row's actions or features change with the rows beside it, by :data:`LEAK` of a column's largest."""
         with one_thread():
             obs, w = self._probe()
             few = {key: value[:2] for key, value in obs.items()} if isinstance(obs, Mapping) else obs[:2]
-            whole, alone = self(obs, w), self(few, w[:2])
-            return bool((whole[:2] - alone).abs().max() > LEAK * whole.abs().max())
+            pairs = [(self(obs, w), self(few, w[:2]))]
+            if self._features is not None:
+                pairs.append((self.features(self.prepare(obs))[:, None], self.features(self.prepare(few))[:, None]))
+            return any(_leak(whole, alone) for whole, alone in pairs)
 
     def _fingerprint(self) -> str:
         with one_thread():  # a product that is split otherwise rounds otherwise
@@ -297,3 +299,10 @@ def _shared(context: Any, rows: int, name: str) -> Any:
         return tensor.clone()  # a function may return the same buffer again
 
     return each_part(context, part)
+
+
+def _leak(whole: Tensor, alone: Tensor) -> bool:
+    """Whether the first rows of [B, T, A] differ from [few, T, A], in the size of a column."""
+    size = whole.abs().amax((0, 1))
+    gap = (whole[: len(alone)] - alone).abs().amax((0, 1))
+    return bool((gap > LEAK * size.clamp(min=1e-6 * float(size.max()))).any())

@@ -86,6 +86,7 @@ def _own(fields: dict[str, Any], obs: Any, actions: Any, lengths: Any) -> Demons
         image2=np.asarray(fields.get("image2", np.empty(0)), np.uint8),
         recipe=str(fields.get("recipe", "")),
         scene=str(fields.get("scene", "")),
+        order=str(fields.get("order", "")),
     )
 
 

@@ -166,6 +166,8 @@ class Demonstrations:
     """Which of the project's own recipes made them; empty for everything else."""
     scene: str = ""
     """What the simulator they come from calls the task; empty where the source does not say."""
+    order: str = ""
+    """Names of the vectors that were put end to end, in their order with commas; empty of one, or where nothing says it."""
 
     def save(self, path: Path) -> None:
         """Write the project's own npz layout (one array per field, no pickle; pictures only where there are any)."""

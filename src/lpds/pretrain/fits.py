@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 
+from lpds.envs.build import end_to_end
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError
 from lpds.pretrain.experts import Demonstrations
@@ -23,7 +25,8 @@ def check_fits(data: Demonstrations, env: ChunkedVectorEnv, instead: str) -> Non
         instead: what a user may do, for the message.
 
     Raises:
-        LpdsError: other shapes, another scene of robosuite's, or actions most of which the environment would clip.
+        LpdsError: other shapes, another scene of robosuite's, the same vectors in another order, or actions most of which the
+            environment would clip.
     """
     space, action = env.single_observation_space, env.primitive_action_space.shape
     if space.shape is not None and (space.shape, action) != (data.obs.shape[1:], data.actions.shape[1:]):
@@ -34,7 +37,21 @@ def check_fits(data: Demonstrations, env: ChunkedVectorEnv, instead: str) -> Non
     own = getattr(getattr(env.first.unwrapped, "task", None), "name", None)  # robosuite's
     if data.scene and isinstance(own, str) and own != data.scene:
         raise LpdsError(f"the data were recorded in {data.scene}, but {env.name} is {own}: {instead}")
+    _check_order(data, env, instead)
     _check_range(data, env.primitive_action_space, instead)
+
+
+def _check_order(data: Demonstrations, env: ChunkedVectorEnv, instead: str) -> None:
+    """Refuse an environment whose dict has the data's vectors in another order, which their sizes need not tell."""
+    told = end_to_end(env.first)
+    theirs = [re.sub(r" \[\d+:\d+\]$", "", part) for part in told.split(", ")] if told else []
+    ours = data.order.split(", ") if data.order else []
+    plain = [[name.removeprefix("observation.") for name in names] for names in (ours, theirs)]
+    if plain[0] != plain[1] and sorted(plain[0]) == sorted(plain[1]):
+        raise LpdsError(
+            f"the data have their vectors in the order {', '.join(ours)}, but {env.name} puts them end to end as "
+            f"{', '.join(theirs)} (a dict space is sorted by name): let it observe one vector in the data's order; or {instead}"
+        )
 
 
 def _check_range(data: Demonstrations, box: Any, instead: str) -> None:

@@ -51,6 +51,6 @@ def human_demonstrations(path: Path) -> Demonstrations:
 def joined(first: Demonstrations, second: Demonstrations) -> Demonstrations:
     """One dataset of two; the second's episodes count as one more source."""
     moved = replace(second, episode_source=second.episode_source + first.episode_source.max() + 1)
-    names = [name for name in first.__dataclass_fields__ if name not in ("recipe", "scene")]
+    names = [name for name in first.__dataclass_fields__ if name not in ("recipe", "scene", "order")]
     fields: dict[str, Any] = {name: np.concatenate([getattr(first, name), getattr(moved, name)]) for name in names}
     return Demonstrations(**fields)

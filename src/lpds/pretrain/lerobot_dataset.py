@@ -84,6 +84,7 @@ def open_lerobot(folder: Path, keys: Sequence[str] | None = None) -> Demonstrati
         rewards=np.concatenate(rewards) if rewards else np.empty(0, np.float32),
         final_obs=np.stack([one[-1] for one in obs]).astype(np.float32) if rewards else np.empty((0, 0), np.float32),
         terminated=np.asarray(ended or [False] * len(episodes), np.bool_),
+        order=", ".join(observations) if len(observations) > 1 else "",
     )
 
 

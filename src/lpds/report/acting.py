@@ -45,7 +45,7 @@ def shift_sizes(run: RunData) -> Array | str:
         if not states:
             return "the run folder keeps no replay"
         policy = load_policy(run.folder)
-        shift = policy.shift(np.concatenate(states)[-STATES:])
+        shift = policy.shift_at(np.concatenate(states)[-STATES:])
     except (LpdsError, SafetensorError, OSError, KeyError) as error:
         return str(error).replace(str(run.folder), run.folder.name)
     sizes = np.square(shift, dtype=np.float64).sum(axis=(1, 2))
