@@ -345,7 +345,7 @@ def test_labels_are_unique(tmp_path):
 def test_unfinished_runs_are_left_out_and_told(runs, tmp_path, refused):
     late = write_run(tmp_path / "late", "lpds", 5, [1.0] * 30, finished=False)
     report = lpds.compare([*runs, late])
-    assert f"toy: left out, not finished: {late}" in report.notes
+    assert f"toy: left out: {late} is not finished" in report.notes
     assert report.rows[1].seeds == 3
     with refused("nothing to compare"):
         lpds.compare([late])
