@@ -212,8 +212,10 @@ class Runner:
         if self._warm and hasattr(self.method, "found"):
             return "no episode ended after the warm-up"
         if self._warm:
-            after = f"{self._rounds * self.c.num_envs:,} decisions after the warm-up"
-            return f"updates_per_decision {self.c.updates_per_decision:g} came to no update in the {after}"
+            after, block = f"the {self._rounds * self.c.num_envs:,} decisions after the warm-up", self._block * self.c.num_envs
+            if self._rounds < self._block:
+                return f"{after} are fewer than the {block:,} that {self.method_name} learns from at once"
+            return f"updates_per_decision {self.c.updates_per_decision:g} came to no update in {after}"
         return f"the warm-up of {self.c.warmup_steps:,} steps took the whole budget"
 
     @property
