@@ -24,6 +24,7 @@ from lpds.fields import texts
 from lpds.log import read_json_lines
 from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Source, roll_out
+from lpds.pretrain.recipes import make_data
 from lpds.registry import METHOD_SETTINGS, resolve
 from lpds.report import write_report
 from lpds.report.compare import compare
@@ -265,8 +266,12 @@ def test_a_damaged_evaluation_is_told_and_never_a_traceback(tmp_path, refused):
 def test_a_run_that_goes_on_may_have_half_a_line(tmp_path):
     run = lpds.steer(decoder=toy_decoder(), env=make_four_mode, out=tmp_path / "run", **SHORT).folder
     (run / "summary.json").unlink()
+    for name in ("metrics", "eval"):  # and a whole row may be there without its line's end
+        path = run / f"{name}.jsonl"
+        path.write_text(path.read_text()[:-1])
+    assert "damaged" not in write_report([run], tmp_path / "page.html").read_text()
     with (run / "metrics.jsonl").open("a") as stream:
-        stream.write('{"format_version": 1, "st')
+        stream.write('\n{"format_version": 1, "st')
     assert "damaged" not in write_report([run], tmp_path / "page.html").read_text()
 
 
@@ -310,6 +315,12 @@ def test_stopped_demonstrations_keep_what_is_there(tmp_path, monkeypatch):
     data = roll_out("Hopper-v5", [Source("gym_sac_hopper", 1.0)], experts=tmp_path, seed=0, **until)
     assert len(data.episode_lengths) == 3
     assert data.episode_lengths.sum() == len(data.obs)
+
+
+def test_data_cut_short_are_not_the_recipes_own():
+    """A card would say that they are."""
+    for stopped in (False, True):
+        assert make_data("toy", stop=lambda stopped=stopped: stopped).recipe == ("" if stopped else "toy")
 
 
 def test_a_report_goes_where_it_is_told(tmp_path, capsys):

@@ -110,7 +110,6 @@ def test_a_column_of_actions_in_another_unit_is_named():
 
 def test_one_observation_in_another_unit_is_named():
     """One of thirty entries is lost in a mean over them."""
-    decoder = wrapped()
 
     class Normaliser:
         def observation(self, obs):

@@ -71,6 +71,12 @@ def _flattening(factory: EnvFactory, keep_dict: bool) -> EnvFactory:
 
 def end_to_end(env: gymnasium.Env[Any, Any]) -> str | None:
     """In which order the vectors of a dict observation became one, as ``key [from:to], ...``; ``None`` where none was made."""
+    places = vector_places(env)
+    return None if places is None else ", ".join(f"{key} [{start}:{end}]" for key, (start, end) in places.items())
+
+
+def vector_places(env: gymnasium.Env[Any, Any]) -> dict[str, tuple[int, int]] | None:
+    """Where each vector of a dict observation is in the one that was made of them, in order; ``None`` where none was made."""
     seen = env.observation_space.shape
     while isinstance(env, gymnasium.Wrapper):
         inner = env.env.observation_space
@@ -79,7 +85,7 @@ def end_to_end(env: gymnasium.Env[Any, Any]) -> str | None:
             if seen != (sum(sizes),):  # something else was made of it after
                 return None
             ends = np.cumsum([0, *sizes])
-            return ", ".join(f"{key} [{ends[at]}:{ends[at + 1]}]" for at, key in enumerate(inner))
+            return {key: (int(ends[at]), int(ends[at + 1])) for at, key in enumerate(inner)}
         env = env.env
     return None
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
 
-from lpds.envs.build import end_to_end
+from lpds.envs.build import vector_places
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError
 from lpds.pretrain.experts import Demonstrations
@@ -43,8 +42,7 @@ def check_fits(data: Demonstrations, env: ChunkedVectorEnv, instead: str) -> Non
 
 def _check_order(data: Demonstrations, env: ChunkedVectorEnv, instead: str) -> None:
     """Refuse an environment whose dict has the data's vectors in another order, which their sizes need not tell."""
-    told = end_to_end(env.first)
-    theirs = [re.sub(r" \[\d+:\d+\]$", "", part) for part in told.split(", ")] if told else []
+    theirs = list(vector_places(env.first) or ())
     ours = data.order.split(", ") if data.order else []
     plain = [[name.removeprefix("observation.") for name in names] for names in (ours, theirs)]
     if plain[0] != plain[1] and sorted(plain[0]) == sorted(plain[1]):

@@ -160,7 +160,8 @@ def make_data(
             environment that has no cameras to observe.
     """
     name = ZOO[name].data if name in ZOO else name
-    return replace(_make(name, experts, progress, episodes, seed, cameras, say, stop), recipe=name)
+    data = _make(name, experts, progress, episodes, seed, cameras, say, stop)
+    return replace(data, recipe="" if stop is not None and stop() else name)  # what was cut short is not the recipe's
 
 
 def _make(

@@ -324,7 +324,8 @@ def _rows(path: Path, whole: Sequence[str], finished: bool) -> tuple[list[Row], 
         if all(type(row.get(key)) is int for key in whole)
         and all(not isinstance(row.get(key), str | list | dict) for key in FIGURES)
     ]
-    return rows, len(lines) - len(rows) - bool(lines and not lines[-1].endswith(b"\n") and not finished)
+    half = bool(lines) and not lines[-1].endswith(b"\n") and not finished
+    return rows, max(0, len(lines) - len(rows) - half)  # a whole row may lack its line's end, too
 
 
 def _once(rows: list[Row]) -> list[Row]:
