@@ -1,0 +1,89 @@
+"""Make the two tables of LP-DS and its rivals, and the comparisons under them, in results/README.md from the committed runs.
+
+    python benchmarks/rival_tables.py
+
+One table has every method at its released updates a decision, the other the off-policy ones at LP-DS's. A method's return is
+over its seeds and the episodes of their last evaluation, what is next to it is less LP-DS's (``lpds compare --reference lpds``).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from lpds.files import write_json
+from lpds.report.compare import CompareReport, Row, compare
+
+RESULTS = Path(__file__).parents[1] / "results"
+TASKS = ("hopper", "walker2d", "halfcheetah")
+FLOOR = {"golden-ticket": "none", "base+chain": "none"}
+SAME = {"lpds": "1", "lpds-a": "1", "best-of-n": "1"}
+RELEASED = {
+    "dsrl-na": "2.5",
+    "dsrl-na+alpha0.3": "2.5",
+    "dsrl-sac": "2.5",
+    "dppo": "PPO",
+    "idql": "0.128 of 1,000",
+    "dql": "0.016 of 1,000",
+}
+EQUAL = {"dsrl-na+equal": "1", "dsrl-na+equal-alpha0.3": "1", "dsrl-sac+equal": "1", "idql+equal": "1", "dql+equal": "1"}
+TABLES = {"released": FLOOR | SAME | RELEASED, "equal": FLOOR | SAME | EQUAL}
+"""Methods by the names of their folders, and their updates a decision."""
+BLOCKS = ("+noiseless", "+raw", "+equal-raw", "+equal-alpha0.3-raw", "+fits-raw")
+"""Further variants that the comparisons have and the tables have not."""
+
+
+def runs_of(task: str, methods: list[str]) -> list[Path]:
+    """Finished runs of the methods, in their order."""
+    return [run for method in methods for run in sorted((RESULTS / task / method).glob("seed?"))]
+
+
+def cell(row: Row | None) -> str:
+    """Return with its interval, seeds, and the difference from LP-DS."""
+    if row is None:
+        return "- | - |"
+    mean, low, high = row.mean
+    gain, least, most = row.difference
+    beside = "" if math.isnan(gain) else f"{gain:+.0f} [{least:+.0f}, {most:+.0f}]"
+    return f"{mean:.0f} [{low:.0f}, {high:.0f}], {row.seeds} | {beside} |"
+
+
+def table(methods: dict[str, str], reports: dict[str, CompareReport]) -> list[str]:
+    """One table, as lines of Markdown."""
+    heads = " | ".join(f"{task}: return, seeds | less LP-DS's" for task in reports)
+    lines = [f"| | updates a decision | {heads} |", "|---" * (2 + 2 * len(reports)) + "|"]
+    for name, updates in ({"frozen": ""} | methods).items():
+        rows = [next((row for row in report.rows if row.label == name), None) for report in reports.values()]
+        label = name.removesuffix("-alpha0.3").removesuffix("+equal").removesuffix("+alpha0.3")
+        label = f"`{label}`" + (", temperature 0.3" if name.endswith("alpha0.3") else "")
+        lines.append(f"| {'frozen policy' if name == 'frozen' else label} | {updates} | " + " ".join(map(cell, rows)))
+    return lines
+
+
+def put(page: str, name: str, lines: list[str]) -> str:
+    """The page with something else between its marks."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = page.partition(start)
+    if not found or end not in rest:
+        raise SystemExit(f"results/README.md has no marks {start} and {end}")
+    return "\n".join([before + start, "", *lines, "", end + rest.partition(end)[2]])
+
+
+def main() -> None:
+    """Write tables, comparisons and their numbers."""
+    path = RESULTS / "README.md"
+    page, kept = path.read_text(), {}
+    for name, methods in TABLES.items():
+        reports = {task: compare(runs_of(task, list(methods)), "lpds") for task in TASKS}
+        kept[name] = {task: report.to_json() for task, report in reports.items()}
+        page = put(page, f"rivals, {name}", table(methods, reports))
+    for task in TASKS:
+        names = ["lpds", *(f"lpds{end}" for end in BLOCKS), *FLOOR, "lpds-a", "best-of-n", *RELEASED, *EQUAL]
+        names += [f"{method}{end}" for method in ("dsrl-na", "dsrl-sac") for end in BLOCKS]
+        page = put(page, f"comparison, {task}", ["```", str(compare(runs_of(task, names))), "```"])
+    write_json(RESULTS / "rivals.json", {"format_version": 1, "command": "python benchmarks/rival_tables.py", "tables": kept})
+    path.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
