@@ -3,7 +3,8 @@
     python benchmarks/rival_tables.py
 
 One table has every method at its released updates a decision, the other the off-policy ones at LP-DS's. A method's return is
-over its seeds and the episodes of their last evaluation, what is next to it is less LP-DS's (``lpds compare --reference lpds``).
+over its seeds and the episodes of their last evaluation; beside it, its difference from LP-DS's (``lpds compare --reference
+lpds``).
 """
 
 from __future__ import annotations

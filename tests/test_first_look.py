@@ -143,3 +143,36 @@ def test_one_factor_in_place_of_several_is_refused(refused):
 def test_factors_may_come_one_by_one():
     seen = lpds.look(toy_decoder(), env="four-mode", episodes=2, noise_scales=(factor for factor in (0.6, 0.0)))
     assert [way.name for way in seen.ways] == [AS_IT_IS, "noise x0.6", "noise x0"]
+
+
+def test_what_was_played_before_ctrl_c_is_told(monkeypatch, capsys):
+    """Of three ways two were played; stopped within the first there is nothing to tell."""
+    from lpds import first_look
+
+    words = ["look", "toy", "--task", "toy", "--episodes", "3", "--noise-scale", "0.5,0"]
+    assert main(words) == 0
+    whole = capsys.readouterr().out.splitlines()
+
+    def stopped_after(count):
+        played = []
+
+        def evaluate(*given, **asked):
+            if len(played) == count:
+                raise KeyboardInterrupt
+            played.append(lpds.evaluate(*given, **asked))
+            return played[-1]
+
+        return evaluate
+
+    monkeypatch.setattr(first_look, "evaluate", stopped_after(2))
+    assert main(words) == 130
+    said = capsys.readouterr()
+    assert [line.split() for line in said.out.splitlines()[1:3]] == [line.split() for line in whole[1:3]]
+    assert "noise x0 " not in said.out
+    assert "the 2 ways that were played to their end are told" in said.err
+    monkeypatch.setattr(first_look, "evaluate", stopped_after(2))
+    assert main([*words, "--json"]) == 130
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    monkeypatch.setattr(first_look, "evaluate", stopped_after(0))
+    assert main(words) == 130
+    assert capsys.readouterr().out == ""

@@ -6,8 +6,9 @@ method is to be set against is the best of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -120,7 +121,7 @@ def look(
         episodes: E, of each way.
         seed: of the episodes and of the noise, the same for all.
         noise_scales: factors of eps to try, 0 to 1, beside all of it.
-        progress: called with (ways done, ways).
+        progress: called with (episodes done, episodes of all ways).
 
     Returns:
         The report. A sampler of more steps is tried where the decoder knows of one and can be opened again by its reference,
@@ -131,28 +132,51 @@ def look(
     """
     from lpds.zoo import load_decoder
 
+    frozen = load_decoder(decoder) if isinstance(decoder, str) else decoder
+    ways = play_ways(frozen, task, env=env, episodes=episodes, seed=seed, noise_scales=noise_scales, progress=progress)
+    return report_ways(frozen, list(ways))
+
+
+def play_ways(
+    frozen: Decoder,
+    task: str | None = None,
+    *,
+    env: EnvLike | None = None,
+    episodes: int = 50,
+    seed: int = 0,
+    noise_scales: Sequence[float] = NOISE_SCALES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Way]:
+    """The ways of :func:`look`, each as it was played, so that who stops in between has those before."""
+    from lpds.zoo import load_decoder
+
     try:
         noise_scales = tuple(noise_scales)
     except TypeError:
         raise LpdsError(f"noise_scales are several factors, as in (0.6, 0), not {noise_scales!r}") from None
     for scale in noise_scales:
         check_share("noise_scale", scale)
-    frozen = load_decoder(decoder) if isinstance(decoder, str) else decoder
     check_decoder(frozen)
     plans = _plans(frozen, noise_scales)
-    reports = []
-    for done, plan in enumerate(plans):
-        if progress is not None:
-            progress(done, len(plans))
+    for index, plan in enumerate(plans):
         acting = frozen
         if plan.sampler:
             acting = load_decoder(str(frozen.reference), **{**getattr(frozen, "options", {}), **plan.sampler})
-        reports.append(evaluate(acting, task, env=env, episodes=episodes, seed=seed, noise_scale=plan.noise_scale))
-    if progress is not None:
-        progress(len(plans), len(plans))
+
+        def advance(done: int, _: int, before: int = index * episodes) -> None:
+            if progress is not None:
+                progress(before + done, len(plans) * episodes)
+
+        played: dict[str, Any] = {"episodes": episodes, "seed": seed, "noise_scale": plan.noise_scale, "progress": advance}
+        yield Way(plan.name, evaluate(acting, task, env=env, **played), plan.flags)
+
+
+def report_ways(frozen: Decoder, ways: Sequence[Way]) -> LookReport:
+    """What :func:`look` returns, of ways that were played; at least the first."""
+    reports = [way.report for way in ways]
     ignored = any(not np.array_equal(report.first_obs, reports[0].first_obs) for report in reports)
-    pairs = zip(plans, silence_is_failure(reports), strict=True)
-    return LookReport(frozen.name, tuple(Way(plan.name, report, plan.flags) for plan, report in pairs), ignored)
+    pairs = zip(ways, silence_is_failure(reports), strict=True)
+    return LookReport(frozen.name, tuple(replace(way, report=report) for way, report in pairs), ignored)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from lpds.bar import progress_bar
@@ -47,23 +48,32 @@ def do_look(arguments: argparse.Namespace) -> int:
     import json
 
     from lpds.evaluation import seed_ignored
-    from lpds.first_look import NOISE_SCALES, look
+    from lpds.first_look import NOISE_SCALES, Way, play_ways, report_ways
     from lpds.log import finite
 
     decoder, env = load_given(arguments.decoder, arguments), where_it_acts(arguments.decoder, arguments)
     factors = NOISE_SCALES if arguments.noise_scale is None else arguments.noise_scale
-    with progress_bar("ways") as advance:
+    ways: list[Way] = []
+    interrupted = True
+    with progress_bar("episodes") as advance, suppress(KeyboardInterrupt):
         played = {"episodes": arguments.episodes, "seed": arguments.seed, "noise_scales": factors, "progress": advance}
-        report = look(decoder, arguments.task, env=env, **played)
+        for way in play_ways(decoder, arguments.task, env=env, **played):
+            ways.append(way)
+        interrupted = False
+    if not ways:
+        raise KeyboardInterrupt
+    report = report_ways(decoder, ways)  # what was played to its end is told
     if report.ignores_seed:
         print(seed_ignored(env or arguments.task), file=sys.stderr)
     if arguments.json:
         for way in report.ways:
             for row in way.report.rows():
                 print(json.dumps({"way": way.name} | finite(row), allow_nan=False))
-        return 0
+        return 130 if interrupted else 0
     print(report)
-    return 0
+    if interrupted:
+        print(f"interrupted: the {len(ways)} ways that were played to their end are told", file=sys.stderr)
+    return 130 if interrupted else 0
 
 
 def do_check(arguments: argparse.Namespace) -> int:
