@@ -71,6 +71,17 @@ def test_a_page_says_what_the_paper_says_and_what_was_measured(tmp_path, monkeyp
     with refused("unknown figure 'fig3'", "fig2"):
         reproduce("fig3", tmp_path)
 
+    # two of three seeds are missing: the page is drawn of what is there, names the rest and runs nothing
+    lines.clear()
+    part = reproduce("tiny", tmp_path / "part", seeds=3, steps=400, runs=tmp_path / "out" / "runs", run=False, say=lines.append)
+    assert lines == []
+    assert "**2 of 6 runs are finished.** Not in the tables, by method and seed: toy/base+t 1, 2; toy/lpds+t 1, 2." in part
+    assert f"| toy, lpds+t | {wanted} |" in part
+    assert "--no-run`" in part
+    with refused("none of the 6 runs is finished", "nowhere"):
+        reproduce("tiny", tmp_path / "none", seeds=3, steps=400, runs=tmp_path / "nowhere", run=False)
+    assert not (tmp_path / "none").exists()
+
 
 def test_the_curve_of_the_chain_is_the_chains(tmp_path):
     """What learns nothing has no warm-up: its curve, its training episodes and its last evaluation are of one policy."""

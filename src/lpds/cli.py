@@ -203,6 +203,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     reproduce.add_argument("--steps", type=int, help="primitive steps of a run (default: the figure's)")
     reproduce.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     reproduce.add_argument("--runs", type=Path, help="root of the run folders (default: OUT/runs); finished ones are used")
+    reproduce.add_argument("--no-run", action="store_true", help="draw what is finished, run nothing")
     if words and not words[0].startswith("-") and words[0] not in commands.choices:
         raise unknown_name("command", words[0], list(commands.choices))
     return parser

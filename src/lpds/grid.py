@@ -212,6 +212,17 @@ def run_grid(
     return [out / cell.path for cell in finished]
 
 
+def finished_cells(cells: Sequence[Cell], out: Path) -> list[Cell]:
+    """Which of a grid's cells are finished in a folder; nothing is run.
+
+    Raises:
+        LpdsError: a run folder with other settings than its cell.
+    """
+    for cell in cells:
+        _check_settings(cell, out)
+    return [cell for cell in map(_with_budget, cells) if _done(cell, out)]
+
+
 def copy_evidence(run: Path, target: Path) -> None:
     """Replace ``target`` by a finished run's records and policy, without its checkpoint.
 

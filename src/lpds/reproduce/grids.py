@@ -11,7 +11,7 @@ import numpy as np
 
 from lpds.errors import LpdsError, unknown_name
 from lpds.files import write_atomically, write_json
-from lpds.grid import Cell, grid_cells, run_grid
+from lpds.grid import Cell, finished_cells, grid_cells, run_grid
 from lpds.report.compare import CompareReport, compare
 from lpds.report.read import RunData, group_runs, read_runs
 from lpds.report.worlds import by_task
@@ -71,6 +71,8 @@ REPRODUCTIONS: dict[str, Reproduction] = {
             "dppo",
             "idql",
             "dql",
+            f"idql+equal:{EQUAL},batch_size=256",
+            f"dql+equal:{EQUAL},batch_size=256",
         ),
         (
             "Up to 25 % more return than earlier baselines, at higher action entropy.",
@@ -90,7 +92,10 @@ REPRODUCTIONS: dict[str, Reproduction] = {
             ),
             (
                 "Off-policy methods at one update a decision",
-                (*_FLOOR, "lpds", "lpds-a", "dsrl-na+equal", "dsrl-na+equal-alpha0.3", "dsrl-sac+equal"),
+                (
+                    *(*_FLOOR, "lpds", "lpds-a"),
+                    *("dsrl-na+equal", "dsrl-na+equal-alpha0.3", "dsrl-sac+equal", "idql+equal", "dql+equal"),
+                ),
             ),
         ),
     ),
@@ -161,6 +166,7 @@ def reproduce(
     steps: int | None = None,
     jobs: int = 1,
     runs: Path | None = None,
+    run: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> str:
     """Run what is missing of a grid, and write its table, figures and page into a folder.
@@ -172,6 +178,7 @@ def reproduce(
         steps: budget of a run in place of the reproduction's.
         jobs: processes at a time.
         runs: root of the run folders; ``out/runs`` by default. With committed results nothing that is there is run again.
+        run: whether to run what is missing; else the page has what is finished, and names the rest.
         say: takes one line of progress at a time.
 
     Returns:
@@ -185,14 +192,21 @@ def reproduce(
     what = REPRODUCTIONS[name]
     budget = what.steps if steps is None else steps
     cells = grid_cells(what.suite, what.methods, seeds, budget)
-    finished = run_grid(cells, runs or out / "runs", jobs=jobs, say=say)
-    if not finished:
-        raise LpdsError(f"none of the {len(cells)} runs finished, so there is nothing to draw: what each said last is above")
+    root = runs or out / "runs"
+    if run:
+        run_grid(cells, root, jobs=jobs, say=say)
+    done = finished_cells(cells, root)
+    if not done:
+        why = "what each said last is above" if run else f"{root} has none of them"
+        raise LpdsError(f"none of the {len(cells)} runs is finished, so there is nothing to draw: {why}")
+    finished = [root / cell.path for cell in done]
     report = compare(finished)
     pictures = _pictures(what, finished, out)
     command = f"lpds reproduce {name} --seeds {seeds} --steps {budget}"
     command += "" if runs is None else f" --runs {shlex.quote(str(runs))}"
-    page = _page(command, what, cells, report, pictures, finished)
+    command += "" if run else " --no-run"
+    missing = [cell for cell in cells if root / cell.path not in finished]
+    page = _page(command, what, missing, report, pictures, finished)
     write_json(out / "summary.json", {"format_version": FORMAT_VERSION, "figure": name, **report.to_json()})
     write_atomically(out / "README.md", lambda stream: stream.write(page.encode()))
     return page
@@ -214,15 +228,19 @@ def _pictures(what: Reproduction, finished: Sequence[Path], out: Path) -> list[s
 def _page(
     command: str,
     what: Reproduction,
-    cells: Sequence[Cell],
+    missing: Sequence[Cell],
     report: CompareReport,
     pictures: Sequence[str],
     runs: Sequence[Path],
 ) -> str:
-    finished = len(runs)
     lines = [f"# {what.title}", "", f"`{command}`", ""]
-    if finished < len(cells):
-        lines += [f"**{finished} of {len(cells)} runs are finished; what is missing is not in the table.**", ""]
+    if missing:
+        seeds: dict[str, list[str]] = {}
+        for cell in missing:
+            seeds.setdefault(str(cell.path.parent), []).append(cell.path.name.removeprefix("seed"))
+        left = "; ".join(f"{path} {', '.join(numbers)}" for path, numbers in seeds.items())
+        whole = len(runs) + len(missing)
+        lines += [f"**{len(runs)} of {whole} runs are finished.** Not in the tables, by method and seed: {left}.", ""]
     if what.paper:
         lines += ["The paper says:", "", *(f"- {sentence}" for sentence in what.paper), ""]
     lines += ["Measured here (95 % intervals; difference and probability against the frozen policy):", ""]
