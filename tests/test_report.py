@@ -550,8 +550,12 @@ def test_quantiles_of_the_shift_from_a_saved_policy(tmp_path: Path) -> None:
     policy = json.loads((run / "policy" / "policy.json").read_text())
     policy["decoder"]["reference"] = None  # as a wrapped decoder is recorded
     (run / "policy" / "policy.json").write_text(json.dumps(policy))
+    write_figures([run], tmp_path / "again")  # the decoder is not asked
+    again = table(tmp_path / "again" / "hopper-trust-region.csv", "quantiles of ‖Δ(s)‖² over states", "line")
+    np.testing.assert_array_equal(again, found)
+    (run / "policy" / "policy.safetensors").unlink()
     page = write_report([run], tmp_path / "report.html").read_text()
-    assert "No quantiles for lpds" in page
+    assert "No quantiles for lpds: no policy in" in page
     assert str(tmp_path) not in page
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +21,8 @@ from lpds.files import read_object, write_atomically, write_json
 from lpds.observations import Arrays, as_arrays, parts, shapes_fit
 from lpds.passport import check_fingerprint, decoder_facts
 from lpds.registry import DECODER_FILES, DECODER_SCHEMES, METHODS, resolve
-from lpds.types import Decoder, Method
-from lpds.wire import spec_to_wire
+from lpds.types import Decoder, LatentSpec, Method
+from lpds.wire import WireError, spec_from_wire, spec_to_wire
 from lpds.zoo import load_decoder
 
 FORMAT_VERSION = 1
@@ -195,23 +196,71 @@ def load_policy(
         LpdsError: no policy there, a broken file, a decoder that must be passed, or one with another fingerprint.
     """
     run = folder_of(run)
+    facts, tensors = _read_policy(run)
+    recorded = {"spec": facts.get("spec"), **facts["decoder"]}
+    decoder = find_decoder(recorded, decoder, f"the policy in {run}", run, files)
+    return SteeredPolicy(decoder, _open(run, decoder, facts, tensors), facts["method"])
+
+
+def recorded_shift(run: Path, states: FloatArray) -> FloatArray | None:
+    """Delta [N, H, L] at states [N, F] of a run's replay. Its decoder, which may fill a GPU, is not opened: the shapes do.
+
+    Args:
+        run: a folder that holds ``policy/``.
+        states: as the replay holds them: features where the decoder offers any, else observations, pictures last.
+
+    Returns:
+        The shift; ``None`` of a method that learns none.
+
+    Raises:
+        LpdsError: no policy there, or a broken file.
+    """
+    facts, tensors = _read_policy(run)
+    if not resolve("method", METHODS, facts["method"]).shifts:
+        return None
+    if facts.get("spec") is None:  # from before the shapes were recorded
+        return load_policy(run).shift_at(states)
+    try:
+        spec = spec_from_wire(facts["spec"])
+    except WireError as error:
+        raise LpdsError(f"policy in {run / 'policy'} cannot be read: {error}") from None
+    features = None if states.shape[1] == spec.obs_size else states.shape[1]
+    absent: Any = _Absent(spec, features)
+    return SteeredPolicy(absent, _open(run, absent, facts, tensors), facts["method"]).shift_at(states)
+
+
+@dataclass(frozen=True)
+class _Absent:
+    """The shapes of a decoder that is not opened."""
+
+    spec: LatentSpec
+    feature_size: int | None
+    name: str = "not opened"
+    reference: str | None = None
+    decodes_states: bool = True
+
+
+def _read_policy(run: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What :func:`save_policy` wrote."""
     folder = run / "policy"
     try:
         facts = read_object(folder / "policy.json", "a policy", {"method": str, "settings": dict, "decoder": dict})
-        tensors = load_file(folder / "policy.safetensors")
+        return facts, load_file(folder / "policy.safetensors")
     except FileNotFoundError as error:
         raise LpdsError(f"no policy in {run} (policy/{Path(error.filename or 'policy.json').name} is missing)") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise LpdsError(f"policy in {folder} cannot be read: {error}") from None
-    recorded = {"spec": facts.get("spec"), **facts["decoder"]}
-    decoder = find_decoder(recorded, decoder, f"the policy in {run}", run, files)
+
+
+def _open(run: Path, decoder: Decoder, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    """The acting part again."""
     settings = {key: float("inf") if value == "inf" else value for key, value in facts["settings"].items()}
     method = resolve("method", METHODS, facts["method"])
     try:
-        policy = method.open_policy(as_learned(decoder), settings, tensors)
+        return method.open_policy(as_learned(decoder), settings, tensors)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise LpdsError(f"policy in {folder}: settings and weights do not belong together ({one_line(error)})") from None
-    return SteeredPolicy(decoder, policy, facts["method"])
+        why = one_line(error)
+        raise LpdsError(f"policy in {run / 'policy'}: settings and weights do not belong together ({why})") from None
 
 
 def find_decoder(

@@ -19,7 +19,7 @@ from lpds.compact import as_learned
 from lpds.config import RunSettings
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike
-from lpds.errors import LpdsError, RunFault
+from lpds.errors import LpdsError, RunFault, one_line
 from lpds.evaluation import EvalReport, silence_is_failure
 from lpds.files import how_to_resume, write_json
 from lpds.log import Display
@@ -218,7 +218,7 @@ def drive(runner: Runner, display: Display) -> Run:
         summary |= {"ignores_seed": True} if runner.ignores_seed else {}
         summary |= {} if runner.learned else {"learned": False}
         write_json(folder / "summary.json", summary)
-        _write_report(folder, display)
+        _write_report(folder, runner.decoder, display)
         return run
     finally:
         display.close()
@@ -232,14 +232,14 @@ def _check_untouched(decoder: Decoder) -> None:
         raise LpdsError(f"decoder {decoder.name!r} was changed by the run: its fingerprint was {decoder.fingerprint}")
 
 
-def _write_report(folder: Path, display: Display) -> None:
-    """Draw the run's page; without matplotlib the run is as good, so that is said and no more."""
+def _write_report(folder: Path, decoder: Decoder, display: Display) -> None:
+    """Draw the run's page. A run without one is as good, so what went wrong is said and no more."""
     from lpds.report import write_report
 
     try:
-        write_report([folder], folder / "report.html")
-    except LpdsError as error:
-        display.say(f"no report: {error}")
+        write_report([folder], folder / "report.html", decoder)
+    except Exception as error:  # a drawing must not cost a finished run its result
+        display.say(f"no report: {one_line(error)}")
 
 
 @contextmanager

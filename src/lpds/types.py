@@ -210,6 +210,8 @@ class Method(Protocol):
     """Whether there is anything to update."""
     sees_pictures: bool
     """Whether a state may hold pictures (:attr:`LatentSpec.pictures`)."""
+    shifts: bool
+    """Whether what it learns is a Delta(s), which is opened from its weights and the shapes alone."""
     remark: str
     """What a run says of it before it starts; empty for nothing."""
 

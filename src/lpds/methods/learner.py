@@ -57,6 +57,7 @@ class Learner(ABC, Generic[P]):
     kept_next = 0
     decodes = True
     sees_pictures = False
+    shifts = False
     extras: Mapping[str, Shape] = {}
     recalls = False
     """Whether it learns from all rounds since it learned last, which the replay then has to hold."""

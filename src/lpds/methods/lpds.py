@@ -53,7 +53,7 @@ class LPDS(Learner[ShiftPolicy]):
     """The learner: Delta (``online``; ``policy`` is what is evaluated), Q^A, Q^W, alpha and their slow copies."""
 
     policy_kind: type[ShiftPolicy] = ShiftPolicy
-    sees_pictures = True
+    sees_pictures = shifts = True
 
     def __init__(self, settings: LPDSSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
         """Build the networks.

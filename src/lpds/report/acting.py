@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from lpds.report.read import RunData
 
 STATES = 2_000
 """States of the replay at which Delta is taken for the quantiles of ``||Delta(s)||^2``."""
+NUMBERS = 2**25
+"""Fewer states where they are large: of pictures, no more than make so many numbers."""
 MODE_STATES, MODE_NOISES = 4, 300
 """Of the page that shows the modes."""
 
@@ -22,12 +25,12 @@ MODE_STATES, MODE_NOISES = 4, 300
 def shift_sizes(run: RunData) -> Array | str:
     """``||Delta(s)||^2`` [N] at the latest states of the replay, or in words why there is none.
 
-    Committed results keep no replay, but some states of the warm-up. A wrapped decoder is not at hand here.
+    Committed results keep no replay, but some states of the warm-up.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    from lpds.policy import load_policy
+    from lpds.policy import recorded_shift
 
     try:
         facts = json.loads((run.folder / "checkpoint" / "checkpoint.json").read_text())
@@ -36,20 +39,31 @@ def shift_sizes(run: RunData) -> Array | str:
     try:
         states: list[Any] = []
         for segment in reversed(facts["replay"]):
-            with safe_open(run.folder / "checkpoint" / segment["file"], framework="np") as stream:
-                states.insert(0, stream.get_tensor("obs"))
-            if sum(map(len, states)) >= STATES:
+            states.insert(0, _latest_states(run.folder / "checkpoint" / segment["file"], STATES - sum(map(len, states))))
+            if sum(map(len, states)) >= min(STATES, NUMBERS // states[0].shape[1]):
                 break
         if not states and (run.folder / "states.safetensors").is_file():
             states.append(load_file(run.folder / "states.safetensors")["obs"])
         if not states:
             return "the run folder keeps no replay"
-        policy = load_policy(run.folder)
-        shift = policy.shift_at(np.concatenate(states)[-STATES:])
+        shift = recorded_shift(run.folder, np.concatenate(states))
     except (LpdsError, SafetensorError, OSError, KeyError) as error:
         return str(error).replace(str(run.folder), run.folder.name)
+    if shift is None:
+        return f"{run.method} does not shift the noise"
     sizes = np.square(shift, dtype=np.float64).sum(axis=(1, 2))
-    return sizes if sizes.any() else f"Delta is zero everywhere: {run.method} does not shift the noise, or learned nothing yet"
+    return sizes if sizes.any() else "Delta is zero everywhere: nothing was learned yet"
+
+
+def _latest_states(segment: Path, count: int) -> Array:
+    """States [N, F], N at most ``count``, that a file of the replay ends with: their numbers, and pictures after them."""
+    from safetensors import safe_open
+
+    with safe_open(segment, framework="np") as stream:
+        parts = [stream.get_slice(name) for name in ("obs", "frames") if name in stream.keys()]  # noqa: SIM118 - no mapping
+        width = sum(part.get_shape()[1] for part in parts)
+        first = max(0, parts[0].get_shape()[0] - max(1, min(count, NUMBERS // width)))
+        return np.concatenate([part[first:].astype(np.float32) for part in parts], axis=1)
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ def action_samples(run: RunData, place: RunData | None = None) -> ActionSamples 
 
     try:
         obs = load_file((place or run).folder / "states.safetensors")["obs"]
-        policy = load_policy(run.folder)
+        policy = load_policy(run.folder, run.decoder)
     except (LpdsError, SafetensorError, OSError, KeyError) as error:
         missing = isinstance(error, FileNotFoundError)
         return "the run folder keeps no states" if missing else str(error).replace(str(run.folder), run.folder.name)

@@ -76,12 +76,13 @@ dd { margin: 0 0 .4rem 1.2rem; font-size: .92rem; }
 """
 
 
-def write_report(runs: Sequence[Path], out: Path) -> Path:
+def write_report(runs: Sequence[Path], out: Path, decoder: Any = None) -> Path:
     """Write one self-contained HTML page about one or more run folders, finished or not.
 
     Args:
         runs: run folders, or folders of committed results.
         out: the file; in a folder that exists, ``report.html``.
+        decoder: of all runs, where it is at hand; else each is opened by its reference, which a wrapped one has not.
 
     Returns:
         The file.
@@ -92,7 +93,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     matplotlib_figure()
     out = Path(out)
     path = out / "report.html" if out.is_dir() else out
-    content = _page(read_runs(runs)).encode()
+    content = _page([replace(run, decoder=decoder) for run in read_runs(runs)]).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda stream: stream.write(content))

@@ -44,6 +44,8 @@ class RunData:
     summary: dict[str, Any]
     notes: tuple[str, ...]
     """What could not be read, in words."""
+    decoder: Any = None
+    """The run's decoder, where it is at hand; else it is opened by its reference when it is needed."""
 
     @property
     def task(self) -> str:
