@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from pictures import Spot, spot_decoder
 from safetensors.torch import load_file
 from scripted import TINY, identity_decoder
+from serving import served
 
 import lpds
+from lpds.doctor import check
 from lpds.report import write_report
 from lpds.report.acting import NUMBERS, shift_sizes
 from lpds.report.read import read_runs
@@ -68,3 +72,66 @@ def test_a_wrapped_decoders_modes_are_drawn_where_it_is_at_hand(tmp_path):
     assert "<h3>Modes: actions before and after</h3>" in page
     assert "<h3>Modes" not in write_report([run.folder], tmp_path / "alone.html").read_text()
     assert write_report([run.folder], tmp_path / "passed.html", identity_decoder()).read_text() == page
+
+
+# -- a decoder that is served ------------------------------------------------------------------------------------------
+
+
+def large(shape, **given):
+    """Sees one picture, whose brightness counts; the noise decides a little."""
+
+    def brightness(picture):
+        return picture.float().flatten(1).mean(1, keepdim=True) / (255.0 if picture.dtype == torch.uint8 else 1.0)
+
+    def policy(obs, w):
+        return 0.1 * w + 100.0 * brightness(obs["picture"])[:, None] + obs["state"][:, None, :1]
+
+    shapes = {"picture": shape, "state": (2,)}
+    return lpds.wrap_decoder(policy, obs_shape=shapes, latent_shape=(1, 1), action_shape=(1, 1), name="large", **given)
+
+
+@pytest.mark.parametrize("shape", [(96, 96, 3), (3, 224, 224), (720, 1280, 3)])
+def test_a_decoder_of_large_pictures_is_probed_from_afar_as_it_is_here(shape):
+    """What fits is sent; where a few pictures do not, they are drawn on this side, and the vectors are the server's."""
+    numbers = np.random.default_rng(0).normal(5.0, 1.0, (32, 2)).astype(np.float32)
+    kind = np.uint8 if shape[-1] == 3 else np.float32
+    pictures = np.random.default_rng(1).integers(0, 256, (32, *shape)).astype(np.uint8)
+    examples = {"picture": pictures if kind == np.uint8 else pictures.astype(np.float32) / 255.0, "state": numbers}
+    decoder = large(shape, examples=examples)
+    with served(decoder) as (_, remote):
+        draws = {"picture": torch.zeros(40, *shape), "state": torch.zeros(40, 2)}
+        draws["picture"].copy_(torch.linspace(-1.0, 1.0, 40).view(40, 1, 1, 1))
+        seen = remote.plausible(draws)
+        np.testing.assert_array_equal(seen["state"].numpy(), numbers[np.arange(40) % len(remote._served.examples["state"])])
+        assert seen["picture"].shape == (40, *shape)
+        assert seen["picture"].dtype == (torch.uint8 if kind == np.uint8 else torch.float32)
+        assert len(torch.unique(seen["picture"].flatten(1).float().mean(1))) >= 8  # states that differ
+        if shape == (96, 96, 3):
+            assert torch.equal(seen["picture"][:32], torch.from_numpy(pictures))
+            here, there = (check(one, samples=32) for one in (decoder, remote))
+            assert [(one.name, one.verdict) for one in there.findings] == [(one.name, one.verdict) for one in here.findings]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_opens_a_connection_of_its_own():
+    """A child that asks on its parent's connection leaves its answer there, for the parent's next question."""
+    decoder = lpds.wrap_decoder(lambda obs, w: w + 0.0, obs_shape=1, latent_shape=(1, 1), action_shape=(1, 1), name="echo")
+    with served(decoder, timeout=5.0, retries=0) as (_, remote):
+        obs = torch.zeros(1, 1)
+
+        def ask(value):
+            return float(remote(obs, torch.full((1, 1, 1), value)))
+
+        assert ask(1.0) == 1.0
+        remote._lock.acquire()  # as another thread may hold it at the fork
+        child = os.fork()
+        if child == 0:
+            try:
+                answered = ask(100.0) == 100.0
+            finally:
+                os._exit(0 if answered else 1)
+        remote._lock.release()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert ask(5.0) == 5.0
+        assert ask(6.0) == 6.0

@@ -418,6 +418,63 @@ def test_missing_processors_and_another_normalisation(state_policy, tmp_path):
             load_decoder(f"lerobot:{tmp_path / name}")
 
 
+def reworked(folder, target, edit, file="policy_preprocessor.json"):
+    """A copy of a policy folder in which ``edit`` changed the steps of a processor."""
+    shutil.copytree(folder, target)
+    content = json.loads((target / file).read_text())
+    edit(content["steps"])
+    (target / file).write_text(json.dumps(content))
+    return f"lerobot:{target}"
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "subprocess.Popen",  # any function of any module
+        "lerobot.policies.pretrained.Path",  # what LeRobot's own modules import
+        "lerobot.nowhere.Step",
+        "tests.mine.Step",
+        "",
+    ],
+)
+@pytest.mark.parametrize("file", ["policy_preprocessor.json", "policy_postprocessor.json"])
+def test_a_checkpoint_that_brings_code_is_refused_before_it_runs(state_policy, tmp_path, named, file):
+    """LeRobot imports a step's class and calls it with the file's own words before it looks at what it is."""
+    ran = tmp_path / "ran"
+    step = {"class": named, "config": {"args": ["touch", str(ran)]}}
+    reference = reworked(state_policy[1], tmp_path / "a", lambda steps: steps.insert(0, step), file)
+    with pytest.raises(LpdsError, match=rf"{file}: step 0 is to run .*no processor step of LeRobot") as caught:
+        load_decoder(reference)
+    assert repr(named) in str(caught.value)
+    assert not ran.exists()
+
+
+def test_lerobots_own_step_may_be_named_by_its_class(state_policy, tmp_path):
+    step = {"class": "lerobot.processor.IdentityProcessorStep", "config": {}}
+    plain = load_decoder(f"lerobot:{state_policy[1]}")
+    named = load_decoder(reworked(state_policy[1], tmp_path / "a", lambda steps: steps.append(step)))
+    obs = {key: torch.zeros(2, *shape) for key, shape in plain.spec.obs_shape.items()}
+    w = torch.ones(2, *plain.spec.latent_shape)
+    assert torch.equal(plain(obs, w), named(obs, w))
+
+
+def test_a_step_that_has_a_feature_for_another_kind_or_a_second_step_is_no_normalisation(state_policy, tmp_path):
+    """LeRobot's step goes by the kind that it has itself, and every step that knows a key scales it once more."""
+
+    def normaliser(steps):
+        return next(step for step in steps if step["registry_name"] == "normalizer_processor")
+
+    def other_kind(steps):
+        step = normaliser(steps)
+        step["config"]["features"]["observation.state"]["type"] = "VISUAL"
+        step["config"]["norm_map"]["VISUAL"] = "IDENTITY"
+
+    with pytest.raises(LpdsError, match=r"'observation\.state' is VISUAL to its step, but STATE to the policy"):
+        load_decoder(reworked(state_policy[1], tmp_path / "a", other_kind))
+    with pytest.raises(LpdsError, match=r"'observation\.state' is normalised 2 times over"):
+        load_decoder(reworked(state_policy[1], tmp_path / "b", lambda steps: steps.append(normaliser(steps))))
+
+
 def test_weights_that_are_missing_unknown_or_broken(state_policy, tmp_path):
     folder = state_policy[1]
     key = "diffusion.unet.final_conv.1.weight"

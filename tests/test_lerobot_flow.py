@@ -109,8 +109,11 @@ def test_pictures_and_numbers_in_other_types_are_the_same_or_refused(made):
         actions = [decoder({**obs, tiny.STATE: counts.to(kind)}, w) for kind in (torch.float32, torch.uint8, torch.int64)]
         assert torch.equal(actions[0], actions[1])
         assert torch.equal(actions[0], actions[2])
-    with pytest.raises(LpdsError, match=r"comes as float32 up to .*bytes \(uint8\), or floats from 0 to 1"):
+    with pytest.raises(LpdsError, match=r"comes as float32 from .* to .*: a picture is bytes \(uint8\), or floats from 0 to 1"):
         decoder({**obs, tiny.CAMERA: 255.0 * obs[tiny.CAMERA]}, w)
+    for wrong in (2.0 * obs[tiny.CAMERA] - 1.0, torch.full_like(obs[tiny.CAMERA], torch.nan)):  # of another scale, or of none
+        with pytest.raises(LpdsError, match=f"'{tiny.CAMERA}' comes as float32 from "):
+            decoder({**obs, tiny.CAMERA: wrong}, w)
 
 
 def test_an_instruction_goes_through_lerobots_own_tokenizer_step(made, tokenizer):

@@ -327,7 +327,7 @@ def read_description(message: dict[str, Any]) -> Served:
 
 
 def _examples(given: Any, spec: LatentSpec) -> Any:
-    """The served decoder's examples as tensors; a server of before has none.
+    """The served decoder's examples as tensors; a server of before has none, and pictures may be left out.
 
     Raises:
         WireError: they are no observations of the decoder's.
@@ -337,14 +337,11 @@ def _examples(given: Any, spec: LatentSpec) -> Any:
     several = isinstance(spec.obs_shape, Mapping)
     shapes: Mapping[str, Shape] = spec.obs_shape if isinstance(spec.obs_shape, Mapping) else {"": spec.obs_shape}
     entries = given if several else {"": given}
-    if not isinstance(entries, dict) or set(entries) != set(shapes):
+    if not isinstance(entries, dict) or not entries or not set(entries) <= set(shapes):
         raise WireError("message", "examples must be observations of the decoder's")
     rows = {len(value) if isinstance(value, np.ndarray) and value.ndim else 0 for value in entries.values()}
-    if (
-        len(rows) != 1
-        or rows == {0}
-        or not all(entries[key].shape[1:] == shape and np.isfinite(entries[key]).all() for key, shape in shapes.items())
-    ):
+    fit = len(rows) == 1 and rows != {0}
+    if not fit or not all(value.shape[1:] == shapes[key] and np.isfinite(value).all() for key, value in entries.items()):
         raise WireError("message", "examples must be observations of the decoder's, as many of every part")
     tensors = {key: torch.from_numpy(value) for key, value in entries.items()}
     return tensors if several else tensors[""]

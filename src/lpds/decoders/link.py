@@ -32,8 +32,8 @@ class Link:
 
     @property
     def open(self) -> bool:
-        """Whether there is a connection, as far as known."""
-        return self._stack is not None
+        """Whether this process has a connection, as far as known: a fork that used its parent's would take its answers."""
+        return self._stack is not None and self._pid == os.getpid()
 
     def connect(self) -> Served:
         """Connect and hear what the server says of its decoder.

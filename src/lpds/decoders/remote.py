@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpds.decoders.base import BaseDecoder
+from lpds.decoders.base import BaseDecoder, as_entry
 from lpds.decoders.callable import same_to_rounding
 from lpds.decoders.link import TOKEN_VARIABLE, Link, Lost
 from lpds.errors import DecoderFault, LpdsError
@@ -91,7 +91,7 @@ class RemoteDecoder(BaseDecoder):
         self._address = _checked(address)
         self._retries, self._rows = retries, rows_at_once
         self._link = Link(address, _token(token), timeout)
-        self._lock = threading.RLock()
+        self._lock, self._pid = threading.RLock(), os.getpid()
         self._gone: list[int] = []
         self._closer = weakref.finalize(self, self._link.close)
         try:
@@ -132,12 +132,14 @@ class RemoteDecoder(BaseDecoder):
         return self._served.feature_size
 
     def plausible(self, draws: Any) -> Any:
-        """The served decoder's examples in turn; where its server sends none, as :meth:`BaseDecoder.plausible` has it."""
+        """The served decoder's examples in turn; what its server sends none of as :meth:`BaseDecoder.plausible` has it."""
         examples = self._served.examples
         if examples is None:
             return super().plausible(draws)
         rows = torch.arange(len(_first(draws))) % len(_first(examples))
-        return {key: value[rows] for key, value in examples.items()} if isinstance(examples, dict) else examples[rows]
+        if not isinstance(examples, dict):
+            return examples[rows]
+        return {key: examples[key][rows] if key in examples else as_entry(key, value) for key, value in draws.items()}
 
     def prepare(self, obs: Any) -> Any:
         """Observations that are sent with the first question about them, and kept on the server for the next."""
@@ -200,7 +202,7 @@ class RemoteDecoder(BaseDecoder):
         return shown.features
 
     def _decode_shown(self, shown: Shown, times: int, w: Tensor) -> Tensor:
-        with self._lock:  # what another thread shows must not push it out in between
+        with self._alone():  # what another thread shows must not push it out in between
             for _ in range(self._retries + 1):
                 if shown.number is None:
                     request = {**shown.request, "repeat": times, "keep": True}
@@ -254,7 +256,7 @@ class RemoteDecoder(BaseDecoder):
 
     def _ask(self, request: bytes) -> dict[str, Any]:
         start, pause, reason = time.monotonic(), FIRST_PAUSE, ""
-        with self._lock:
+        with self._alone():
             for attempt in range(self._retries + 1):
                 if attempt:
                     time.sleep(pause)
@@ -267,6 +269,12 @@ class RemoteDecoder(BaseDecoder):
                     reason = str(error)
         tries = f"{self._retries} retries in {time.monotonic() - start:.0f} s"
         raise DecoderFault(f"decoder {self.name!r} at {self._address} was lost ({reason}; {tries})")
+
+    def _alone(self) -> threading.RLock:
+        """The lock of this process: one that was taken while another thread held it would never be free in a fork."""
+        if self._pid != os.getpid():
+            self._lock, self._pid = threading.RLock(), os.getpid()
+        return self._lock
 
     def _reconnect(self) -> None:
         now, expected = self._link.connect().fingerprint, self._served.fingerprint

@@ -10,7 +10,6 @@ import asyncio
 import hmac
 import ipaddress
 import json
-import math
 import socket
 import threading
 import time
@@ -37,8 +36,10 @@ MAX_PENDING = 32
 """Connections that have not shaken hands yet; beyond, the one that has waited longest is closed."""
 HANDSHAKE_S = 5.0
 SHORTEST_TOKEN = 16
-EXAMPLES, EXAMPLE_BYTES = 32, 2**20
+EXAMPLES, EXAMPLE_BYTES = 32, 2**22
 """Most observations, and bytes of them, that a client gets to probe the decoder with."""
+FEWEST_EXAMPLES = 8
+"""Where fewer of them fit, pictures are left to the client to draw: from one or two states a probe learns nothing of states."""
 MAX_KEPT = 256
 """Rows of prepared observations that are kept, for all connections together; a run needs its lanes' twice, an evaluation 20."""
 SOURCES = ("observation", "context", "features")
@@ -339,15 +340,21 @@ class DecoderServer:
 
 def _examples(decoder: Decoder) -> Any:
     """Observations such as the decoder might meet, as arrays, so that it is probed from afar as it is here."""
-    shape = decoder.spec.obs_shape
-    size = sum(4 * math.prod(one) for one in (shape.values() if isinstance(shape, Mapping) else [shape]))
-    count = min(EXAMPLES, EXAMPLE_BYTES // size)
-    if not count:
-        return None
-    drawn = synthetic_observations(decoder, count, 0)
-    if not all(bool(torch.isfinite(part).all()) for part in (drawn.values() if isinstance(drawn, dict) else [drawn])):
+    drawn = synthetic_observations(decoder, EXAMPLES, 0)
+    several = isinstance(drawn, dict)
+    entries = {key: value.cpu().numpy() for key, value in (drawn if isinstance(drawn, dict) else {"": drawn}).items()}
+
+    def that_fit() -> int:
+        size = sum(value[:1].nbytes for value in entries.values())
+        return min(EXAMPLES, EXAMPLE_BYTES // size) if size else 0
+
+    if that_fit() < FEWEST_EXAMPLES:
+        entries = {key: value for key, value in entries.items() if value.ndim < 4}
+    count = that_fit()
+    if not count or not all(np.isfinite(value).all() for value in entries.values()):
         return None  # statistics without a range: no client would take them
-    return {key: value.cpu().numpy() for key, value in drawn.items()} if isinstance(drawn, dict) else drawn.cpu().numpy()
+    sent = {key: value[:count] for key, value in entries.items()}
+    return sent if several else sent[""]
 
 
 def _refusal(kind: str, message: str) -> bytes:

@@ -19,8 +19,8 @@ from lpds.decoders.lerobot.statistics import Processors
 from lpds.errors import LpdsError
 from lpds.types import LatentSpec, Shape
 
-BRIGHTEST = 2.0
-"""Floats of a picture above it are no shares of white, whatever resampling overshoots."""
+DARKEST, BRIGHTEST = -0.5, 2.0
+"""Floats of a picture beyond are no shares of white, whatever resampling overshoots."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +139,14 @@ class LeRobotDecoder(BaseDecoder):
         """A picture in [0, 1]; bytes, as openpi's clients send them, are divided by 255.
 
         Raises:
-            LpdsError: floats beyond, which would pass for a picture hundreds of times too bright.
+            LpdsError: floats beyond, which would pass for a picture hundreds of times too bright, or for one of another scale.
         """
         if value.dtype == torch.uint8:
             return value.float() / 255.0
-        if len(value) and float(value.max()) > BRIGHTEST:
+        low, high = (float(value.min()), float(value.max())) if len(value) else (0.0, 1.0)
+        if not (low >= DARKEST and high <= BRIGHTEST):  # NaN is in no range
             raise LpdsError(
-                f"{key!r} comes as {str(value.dtype).removeprefix('torch.')} up to {float(value.max()):.4g}: a picture is "
+                f"{key!r} comes as {str(value.dtype).removeprefix('torch.')} from {low:.4g} to {high:.4g}: a picture is "
                 "bytes (uint8), or floats from 0 to 1"
             )
         return value.float()

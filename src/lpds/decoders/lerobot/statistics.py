@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,21 +120,24 @@ class Processors:
         where = self._folder / file
         for key, feature in features.items():
             mode = _mode(self._config.normalization_mapping, feature.type.value)
+            doing = [step for step in steps if key in step.features]
+            for step in doing:
+                known_as, found = step.features[key].type.value, _mode(step.norm_map, step.features[key].type.value)
+                if known_as != feature.type.value:  # a step goes by what it has the feature for
+                    raise LpdsError(f"{where}: {key!r} is {known_as} to its step, but {feature.type.value} to the policy")
+                if found != mode:
+                    raise LpdsError(f"{where}: {key!r} is normalised by {found}, but the policy was trained with {mode}")
             if mode == "IDENTITY":
-                for step in steps:
-                    if key in step.features and (found := _mode(step.norm_map, feature.type.value)) != mode:
-                        raise LpdsError(f"{where}: {key!r} is normalised by {found}, but the policy was trained with {mode}")
                 continue
-            step = next((step for step in steps if key in step.features), None)
-            if step is None:
+            if len(doing) > 1:
+                raise LpdsError(f"{where}: {key!r} is normalised {len(doing)} times over, by as many steps")
+            if not doing:
                 known = sorted({name for step in steps for name in step.features})
                 raise LpdsError(f"{where}: {key!r} is to be normalised ({mode}) but no step does it (steps know: {known})")
+            (step,) = doing
             chosen = getattr(step, "normalize_observation_keys", None)
             if chosen is not None and feature.type.value != "ACTION" and key not in chosen:
                 raise LpdsError(f"{where}: {key!r} is to be normalised ({mode}) but its step does only {sorted(chosen)}")
-            found = _mode(step.norm_map, feature.type.value)
-            if found != mode:
-                raise LpdsError(f"{where}: {key!r} is normalised by {found}, but the policy was trained with {mode}")
             self._check_statistics(step.state_dict(), key, mode, tuple(feature.shape), where)
 
     def _check_statistics(self, stats: dict[str, Tensor], key: str, mode: str, shape: tuple[int, ...], where: Path) -> None:
@@ -161,6 +165,7 @@ def _open(folder: Path, file: str, device: str, *, text: bool, tokenizer: str | 
     pipeline: Any = importlib.import_module("lerobot.processor")
     convert: Any = importlib.import_module("lerobot.processor.converters")
     names = _step_names(folder / file)
+    _refuse_foreign_code(folder / file, pipeline.ProcessorStep)
     gone = [state for state in _state_files(folder / file) if not (folder / state).is_file()]
     if gone:
         raise LpdsError(f"{folder / file} names {gone[0]}, which is not there: its statistics are missing")
@@ -205,6 +210,27 @@ def _step_names(path: Path) -> list[str]:
         return [step.get("registry_name", step.get("class", "")) for step in steps]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LpdsError(f"{path} is not a LeRobot processor ({one_line(error)})") from None
+
+
+def _refuse_foreign_code(path: Path, kind: type) -> None:
+    """Refuse a step that is named by a class: LeRobot imports it and calls it with what the file says, whatever it is.
+
+    A checkpoint is data, and may be a stranger's. Registered steps are LeRobot's, or of code that the user has imported.
+    """
+    for number, step in enumerate(json.loads(path.read_text())["steps"]):
+        if "registry_name" in step:
+            continue
+        module, _, name = str(step.get("class", "")).rpartition(".")
+        found = None
+        if module.split(".")[0] == "lerobot":
+            with suppress(ImportError):
+                found = getattr(importlib.import_module(module), name, None)
+        if not (isinstance(found, type) and issubclass(found, kind)):
+            raise LpdsError(
+                f"{path}: step {number} is to run {step.get('class')!r}, which is no processor step of LeRobot: a checkpoint "
+                "that brings code is not opened. If it is your own, register it (ProcessorStepRegistry.register), import it "
+                "first and save the processor again"
+            )
 
 
 def _state_files(path: Path) -> list[str]:
