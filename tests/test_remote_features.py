@@ -164,7 +164,7 @@ def test_features_that_can_be_decoded_travel_alone():
 
 @pytest.mark.parametrize("form", ["plain", "sharing"])
 def test_a_run_on_pictures_does_not_know_where_its_decoder_is(form, tmp_path, monkeypatch):
-    monkeypatch.setattr("lpds.session._write_report", lambda folder, display: None)  # pictures are slow
+    monkeypatch.setattr("lpds.session._write_report", lambda *given: None)  # pictures are slow
     made = spot_decoder() if form == "plain" else sharing([])
     with served(made) as (_, remote):
         lpds.steer(decoder=remote, env=Spot, out=tmp_path / "remote", **SHORT)

@@ -191,7 +191,7 @@ class Mortal:
 
 def test_a_run_that_loses_its_server_is_saved_and_resumed_to_the_bit(tmp_path, monkeypatch):
     """At every kind of moment: collecting, fitting the critics, updating, a row of metrics, evaluations."""
-    monkeypatch.setattr("lpds.session._write_report", lambda folder, display: None)  # pictures are slow
+    monkeypatch.setattr("lpds.session._write_report", lambda *given: None)  # pictures are slow
     mortal = Mortal()
     small = TINY | {"steps": 310, "kept_noises": 0, "distill_noises": 2, "eval_every": 10_000, "final_episodes": 2}
     with mortal.alive():

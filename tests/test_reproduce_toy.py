@@ -72,7 +72,7 @@ def test_the_frozen_policy_dithers_and_keeps_every_mode() -> None:
 
 def test_the_grid_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(session, "_write_report", lambda folder, display: None)
+    monkeypatch.setattr(session, "_write_report", lambda *given: None)
 
     def reproduce() -> str:
         said.clear()
