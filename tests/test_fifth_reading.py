@@ -16,6 +16,7 @@ import lpds
 from lpds.doctor import check
 from lpds.report import write_report
 from lpds.report.acting import NUMBERS, shift_sizes
+from lpds.report.panels import BEYOND, CROWD, FigureData, Level, Panel, Series, apart, extent, is_cut, to_csv
 from lpds.report.read import read_runs
 
 SHORT = TINY | {"steps": 360, "warmup_steps": 150, "num_envs": 2, "delta": 0.5}
@@ -135,3 +136,38 @@ def test_a_fork_opens_a_connection_of_its_own():
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert ask(5.0) == 5.0
         assert ask(6.0) == 6.0
+
+
+# -- pictures of many methods ------------------------------------------------------------------------------------------
+
+
+def lines(groups, wide=0.0):
+    """One line from 0 to 10 for every group, with bounds as far beyond."""
+    x, y = np.arange(2.0), np.array([0.0, 10.0])
+    return [Series(f"m{group}", group, x, y, y - wide, y + wide) for group in range(groups)]
+
+
+def test_many_groups_are_drawn_in_several_panels_of_one_span():
+    """Each once, in their order, none alone in a crowd; the levels in all of them; few stay as they are."""
+    level = Level("frozen", 4.0)
+    few = Panel("return", lines(CROWD), [level])
+    assert apart(few) == [few]
+    many = Panel("return", lines(11, wide=1.0), [level])
+    parts = apart(many)
+    assert [series.label for part in parts for series in part.series] == [f"m{group}" for group in range(11)]
+    assert [len(part.series) for part in parts] == [4, 4, 3]
+    assert {part.span for part in parts} == {(-1.0, 11.0)}
+    assert all(part.levels == [level] for part in parts)
+    assert [part.title for part in parts] == [f"return ({number} of 3)" for number in (1, 2, 3)]
+    text = to_csv(FigureData("learning", "", "", parts))
+    assert text.count("\n") == 1 + 11 * 2 + 3
+
+
+@pytest.mark.parametrize(("wide", "shown"), [(0.0, 0.0), (1.0, 1.0), (4.0, 4.0), (500.0, 10.0 * BEYOND)])
+def test_bounds_that_dwarf_the_lines_are_cut_and_lines_never(wide, shown):
+    panel = Panel("return", lines(2, wide), [Level("frozen", 9.0, 8.0, 9.5)])
+    assert extent(panel) == (-shown, 10.0 + shown)
+    assert is_cut(panel) == (wide > shown)
+    flat = Panel("return", [Series("m", 0, np.arange(2.0), np.ones(2), np.zeros(2), np.full(2, 5.0))])
+    assert extent(flat) == (0.0, 5.0)  # lines of one height dwarf nothing
+    assert not is_cut(flat)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lpds.errors import LpdsError
-from lpds.report.panels import STEPS, FigureData, Panel, Series
+from lpds.report.panels import STEPS, FigureData, Panel, Series, extent
 
 INK = "#1b1b1b"
 """Text and axes. In the page it becomes the page's own text colour, so that a dark page is readable too."""
@@ -137,14 +137,14 @@ def _draw(ax: Any, panel: Panel) -> None:
 
 
 def _scale_y(ax: Any, panel: Panel) -> None:
-    """Choose limits and ticks that show every level whole."""
+    """Choose limits and ticks that show every line and level whole; bounds far beyond them are cut."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    shown = [y for series in panel.series for y in (series.y, series.low, series.high) if y is not None]
-    shown += [np.array([y]) for level in panel.levels for y in (level.value, level.low, level.high) if y is not None]
-    values = np.concatenate(shown)
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    low, high = panel.span or extent(panel)
     if panel.log and high > 0.0:
+        shown = [y for series in panel.series for y in (series.y, series.low, series.high) if y is not None]
+        shown += [np.array([y]) for level in panel.levels for y in (level.value, level.low, level.high) if y is not None]
+        values = np.concatenate(shown)
         ax.set_yscale("log")
         decades = math.log10(high / float(np.nanmin(values[values > 0.0])))
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.0 else (1.0,)))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from lpds.report.paired import Array
 
@@ -50,6 +53,8 @@ class Panel:
     percent: bool = False
     mark: float | None = None
     """Step at which the warm-up ends."""
+    span: tuple[float, float] | None = None
+    """Lowest and highest value to be shown, where several panels are to have the same; else :func:`extent`."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,58 @@ class FigureData:
     panels: list[Panel]
     missing: str = ""
     """What cannot be drawn, and why; told where nothing else of the figure is, too."""
+
+
+CROWD = 6
+"""More groups than these are drawn in several panels: the eye follows no more lines."""
+BEYOND = 0.4
+"""Share of the lines' own range by which bounds may widen a panel on either side: those of three seeds may dwarf the lines."""
+
+
+def extent(panel: Panel) -> tuple[float, float]:
+    """Lowest and highest value that a panel shows: lines and levels whole, their bounds as far as :data:`BEYOND` goes."""
+    lines = [series.y for series in panel.series] + [np.array([level.value]) for level in panel.levels]
+    (low, high), (least, most) = _ends(lines), _ends([*lines, *_bounds(panel)])
+    room = BEYOND * (high - low) or math.inf  # of a single height there is nothing to dwarf
+    return max(least, low - room), min(most, high + room)
+
+
+def is_cut(panel: Panel) -> bool:
+    """Whether some bound is beyond what the panel shows."""
+    bounds = _bounds(panel)
+    if not bounds:
+        return False
+    (least, most), (low, high) = _ends(bounds), panel.span or extent(panel)
+    return least < low or most > high
+
+
+def _bounds(panel: Panel) -> list[Array]:
+    bounds = [y for series in panel.series for y in (series.low, series.high) if y is not None]
+    return bounds + [np.array([y]) for level in panel.levels for y in (level.low, level.high) if y is not None]
+
+
+def _ends(values: list[Array]) -> tuple[float, float]:
+    together = np.concatenate(values)
+    return float(np.nanmin(together)), float(np.nanmax(together))
+
+
+def apart(panel: Panel) -> list[Panel]:
+    """The panel, or where too many groups are in it several with some of the groups each, and the same levels and span."""
+    groups = sorted({series.group for series in panel.series if series.kind in ("line", "final")})
+    if len(groups) <= CROWD:
+        return [panel]
+    count = math.ceil(len(groups) / (CROWD - 1))
+    span = panel.span or extent(panel)
+    parts = [set(part.tolist()) for part in np.array_split(groups, count)]
+    return [
+        replace(
+            panel,
+            title=f"{panel.title} ({number} of {count})",
+            series=[series for series in panel.series if series.group in part],
+            span=span,
+        )
+        for number, part in enumerate(parts, 1)
+    ]
 
 
 def to_csv(figure: FigureData) -> str:

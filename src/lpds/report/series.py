@@ -11,7 +11,7 @@ from scipy.stats import chi
 from lpds.recent import MEMORY
 from lpds.report.acting import action_samples, shift_sizes
 from lpds.report.paired import Array, column_interval
-from lpds.report.panels import FigureData, Level, Panel, Series
+from lpds.report.panels import FigureData, Level, Panel, Series, apart, is_cut
 from lpds.report.read import Group, RunData, evaluation_points
 from lpds.stats import Interval, mean_over_seeds, share_over_seeds
 
@@ -25,9 +25,12 @@ def figures_of(groups: Sequence[Group]) -> list[FigureData]:
     made = []
     for make in makers:
         figure = make(groups)
-        panels = [panel for panel in figure.panels if panel.series]
+        panels = [part for panel in figure.panels if panel.series for part in apart(panel)]
+        caption = figure.caption
+        if any(is_cut(panel) for panel in panels):
+            caption += " Bounds far beyond the lines are cut."
         if panels or figure.missing:
-            made.append(replace(figure, panels=panels))
+            made.append(replace(figure, panels=panels, caption=caption))
     return made
 
 
