@@ -11,7 +11,7 @@ from lpds.decoders.diffusion import DiffusionDecoder, cosine_alphas_cumprod
 from lpds.decoders.flow import FlowDecoder
 from lpds.decoders.network import DenoisingMLP, shape_of
 from lpds.decoders.store import WEIGHTS, save_decoder
-from lpds.pretrain.clone import CloneSettings, chunk_starts, clone, diffusion_loss, flow_loss, normaliser_of
+from lpds.pretrain.clone import CloneSettings, chunk_windows, clone, diffusion_loss, flow_loss, normaliser_of
 from lpds.pretrain.experts import Demonstrations
 
 # --- DPPO's pre-training loss ---------------------------------------------------------------------------------------
@@ -132,13 +132,75 @@ def test_chunks_never_cross_an_episode():
     )
     episode = np.repeat(np.arange(4), lengths)
     expected = [start for start in range(12) if episode[start] == episode[min(start + 2, 13)] and start + 2 < 14]
-    assert chunk_starts(data, 3).tolist() == expected == [0, 1, 2, 7, 10, 11]
-    assert len(chunk_starts(data, 1)) == 14
+    assert chunk_windows(data, 3)[:, 0].tolist() == expected == [0, 1, 2, 7, 10, 11]
+    assert len(chunk_windows(data, 1)) == 14
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 6])
+def test_padded_chunks_begin_everywhere_and_repeat_the_episodes_last_step(chunk):
+    lengths = [5, 2, 3, 4]
+    data = Demonstrations(
+        obs=np.zeros((14, 1), np.float32),
+        actions=np.zeros((14, 1), np.float32),
+        episode_lengths=np.array(lengths),
+        episode_returns=np.zeros(4),
+        episode_source=np.zeros(4, np.int64),
+    )
+    last = np.repeat(np.cumsum(lengths) - 1, lengths)
+    wanted = [[min(start + step, last[start]) for step in range(chunk)] for start in range(14)]
+    assert chunk_windows(data, chunk, pad_end=True).tolist() == wanted
+    if chunk <= 5:  # the whole ones are among them, as they are
+        whole = [row for row in wanted if row == list(range(row[0], row[0] + chunk))]
+        assert chunk_windows(data, chunk).tolist() == whole
+
+
+@pytest.mark.parametrize(("pad_end", "at_the_end"), [(True, 1.0), (False, -1.0)])
+def test_what_an_episode_ends_with_is_learned_only_where_chunks_are_padded(pad_end, at_the_end):
+    """Twelve steps, -1 and from the tenth on +1: without padding no chunk of 8 begins where the data do +1."""
+    steps, episodes = 12, 60
+    data = Demonstrations(
+        obs=np.tile(np.arange(steps, dtype=np.float32), episodes)[:, None],
+        actions=np.tile(np.where(np.arange(steps) < 9, -1.0, 1.0).astype(np.float32), episodes)[:, None],
+        episode_lengths=np.full(episodes, steps),
+        episode_returns=np.zeros(episodes),
+        episode_source=np.zeros(episodes, np.int64),
+    )
+    settings = CloneSettings(chunk=8, width=64, steps=1500, batch_size=128, ema=0.98, sampler_steps=5, pad_end=pad_end)
+    decoder = clone(data, settings, name="tail")
+    w = torch.randn(16, 8, 1, generator=torch.Generator().manual_seed(0))
+    first = decoder(torch.full((16, 1), 11.0), w)[:, 0]
+    assert float(first.mean()) == pytest.approx(at_the_end, abs=0.3)
 
 
 def test_episodes_shorter_than_a_chunk_are_refused(refused):
     with refused("no episode", "6 steps"):
-        clone(two_modes(20), CloneSettings(chunk=6, steps=1), name="small")
+        clone(two_modes(20), CloneSettings(chunk=6, steps=1, pad_end=False), name="small")
+
+
+def test_a_stopped_training_keeps_what_it_has():
+    data, calls = two_modes(50), []
+    settings = CloneSettings(**{**QUICK, "steps": 400})
+
+    def stop():
+        calls.append(1)
+        return len(calls) == 40
+
+    stopped = clone(data, settings, name="mine", stop=stop)
+    assert len(calls) == 40
+    assert stopped.fingerprint != clone(data, settings, name="mine").fingerprint
+
+
+@pytest.mark.parametrize("size", [1, 2, 15])
+def test_a_time_size_that_no_network_has_is_refused(size, refused):
+    with refused("time_size", str(size)):
+        CloneSettings(time_size=size)
+
+
+def test_recipes_of_the_zoo_cut_their_chunks_as_ever():
+    from lpds.pretrain.recipes import ZOO
+
+    assert not any(recipe.clone.pad_end for recipe in ZOO.values())
+    assert CloneSettings().pad_end
 
 
 def test_unknown_kind_is_refused(refused):
@@ -206,7 +268,7 @@ def two_modes(episodes: int) -> Demonstrations:
     )
 
 
-QUICK = {"chunk": 2, "width": 64, "steps": 500, "batch_size": 128, "lr": 3e-3, "lr_final": 3e-4, "ema": 0.98}
+QUICK = {"pad_end": False, "chunk": 2, "width": 64, "steps": 500, "batch_size": 128, "lr": 3e-3, "lr_final": 3e-4, "ema": 0.98}
 
 
 @pytest.mark.parametrize(("kind", "sampler_steps"), [("diffusion", 5), ("flow", 8)])

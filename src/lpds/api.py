@@ -87,7 +87,8 @@ def steer(
     check_room(folder, overwrite)
     device = _device(run_settings.device)
     learner, generator = build_learner(run_settings, method, method_settings, frozen, device)
-    rows = read_demonstrations(run_settings, method, learner, frozen, chosen_env)
+    told: list[str] = []
+    rows = read_demonstrations(run_settings, method, learner, frozen, chosen_env, told.append)
     passport = make_passport(frozen, env=_env_name(chosen_env), seed=run_settings.seed, device=str(device))
     with ExitStack() as closing:  # whatever is refused from here on leaves no bar on the terminal and no environment open
         display = Display(run_settings.steps, quiet=quiet)
@@ -98,7 +99,7 @@ def steer(
         closing.callback(runner.close)
         for name in sorted(settings.keys() & set(getattr(learner, "ignores", ()))):
             display.say(f"{method} makes no use of {name}")
-        for line in remarks.of_decoder(frozen):
+        for line in [*remarks.of_decoder(frozen), *told]:
             display.say(line)
         make_room(folder, overwrite)  # only now that nothing else stands against the run
         with locked(folder):
@@ -180,7 +181,8 @@ def resume(
         learner, generator = build_learner(settings, config["method"], method_settings, frozen, device)
         # once there is a checkpoint they are in its replay, and their file may be gone or another one
         held = CheckpointStore(folder / "checkpoint").facts().get("given") if begun else None
-        rows = None if held is not None else read_demonstrations(settings, config["method"], learner, frozen, chosen_env)
+        named = (settings, config["method"], learner, frozen, chosen_env)
+        rows = None if held is not None else read_demonstrations(*named, display.say)
         if not (folder / "passport.json").is_file():  # a kill came before it
             passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
             write_json(folder / "passport.json", passport)

@@ -21,7 +21,7 @@ from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike, end_to_end
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import EnvironmentFault, LpdsError, one_line
-from lpds.findings import Finding, episodes_end, latency, seeds, spaces, starts_at_noise
+from lpds.findings import Finding, episodes_end, latency, left_out, seeds, spaces, starts_at_noise
 from lpds.probe import (
     FULL_EFFORT,
     NOISES_PER_STATE,
@@ -138,6 +138,7 @@ def check(
                 if trouble is None:
                     findings += _guarded("episodes end", partial(episodes_end, decoder, fitting))
                     findings += _guarded("seeds", partial(seeds, fitting))
+            findings += _guarded("weights", partial(left_out, decoder))
             findings += _guarded("starts at noise", partial(starts_at_noise, decoder))
             obs = synthetic_observations(decoder, samples, seed) if obs is None else obs
             findings += _examine(Probe(decoder, obs, seed), fitting, tell)

@@ -49,6 +49,15 @@ def starts_at_noise(decoder: Decoder) -> Finding | None:
     return Finding("starts at noise", figure, "warning", remedy)
 
 
+def left_out(decoder: Decoder) -> Finding | None:
+    """Whether a checkpoint holds another policy beside the one that was opened."""
+    what = getattr(decoder, "left_out", "")
+    if not what:
+        return None
+    remedy = "if the other is the one you mean, save it as a checkpoint of its own"
+    return Finding("weights", what, "warning", remedy)
+
+
 def spaces(decoder: Decoder, misfit: str | None, order: str | None = None) -> Finding:
     """Whether the environment could be made and its spaces fit."""
     if misfit is not None:

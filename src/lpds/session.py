@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,7 +105,7 @@ def build_learner(
 
 
 def read_demonstrations(
-    settings: RunSettings, method: str, learner: Method, decoder: Decoder, env: EnvLike
+    settings: RunSettings, method: str, learner: Method, decoder: Decoder, env: EnvLike, say: Callable[[str], None]
 ) -> dict[str, Tensor] | None:
     """Rows of the demonstrations that the settings name; ``None`` if they name none, or the method makes no use of any.
 
@@ -121,6 +121,8 @@ def read_demonstrations(
     from lpds.pretrain.rows import demonstration_rows
 
     data = open_data(settings.demos)
+    if data.remark:
+        say(f"WARNING: {data.remark}")
     cut = int((~data.terminated).sum()) if len(data.terminated) else 0
     if settings.end_at_success and cut:
         raise LpdsError(

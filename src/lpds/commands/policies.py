@@ -111,7 +111,11 @@ def do_demos(arguments: argparse.Namespace) -> int:
     print(f"{arguments.out}: {len(data.obs):,} transitions, {len(returns):,} episodes{level}")
     if stopped():
         print(f"stopped: {arguments.out} holds what was there by then, and not all that was asked for")
-    return 130 if stopped() else 0
+        return 130
+    if not data.recipe:  # cut short by the expert's failures
+        print(f"{arguments.out} holds fewer episodes than asked for, since the expert failed too often: try another --seed")
+        return 1
+    return 0
 
 
 def do_pretrain(arguments: argparse.Namespace) -> int:
@@ -121,6 +125,7 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
     from lpds.stats import brackets, told
 
     check_writable(arguments.out / "card.json" if arguments.out.is_dir() else arguments.out)
+    stopped = asked_to_stop("stopping after this step; what is trained by then will be kept (Ctrl-C again to break off)")
     with progress_bar("gradient steps") as advance:
         card = pretrain(
             arguments.name,
@@ -133,14 +138,25 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
             instruction=arguments.instruction,
             changes=settings_given(arguments),
             progress=lambda done, total, loss: advance(done, total),
+            stop=stopped,
             overwrite=arguments.overwrite,
         )
     mean, *bounds = told(card["return"], least=0) if card["return"] else ("",)
     level = f", return {mean}{brackets(*bounds)}" if mean else ""
+    if "remark" in card["data"]:
+        print(card["data"]["remark"])
     short = card["data"].get("episodes_shorter_than_chunk")
     if short:
         print(f"{short} of {card['data']['episodes']} episodes are shorter than a chunk, and taught nothing")
+    unlearned = card["data"].get("states_that_begin_no_chunk")
+    if unlearned:
+        share = unlearned / card["data"]["transitions"]
+        print(f"{share:.1%} of the states are an episode's last, and begin no chunk (--pad-end true repeats its last action)")
     print(f"{arguments.out}: fingerprint {card['fingerprint'][:12]}{level}")
+    at = card["training"].get("stopped_at")
+    if at is not None:
+        print(f"stopped at {at:,} of {card['training']['steps']:,} gradient steps: that is what was saved, without a return")
+        return 130
     return 0
 
 

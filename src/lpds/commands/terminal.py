@@ -32,7 +32,10 @@ def as_interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def asked_to_stop() -> Callable[[], bool]:
+EPISODE = "stopping after this episode; what is there will be kept (Ctrl-C again to break off)"
+
+
+def asked_to_stop(told: str = EPISODE) -> Callable[[], bool]:
     """Take SIGTERM and the first Ctrl-C for a request to stop, the second Ctrl-C as ever; what is returned says if one came."""
     came: list[int] = []
     before = signal.getsignal(signal.SIGINT)
@@ -40,7 +43,7 @@ def asked_to_stop() -> Callable[[], bool]:
     def request(signum: int, frame: Any) -> None:
         came.append(signum)
         signal.signal(signal.SIGINT, before)
-        say("stopping after this episode; what is there will be kept (Ctrl-C again to break off)")
+        say(told)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

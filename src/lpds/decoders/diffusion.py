@@ -103,6 +103,8 @@ class DiffusionDecoder(BaseDecoder):
         self._keep = [math.sqrt((1.0 - b) / (1.0 - a)) for a, b in zip(abar, following, strict=True)]
         self._add = [math.sqrt(b) - keep * math.sqrt(a) for a, b, keep in zip(abar, following, self._keep, strict=True)]
         self._device = torch.device("cpu")
+        self.left_out = ""
+        """What of the file that it comes from is not in it, in words."""
 
     @property
     def signal_at_start(self) -> float:

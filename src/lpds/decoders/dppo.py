@@ -23,6 +23,8 @@ from lpds.decoders.network import DenoisingMLP, shape_of
 from lpds.errors import LpdsError
 from lpds.types import LatentSpec
 
+TUNED = "actor.*, the cloned policy, as DSRL steers it; actor_ft.*, which was fine-tuned since, is not used"
+
 
 def load_dppo(
     path: str,
@@ -61,7 +63,7 @@ def load_dppo(
     if normalization is None:
         raise LpdsError(f"dppo:{path} needs normalization=PATH (npz with obs_min, obs_max, action_min, action_max)")
     normaliser = load_normaliser(Path(normalization))
-    weights = _policy_weights(_load_file(Path(path)), path)
+    weights, left_out = _policy_weights(_load_file(Path(path)), path)
     refuse_non_finite(weights, f"checkpoint {path}")
     shape = shape_of(weights, activation)
     actions = normaliser.action_min.numel()
@@ -81,9 +83,11 @@ def load_dppo(
         raise LpdsError(f"{path}: {' '.join(str(error).split())}") from None
     spec = LatentSpec((shape.obs_size,), (horizon, actions), (steps, actions))
     sampler = DiffusionSampler(denoising_steps, ddim_steps)
-    return DiffusionDecoder(
+    decoder = DiffusionDecoder(
         net, normaliser, sampler, spec, name=Path(path).stem, reference=f"dppo:{Path(path).resolve()}", bf16=bf16
     )
+    decoder.left_out = left_out
+    return decoder
 
 
 def _load_file(path: Path) -> dict[str, Any]:
@@ -102,20 +106,25 @@ def _load_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def _policy_weights(content: dict[str, Any], path: str) -> dict[str, Tensor]:
+def _policy_weights(content: dict[str, Any], path: str) -> tuple[dict[str, Tensor], str]:
+    """The weights of the policy that was cloned, and in words what of a fine-tuned one is beside them."""
     for part in ("model", "ema"):
         weights = content.get(part, {})
         table = isinstance(weights, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items())
         if not table:
             raise LpdsError(f"checkpoint {path}: {part!r} is not a table of weights; expected a file saved by DPPO")
     model: dict[str, Tensor] = content.get("model", {})
+    left_out = ""
     if any(key.startswith("actor.") for key in model):
         found = {key.removeprefix("actor."): value for key, value in model.items() if key.startswith("actor.")}
+        tuned = {key.removeprefix("actor_ft."): value for key, value in model.items() if key.startswith("actor_ft.")}
+        if any(key not in found or not torch.equal(value, found[key]) for key, value in tuned.items()):
+            left_out = TUNED
     else:
         found = content.get("ema", model)
     if not found:
         raise LpdsError(f"checkpoint {path} holds no weights")
-    return {key.removeprefix("network."): value.float() for key, value in found.items()}
+    return {key.removeprefix("network."): value.float() for key, value in found.items()}, left_out
 
 
 def load_normaliser(path: Path) -> MinMaxNormaliser:
@@ -139,4 +148,6 @@ def load_normaliser(path: Path) -> MinMaxNormaliser:
         if ranges[low].dim() != 1 or ranges[low].shape != ranges[high].shape:
             sizes = f"{list(ranges[low].shape)} and {list(ranges[high].shape)}"
             raise LpdsError(f"normaliser {path}: {low} and {high} must be two rows of the same length, not {sizes}")
+        if bool((ranges[low] > ranges[high]).any()):
+            raise LpdsError(f"normaliser {path}: {low} is above {high} in some columns (interchanged?)")
     return MinMaxNormaliser(**ranges)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from lpds.decoders.base import BaseDecoder
 from lpds.decoders.store import save_decoder
-from lpds.errors import LpdsError, one_line, unknown_name
+from lpds.errors import LpdsError, one_line
+from lpds.fields import override
 from lpds.files import write_json
 from lpds.pretrain.clone import CloneSettings, clone
 from lpds.pretrain.datasets import open_data
@@ -41,6 +42,7 @@ def pretrain(
     instruction: str | None = None,
     changes: dict[str, Any] | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    stop: Callable[[], bool] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train a decoder and write it with its ``card.json``.
@@ -56,6 +58,7 @@ def pretrain(
         instruction: what a pi0 is told.
         changes: differences from the recipe's :class:`CloneSettings`; with ``kind`` one of :data:`MAKERS`, from that kind's.
         progress: called with (step, steps, running loss).
+        stop: asked after every step; what was trained by then is saved, and its card says so and has no return.
         overwrite: replace a decoder that is there; runs that were made on it no longer open then.
 
     Returns:
@@ -64,6 +67,8 @@ def pretrain(
     Raises:
         LpdsError: there is a decoder in ``out``, or what the data, the settings or the environment refuse.
     """
+    if episodes < 0:
+        raise LpdsError(f"episodes must be at least 0, not {episodes}")
     there = [name for name in ("decoder.safetensors", "model.safetensors", "card.json") if (out / name).exists()]
     if there and not overwrite:
         raise LpdsError(f"{out} holds {', '.join(there)} already: choose another --out, or pass --overwrite")
@@ -73,18 +78,30 @@ def pretrain(
     measured = bool(episodes and (task or env))
     if measured:  # before the training, not after it
         _check_env(demonstrations, task, env)
+    done = 0
+
+    def told(step: int, steps: int, loss: float) -> None:
+        if progress is not None:
+            progress(step, steps, loss)
+
+    def stopped() -> bool:
+        nonlocal done
+        done += 1
+        return stop is not None and stop()
+
     with _place(out):
         if changes.get("kind") in MAKERS:
             make = resolve("kind", MAKERS, changes.pop("kind"))
-            decoder, training = make(demonstrations, changes, out, instruction, progress)
+            decoder, training = make(demonstrations, changes, out, instruction, told, stopped)
         else:
             base = recipe.clone if recipe is not None else CloneSettings()
-            decoder, training = _clone(name, demonstrations, base, changes, out, instruction, progress)
+            decoder, training = _clone(name, demonstrations, base, changes, out, instruction, told, stopped)
+    cut_short = done < training["steps"]
     card = {
         "format_version": FORMAT_VERSION,
         "name": name,
-        "data": data_card(name, demonstrations, decoder.spec.latent_shape[0]),
-        "training": training,
+        "data": data_card(name, demonstrations, decoder.spec.latent_shape[0], training["pad_end"]),
+        "training": {**training, "stopped_at": done} if cut_short else training,
         "decoder": decoder.describe(),
         "latent_shape": list(decoder.spec.latent_shape),
         "action_shape": list(decoder.spec.action_shape),
@@ -92,7 +109,7 @@ def pretrain(
         "return": None,
     }
     write_json(out / "card.json", card)  # before the evaluation: what was trained is not lost with an environment
-    if measured:
+    if measured and not cut_short:
         try:
             card |= _level(decoder, task, env, episodes)
         except LpdsError as error:
@@ -111,7 +128,7 @@ def _place(out: Path) -> Iterator[None]:
         raise LpdsError(f"{out} cannot be written: {one_line(error)}") from None
     try:
         yield
-    except LpdsError:
+    except BaseException:  # an interrupt, too
         if new and not any(out.iterdir()):
             out.rmdir()
         raise
@@ -124,16 +141,14 @@ def _clone(
     changes: dict[str, Any],
     out: Path,
     instruction: str | None,
-    progress: Callable[[int, int, float], None] | None,
+    progress: Callable[[int, int, float], None],
+    stop: Callable[[], bool],
 ) -> tuple[BaseDecoder, dict[str, Any]]:
     """One of the project's own decoders, and its training for the card."""
-    unknown = set(changes) - set(asdict(base))
-    if unknown:
-        raise unknown_name("setting", min(unknown), asdict(base))
-    settings = replace(base, **changes)
+    settings = override(CloneSettings, asdict(base), changes)
     if instruction is not None:
         raise LpdsError(f"an instruction is for the kinds {', '.join(MAKERS)}; {settings.kind!r} reads none")
-    decoder = clone(data, settings, name=name, progress=progress)
+    decoder = clone(data, settings, name=name, progress=progress, stop=stop)
     save_decoder(decoder, out)
     return decoder, asdict(settings)
 
@@ -150,14 +165,20 @@ def _check_env(data: Demonstrations, task: str | None, env: str | None) -> None:
         found.close()
 
 
-def data_card(name: str, data: Demonstrations, chunk: int = 1) -> dict[str, Any]:
+def data_card(name: str, data: Demonstrations, chunk: int = 1, pad_end: bool = False) -> dict[str, Any]:
     """What the data were, and how they came out; where they came from only if they say so themselves.
 
-    Episodes shorter than the chunk that the decoder gives teach it nothing, and are counted apart.
+    Where chunks end with their episode, those that are shorter teach nothing, nor does anything from an episode's last
+    states: they are counted apart.
     """
     facts: dict[str, Any] = {"transitions": len(data.obs), "episodes": len(data.episode_lengths)}
-    if short := int((data.episode_lengths < chunk).sum()):
+    short = int((data.episode_lengths < chunk).sum())
+    if short and not pad_end:
         facts["episodes_shorter_than_chunk"] = short
+    if unlearned := int(np.minimum(data.episode_lengths, chunk - 1).sum()) * (not pad_end):
+        facts["states_that_begin_no_chunk"] = unlearned
+    if data.remark:
+        facts["remark"] = data.remark
     returns = data.episode_returns
     if np.isfinite(returns).all():
         facts |= {"return_mean": float(returns.mean()), "return_std": float(returns.std())}

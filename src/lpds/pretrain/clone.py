@@ -32,6 +32,9 @@ class CloneSettings:
     width: int = 256
     blocks: int = 1
     time_size: int = 16
+    """Numbers that say the denoising time; even, at least 4."""
+    pad_end: bool = True
+    """Whether a chunk may reach beyond its episode, repeating the last action: else its last states teach nothing."""
     steps: int = 60_000
     """Gradient steps."""
     batch_size: int = 256
@@ -64,6 +67,8 @@ class CloneSettings:
             "sampler_steps",
         )
         positive(self, *names)
+        if self.time_size % 2 or self.time_size < 4:
+            raise LpdsError(f"time_size must be even and at least 4, not {self.time_size}")
         if not (0.0 <= self.ema < 1.0 and 0.0 <= self.weight_decay < math.inf):
             raise LpdsError(f"ema {self.ema} must be in [0, 1), weight_decay {self.weight_decay} finite and not negative")
         if self.kind == "diffusion" and self.sampler_steps > self.training_steps:
@@ -87,16 +92,24 @@ def _range(rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(flat, low - 0.5, low), torch.where(flat, high + 0.5, high)
 
 
-def chunk_starts(data: Demonstrations, chunk: int) -> Tensor:
-    """Indices [M] of every step from which ``chunk`` steps follow in the same episode."""
-    starts, first = [], 0
-    for length in data.episode_lengths.tolist():
-        if length >= chunk:
-            starts.append(torch.arange(first, first + length - chunk + 1))
-        first += length
-    if not starts:
+def chunk_windows(data: Demonstrations, chunk: int, pad_end: bool = False) -> Tensor:
+    """Indices [M, chunk] of the steps of every chunk of an episode.
+
+    With ``pad_end`` every step begins one, and beyond the episode's end its last step is repeated; else as many steps have to
+    follow, and the last ``chunk - 1`` of an episode begin none.
+
+    Raises:
+        LpdsError: there is no such chunk.
+    """
+    lengths = torch.from_numpy(data.episode_lengths)
+    ends = lengths.cumsum(0).repeat_interleave(lengths).unsqueeze(1)
+    windows = torch.arange(len(ends)).unsqueeze(1) + torch.arange(chunk)
+    if pad_end:
+        return torch.minimum(windows, ends - 1)
+    whole = windows[windows[:, -1:].squeeze(1) < ends.squeeze(1)]
+    if not len(whole):
         raise LpdsError(f"no episode is as long as a chunk of {chunk} steps")
-    return torch.cat(starts)
+    return whole
 
 
 def diffusion_loss(net: DenoisingMLP, x: Tensor, obs: Tensor, t: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
@@ -132,6 +145,7 @@ def clone(
     *,
     name: str,
     progress: Callable[[int, int, float], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> BaseDecoder:
     """Train a decoder on demonstrations.
 
@@ -140,6 +154,7 @@ def clone(
         settings: see :class:`CloneSettings`.
         name: of the decoder.
         progress: called with (step, steps, running loss) every 200 steps.
+        stop: asked after every step; the weights as they are by then will do.
 
     Returns:
         The frozen decoder, with the averaged weights.
@@ -152,8 +167,7 @@ def clone(
     normaliser = normaliser_of(data)
     obs = normaliser.observation(torch.from_numpy(data.obs))
     actions = normaliser.normalise_action(torch.from_numpy(data.actions))
-    starts = chunk_starts(data, settings.chunk)
-    window = torch.arange(settings.chunk)
+    windows = chunk_windows(data, settings.chunk, settings.pad_end)
     shape = NetworkShape(obs.shape[1], settings.chunk * actions.shape[1], settings.width, settings.blocks, settings.time_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -166,8 +180,8 @@ def clone(
     for step in range(settings.steps):
         share = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         optimiser.param_groups[0]["lr"] = settings.lr_final + (settings.lr - settings.lr_final) * share
-        first = starts[torch.randint(len(starts), (size,), generator=generator)]
-        x = actions[first[:, None] + window].flatten(1)
+        window = windows[torch.randint(len(windows), (size,), generator=generator)]
+        first, x = window[:, 0], actions[window].flatten(1)
         noise = torch.randn(x.shape, generator=generator)
         if settings.kind == "diffusion":
             t = torch.randint(settings.training_steps, (size,), generator=generator)
@@ -184,6 +198,8 @@ def clone(
             value = float(loss.detach())
             running = value if math.isnan(running) else 0.95 * running + 0.05 * value
             progress(step + 1, settings.steps, running)
+        if stop is not None and stop():
+            break
     with torch.no_grad():
         for parameter, mean in zip(net.parameters(), averaged, strict=True):
             parameter.copy_(mean)

@@ -14,6 +14,10 @@ from lpds.pretrain.experts import Demonstrations
 from lpds.pretrain.lerobot_dataset import open_lerobot
 from lpds.pretrain.robomimic import open_robomimic
 
+HDF5 = b"\x89HDF\r\n\x1a\n"
+"""What such a file begins with."""
+KINDS = "npz (own, or DPPO's), RoboMimic's HDF5, a LeRobotDataset's folder, minari:DATASET-ID"
+
 
 def open_data(reference: str, normalization: Path | None = None) -> Demonstrations:
     """Read demonstrations.
@@ -35,9 +39,13 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
         return _checked(open_lerobot(path), str(path))
     if not path.is_file():
         raise LpdsError(f"dataset {path} does not exist")
-    if path.suffix in (".hdf5", ".h5"):
+    with path.open("rb") as stream:
+        is_hdf5 = stream.read(len(HDF5)) == HDF5
+    if is_hdf5 or path.suffix in (".hdf5", ".h5"):
         return _checked(open_robomimic(path), str(path))
     try:
+        if not zipfile.is_zipfile(path):
+            raise LpdsError(f"dataset {path} is none of {KINDS}")
         with np.load(path, allow_pickle=False) as arrays:
             fields = {name: arrays[name] for name in arrays.files}
     except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
@@ -87,6 +95,7 @@ def _own(fields: dict[str, Any], obs: Any, actions: Any, lengths: Any) -> Demons
         recipe=str(fields.get("recipe", "")),
         scene=str(fields.get("scene", "")),
         order=str(fields.get("order", "")),
+        remark=str(fields.get("remark", "")),
     )
 
 
@@ -155,6 +164,7 @@ def _checked(data: Demonstrations, name: str) -> Demonstrations:
     for field, (shape, choices) in sizes.items():
         if shape not in choices:
             raise LpdsError(f"dataset {name}: {field} is {list(shape)}, expected {list(choices[0])}")
-    if not all(np.isfinite(part).all() for part in (data.obs, data.actions, data.rewards, data.final_obs)):
+    recorded = data.final_obs[~np.isnan(data.final_obs).all(1)] if data.final_obs.ndim == 2 else data.final_obs
+    if not all(np.isfinite(part).all() for part in (data.obs, data.actions, data.rewards, recorded)):
         raise LpdsError(f"dataset {name} holds NaN or infinity")
     return data

@@ -154,7 +154,7 @@ class Demonstrations:
     rewards: FloatArray = field(default_factory=lambda: np.empty(0, np.float32))
     """[N], or empty where the source does not say; only learning from demonstrations needs them."""
     final_obs: FloatArray = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    """[E, O], where every episode ended; empty where the source does not say."""
+    """[E, O], where every episode ended; empty where the source does not say, NaN in the rows of which it does not."""
     terminated: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     """[E], whether the episode ended for good rather than at a time limit; empty where the source does not say."""
     image: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
@@ -168,6 +168,8 @@ class Demonstrations:
     """What the simulator they come from calls the task; empty where the source does not say."""
     order: str = ""
     """Names of the vectors that were put end to end, in their order with commas; empty of one, or where nothing says it."""
+    remark: str = ""
+    """What whoever learns from them should be told; mostly empty."""
 
     def save(self, path: Path) -> None:
         """Write the project's own npz layout (one array per field, no pickle; pictures only where there are any)."""

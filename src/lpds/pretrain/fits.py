@@ -28,11 +28,14 @@ def check_fits(data: Demonstrations, env: ChunkedVectorEnv, instead: str) -> Non
             environment would clip.
     """
     space, action = env.single_observation_space, env.primitive_action_space.shape
-    if space.shape is not None and (space.shape, action) != (data.obs.shape[1:], data.actions.shape[1:]):
+    if (space.shape or data.obs.shape[1:], action) != (data.obs.shape[1:], data.actions.shape[1:]):
         raise LpdsError(
             f"the data have {data.obs.shape[1]} observations and {data.actions.shape[1]} actions, but {env.name} has "
-            f"{list(space.shape)} and {list(action or ())}: {instead}"
+            f"{list(space.shape) if space.shape else 'a dict'} and {list(action or ())}: {instead}"
         )
+    if space.shape is None:
+        entries = ", ".join(getattr(space, "spaces", {}))
+        raise LpdsError(f"the data are vectors, but {env.name} observes more than one ({entries}): flatten it, or {instead}")
     own = getattr(getattr(env.first.unwrapped, "task", None), "name", None)  # robosuite's
     if data.scene and isinstance(own, str) and own != data.scene:
         raise LpdsError(f"the data were recorded in {data.scene}, but {env.name} is {own}: {instead}")

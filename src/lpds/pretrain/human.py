@@ -42,8 +42,7 @@ def human_demonstrations(path: Path) -> Demonstrations:
         episode_returns=np.asarray([float(one.sum()) for one in rewards]),
         episode_source=np.zeros(len(episodes), np.int64),
         rewards=np.concatenate(rewards),
-        # the state after the last step was not recorded; the one before it stands for it
-        final_obs=np.stack([one[-1] for one in obs]),
+        final_obs=np.full((len(obs), obs[0].shape[1]), np.nan, np.float32),  # what was seen after the last step is not recorded
         terminated=np.zeros(len(episodes), np.bool_),
     )
 
@@ -51,6 +50,6 @@ def human_demonstrations(path: Path) -> Demonstrations:
 def joined(first: Demonstrations, second: Demonstrations) -> Demonstrations:
     """One dataset of two; the second's episodes count as one more source."""
     moved = replace(second, episode_source=second.episode_source + first.episode_source.max() + 1)
-    names = [name for name in first.__dataclass_fields__ if name not in ("recipe", "scene", "order")]
+    names = [name for name in first.__dataclass_fields__ if name not in ("recipe", "scene", "order", "remark")]
     fields: dict[str, Any] = {name: np.concatenate([getattr(first, name), getattr(moved, name)]) for name in names}
     return Demonstrations(**fields)

@@ -22,6 +22,10 @@ from lpds.pretrain.experts import Demonstrations
 FIRST = ("observation.state", "observation.environment_state")
 """Put end to end in this order where they are there, then every further vector under ``observation.`` by name."""
 UNREAD = ("image", "video", "string")
+UNTOLD = (
+    "the dataset does not say which of its episodes succeeded (next.success): every next.done is taken for an end after which "
+    "nothing is to be had, time limits, too"
+)
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 
 Array = npt.NDArray[Any]
@@ -39,9 +43,10 @@ class _Episode:
 def open_lerobot(folder: Path, keys: Sequence[str] | None = None) -> Demonstrations:
     """Read the vectors of a LeRobotDataset.
 
-    Neither version stores the observation after the last action: ``final_obs`` repeats the last one there is. An episode
-    counts as terminated where its last frame says both ``next.done`` and ``next.success``; ``next.done`` alone ends
-    recordings of any kind, time limits among them.
+    Neither version stores the observation after the last action: ``final_obs`` is NaN. An episode counts as terminated where
+    its last frame says both ``next.done`` and ``next.success``. Where a dataset has no ``next.success``, ``next.done`` may end
+    a recording of any kind, a time limit among them: it counts as the end then, since a last reward, which may stand for a
+    success, would be lost without it, and ``remark`` says so.
 
     Args:
         folder: the dataset's, which holds ``meta/info.json``.
@@ -74,7 +79,7 @@ def open_lerobot(folder: Path, keys: Sequence[str] | None = None) -> Demonstrati
     rewards = [part[:, 0].astype(np.float32) for part in parts.get("next.reward", [])]
     obs = [np.concatenate(both, axis=1) for both in zip(*(parts[name] for name in observations), strict=True)]
     done, success = parts.get("next.done"), parts.get("next.success")
-    ended = [bool(a[-1, 0]) and bool(b[-1, 0]) for a, b in zip(done, success, strict=True)] if done and success else []
+    ended = [bool(a[-1, 0]) and (success is None or bool(success[i][-1, 0])) for i, a in enumerate(done or [])]
     return Demonstrations(
         obs=np.concatenate(obs).astype(np.float32),
         actions=np.concatenate(parts["action"]).astype(np.float32),
@@ -82,9 +87,10 @@ def open_lerobot(folder: Path, keys: Sequence[str] | None = None) -> Demonstrati
         episode_returns=np.asarray([one.sum() for one in rewards] or [np.nan] * len(episodes), np.float64),
         episode_source=np.zeros(len(episodes), np.int64),
         rewards=np.concatenate(rewards) if rewards else np.empty(0, np.float32),
-        final_obs=np.stack([one[-1] for one in obs]).astype(np.float32) if rewards else np.empty((0, 0), np.float32),
+        final_obs=np.full((len(obs), obs[0].shape[1]), np.nan, np.float32) if rewards else np.empty((0, 0), np.float32),
         terminated=np.asarray(ended or [False] * len(episodes), np.bool_),
         order=", ".join(observations) if len(observations) > 1 else "",
+        remark=UNTOLD if done and success is None and any(ended) else "",
     )
 
 

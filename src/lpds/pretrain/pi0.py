@@ -28,7 +28,7 @@ from lpds.decoders.lerobot.statistics import FILES, TOKENIZER
 from lpds.decoders.lerobot.tiny import TinySizes, built_with, write_sizes
 from lpds.errors import LpdsError, unknown_name
 from lpds.files import write_json
-from lpds.pretrain.clone import chunk_starts
+from lpds.pretrain.clone import chunk_windows
 from lpds.pretrain.experts import Demonstrations
 
 STATE, ACTION, PICTURE = "observation.state", "action", 14
@@ -55,6 +55,8 @@ class Pi0Settings:
     """Cosine decay from ``lr`` to this."""
     ema: float = 0.998
     """Memory of the averaged weights, per step."""
+    pad_end: bool = True
+    """As :attr:`lpds.pretrain.clone.CloneSettings.pad_end`."""
     seed: int = 0
     sizes: TinySizes = field(default_factory=TinySizes)
 
@@ -65,6 +67,7 @@ def make_pi0(
     out: Path,
     instruction: str | None,
     progress: Callable[[int, int, float], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> tuple[BaseDecoder, dict[str, Any]]:
     """Train a tiny pi0 and write it as LeRobot saves one; ``lerobot:OUT`` opens it, with ``flat`` and its instruction.
 
@@ -74,6 +77,7 @@ def make_pi0(
         out: folder to write.
         instruction: what the robot is told; its words are the tokenizer's.
         progress: called with (step, steps, running loss).
+        stop: asked after every step; the weights as they are by then will do.
 
     Returns:
         The decoder, opened from the folder, and its training for the card.
@@ -87,7 +91,7 @@ def make_pi0(
     if instruction is None or not instruction.strip():
         raise LpdsError("a pi0 is told what to do: pass --instruction")
     import_lerobot("pi0")
-    train_pi0(data, settings, out, instruction, progress)
+    train_pi0(data, settings, out, instruction, progress, stop)
     decoder = load_decoder(f"lerobot:{out.resolve()}", flat=True, task=instruction)
     return decoder, {"kind": "pi0", **asdict(settings), "instruction": instruction}
 
@@ -98,6 +102,7 @@ def train_pi0(
     folder: Path,
     instruction: str,
     progress: Callable[[int, int, float], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> None:
     """Clone by flow matching and save the averaged weights with processors and tokenizer.
 
@@ -112,7 +117,7 @@ def train_pi0(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # of the weights, and of the noise and times that LeRobot's loss draws
         policy = _build(config, sizes)
-        _fit(policy, data, stats, settings, tokens, progress)
+        _fit(policy, data, stats, settings, tokens, progress, stop)
     folder.mkdir(parents=True, exist_ok=True)
     write_sizes(folder, sizes)
     _save(policy, stats, tokenizer, folder)
@@ -208,13 +213,14 @@ def _fit(
     settings: Pi0Settings,
     tokens: Tensor,
     progress: Callable[[int, int, float], None] | None,
+    stop: Callable[[], bool] | None,
 ) -> None:
     generator = torch.Generator().manual_seed(settings.seed)
     scaled = {
         key: (torch.from_numpy(rows) - stats[key]["mean"]) / stats[key]["std"]
         for key, rows in ((STATE, data.obs), (ACTION, data.actions))
     }
-    starts, window = chunk_starts(data, settings.chunk), torch.arange(settings.chunk)
+    windows = chunk_windows(data, settings.chunk, settings.pad_end)
     size = settings.batch_size
     # one task, one instruction: the same tokens in every row, as the tokenizer will give them
     pictures = policy._preprocess_images(blank_camera(policy.config, size))
@@ -228,8 +234,8 @@ def _fit(
     for step in range(settings.steps):
         share = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         optimiser.param_groups[0]["lr"] = settings.lr_final + (settings.lr - settings.lr_final) * share
-        first = starts[torch.randint(len(starts), (size,), generator=generator)]
-        chunks = torch.nn.functional.pad(scaled[ACTION][first[:, None] + window], padded)
+        window = windows[torch.randint(len(windows), (size,), generator=generator)]
+        first, chunks = window[:, 0], torch.nn.functional.pad(scaled[ACTION][window], padded)
         # 0.4 would draw both itself, in this order; 0.6 asks for them
         noise, time = policy.model.sample_noise(chunks.shape, chunks.device), policy.model.sample_time(size, chunks.device)
         loss = policy.model.forward(*pictures, *told, scaled[STATE][first], chunks, noise, time).mean()
@@ -242,6 +248,8 @@ def _fit(
             value = float(loss.detach())
             running = value if math.isnan(running) else 0.95 * running + 0.05 * value
             progress(step + 1, settings.steps, running)
+        if stop is not None and stop():
+            break
     with torch.no_grad():
         for parameter, mean in zip(parameters, averaged, strict=True):
             parameter.copy_(mean)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,27 +98,30 @@ SCRIPTED["libero-90:57"] = ScriptedRecipe(
     "libero-90:57", "lpds.pretrain.scripted.cream_cheese", episodes=200, options={"end_at_success": False}
 )
 
+_whole_chunks = partial(CloneSettings, pad_end=False)
+"""What the shipped decoders were trained on: chunks within their episodes."""
+
 ZOO: dict[str, Recipe] = {
-    "toy": Recipe("toy", "toy", CloneSettings(chunk=2, width=64, steps=20_000)),
-    "toy-flow": Recipe("toy", "toy", CloneSettings("flow", chunk=2, width=64, steps=20_000, sampler_steps=8)),
-    "hopper": Recipe("hopper", "hopper", CloneSettings(steps=40_000)),
-    "hopper-flow": Recipe("hopper", "hopper", CloneSettings("flow", steps=40_000, sampler_steps=4)),
-    "hopper-c8": Recipe("hopper", "hopper", CloneSettings(chunk=8, steps=40_000)),
-    "walker2d": Recipe("walker2d", "walker2d", CloneSettings(steps=60_000, sampler_steps=10)),
-    "adroit-pen": Recipe("adroit-pen", "adroit-pen", CloneSettings(steps=10_000, sampler_steps=8)),
-    "adroit-pen-flow": Recipe("adroit-pen", "adroit-pen", CloneSettings("flow", steps=10_000, sampler_steps=4)),
-    "adroit-pen-c8": Recipe("adroit-pen", "adroit-pen", CloneSettings(chunk=8, width=384, steps=10_000, sampler_steps=8)),
-    "adroit-hammer": Recipe("adroit-hammer", "adroit-hammer", CloneSettings(steps=15_000, sampler_steps=8)),
-    "adroit-door": Recipe("adroit-door", "adroit-door", CloneSettings(steps=15_000, sampler_steps=8)),
-    "adroit-relocate": Recipe("adroit-relocate", "adroit-relocate", CloneSettings(width=512, steps=30_000, sampler_steps=8)),
+    "toy": Recipe("toy", "toy", _whole_chunks(chunk=2, width=64, steps=20_000)),
+    "toy-flow": Recipe("toy", "toy", _whole_chunks("flow", chunk=2, width=64, steps=20_000, sampler_steps=8)),
+    "hopper": Recipe("hopper", "hopper", _whole_chunks(steps=40_000)),
+    "hopper-flow": Recipe("hopper", "hopper", _whole_chunks("flow", steps=40_000, sampler_steps=4)),
+    "hopper-c8": Recipe("hopper", "hopper", _whole_chunks(chunk=8, steps=40_000)),
+    "walker2d": Recipe("walker2d", "walker2d", _whole_chunks(steps=60_000, sampler_steps=10)),
+    "adroit-pen": Recipe("adroit-pen", "adroit-pen", _whole_chunks(steps=10_000, sampler_steps=8)),
+    "adroit-pen-flow": Recipe("adroit-pen", "adroit-pen", _whole_chunks("flow", steps=10_000, sampler_steps=4)),
+    "adroit-pen-c8": Recipe("adroit-pen", "adroit-pen", _whole_chunks(chunk=8, width=384, steps=10_000, sampler_steps=8)),
+    "adroit-hammer": Recipe("adroit-hammer", "adroit-hammer", _whole_chunks(steps=15_000, sampler_steps=8)),
+    "adroit-door": Recipe("adroit-door", "adroit-door", _whole_chunks(steps=15_000, sampler_steps=8)),
+    "adroit-relocate": Recipe("adroit-relocate", "adroit-relocate", _whole_chunks(width=512, steps=30_000, sampler_steps=8)),
     # four episodes: with eight the clone lifts the cube nearly always
-    "robomimic-lift": Recipe("robomimic-lift", "robomimic-lift", CloneSettings(steps=6_000, sampler_steps=8)),
-    "robomimic-can": Recipe("robomimic-can", "robomimic-can", CloneSettings(steps=15_000, sampler_steps=8)),
-    "robomimic-can-flow": Recipe("robomimic-can", "robomimic-can", CloneSettings("flow", steps=15_000, sampler_steps=4)),
-    "robomimic-can-c8": Recipe("robomimic-can", "robomimic-can", CloneSettings(chunk=8, steps=15_000, sampler_steps=8)),
+    "robomimic-lift": Recipe("robomimic-lift", "robomimic-lift", _whole_chunks(steps=6_000, sampler_steps=8)),
+    "robomimic-can": Recipe("robomimic-can", "robomimic-can", _whole_chunks(steps=15_000, sampler_steps=8)),
+    "robomimic-can-flow": Recipe("robomimic-can", "robomimic-can", _whole_chunks("flow", steps=15_000, sampler_steps=4)),
+    "robomimic-can-c8": Recipe("robomimic-can", "robomimic-can", _whole_chunks(chunk=8, steps=15_000, sampler_steps=8)),
     # precise work: 400 episodes and twice the width
-    "robomimic-square": Recipe("robomimic-square", "robomimic-square", CloneSettings(width=512, steps=30_000, sampler_steps=8)),
-    "halfcheetah": Recipe("halfcheetah", "halfcheetah", CloneSettings(steps=60_000)),
+    "robomimic-square": Recipe("robomimic-square", "robomimic-square", _whole_chunks(width=512, steps=30_000, sampler_steps=8)),
+    "halfcheetah": Recipe("halfcheetah", "halfcheetah", _whole_chunks(steps=60_000)),
 }
 
 
@@ -161,7 +165,9 @@ def make_data(
     """
     name = ZOO[name].data if name in ZOO else name
     data = _make(name, experts, progress, episodes, seed, cameras, say, stop)
-    return replace(data, recipe="" if stop is not None and stop() else name)  # what was cut short is not the recipe's
+    wanted = (SCRIPTED[name].episodes if episodes is None else episodes) if name in SCRIPTED else 0
+    cut_short = (stop is not None and stop()) or len(data.episode_lengths) < wanted
+    return replace(data, recipe="" if cut_short else name)  # what was cut short is not the recipe's
 
 
 def _make(

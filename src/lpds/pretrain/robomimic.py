@@ -51,6 +51,9 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
     there = list(demos[0]["obs"])
     chosen = [*keys] if keys is not None else [key for key in (*KEYS, "object") if key in there]
     missing = [key for key in chosen if key not in there]
+    if keys is None:  # of an arm all three or none: two of them would do for a policy without an orientation, say
+        arms = {key.split("_")[0] for key in chosen if key in KEYS}
+        missing = [key for key in KEYS if key.split("_")[0] in arms and key not in there]
     if missing or not chosen:
         raise LpdsError(f"dataset {path} has no observation {missing or KEYS}; it has {', '.join(there)}")
     if keys is None and "object" not in there:
@@ -97,9 +100,17 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
         if every("next_obs")
         else np.empty((0, 0), np.float32),
         scene=scene,
+        remark=_masks(file, path),
         # its dones mark success, after which the recording stops; an episode of these tasks goes on to its horizon
         terminated=np.zeros(len(demos), np.bool_),
     )
+
+
+def _masks(file: Any, path: Path) -> str:
+    """The file's own split of its demonstrations, which is not made use of."""
+    masks = file.get("mask")
+    held = sorted(masks) if hasattr(masks, "keys") else []
+    return f"{path} splits its demonstrations ({', '.join(held)}): all of them are used" if held else ""
 
 
 def _shape(values: Any) -> tuple[int, ...]:

@@ -25,6 +25,10 @@ def demonstration_rows(
     The last chunk of an episode may be short: its rewards end with it, and the steps that were never executed repeat the
     last action, as the decoder's own chunk would have gone on somewhere.
 
+    Where an episode went on, but what was seen after its last step is not recorded (``final_obs`` is NaN), the last
+    observation there is becomes the final one, and the step that was done in it is left out: a row whose next state is its
+    own would bootstrap from itself.
+
     Args:
         data: with rewards, final observations and ends.
         spec: of the decoder; its executed slice is the length of a decision.
@@ -58,6 +62,10 @@ def demonstration_rows(
     steps = spec.action_shape[0]
     ends = np.cumsum(data.episode_lengths)
     starts = ends - data.episode_lengths
+    unseen = ~np.isfinite(data.final_obs).all(1) & ~data.terminated
+    final_obs = np.where(unseen[:, None], data.obs[ends - 1], data.final_obs)
+    alone = unseen & (data.episode_lengths == 1)  # there is nothing to go on to
+    ends = ends - (unseen & ~alone)
     first = np.concatenate([np.arange(a, b, steps) for a, b in zip(starts, ends, strict=True)])
     episode = np.searchsorted(ends, first, side="right")
     k = np.minimum(steps, ends[episode] - first)
@@ -65,10 +73,10 @@ def demonstration_rows(
     executed = np.arange(steps) < k[:, None]
     rewards = np.where(executed, data.rewards[index] + reward_offset, 0.0)
     last = first + k == ends[episode]
-    ended = data.terminated[episode]
+    ended = (data.terminated | alone)[episode]
     reward, factor = chunk_return(rewards, k, last & ended, gamma, discount, last & ~ended)
     following = data.obs[np.minimum(first + k, len(data.obs) - 1)]
-    next_obs = np.where(last[:, None], data.final_obs[episode], following)
+    next_obs = np.where(last[:, None], np.nan_to_num(final_obs[episode]), following)  # NaN where nothing follows
     reward, factor, next_obs = _over_steps(n_step, reward, factor, next_obs, last)
     return {
         "obs": torch.from_numpy(data.obs[first]),

@@ -63,10 +63,11 @@ def demonstrate(
         stop: asked after every attempt; what is there by then is all that is wanted.
 
     Returns:
-        The successful episodes; ``episode_source`` is the number of the mode in ``MODES``.
+        The successful episodes, fewer than wanted where it fails too often; ``episode_source`` is the number of the mode in
+        ``MODES``.
 
     Raises:
-        LpdsError: no episodes are wanted, or it fails too often.
+        LpdsError: no episodes are wanted, or it never succeeds.
     """
     if episodes < 1:
         raise LpdsError(f"episodes must be at least 1, not {episodes}")
@@ -75,18 +76,20 @@ def demonstrate(
     env = resolve("environment", ENVIRONMENTS, env_id)(**options or {})
     kept: list[_Episode] = []
     tried = np.zeros(len(script.MODES), np.int64)
-    while len(kept) < episodes:
-        if tried.sum() >= ATTEMPTS * episodes:
-            raise LpdsError(f"the expert of {env_id} succeeded in {len(kept)} of {tried.sum()} attempts, {episodes} are wanted")
-        episode = _attempt(env, script, np.random.default_rng([seed, int(tried.sum())]), tremor)
-        tried[episode.mode] += 1
-        if episode.succeeded:
-            kept.append(episode)
-        if progress is not None:
-            progress(len(kept), episodes)
-        if kept and stop is not None and stop():
-            break
-    env.close()
+    try:
+        while len(kept) < episodes and tried.sum() < ATTEMPTS * episodes:
+            episode = _attempt(env, script, np.random.default_rng([seed, int(tried.sum())]), tremor)
+            tried[episode.mode] += 1
+            if episode.succeeded:
+                kept.append(episode)
+            if progress is not None:
+                progress(len(kept), episodes)
+            if kept and stop is not None and stop():
+                break
+    finally:
+        env.close()
+    if not kept:
+        raise LpdsError(f"the expert of {env_id} succeeded in none of {tried.sum()} attempts: try another --seed")
     data = _demonstrations(kept)
     if say is not None:
         won = np.bincount(data.episode_source, minlength=len(tried))
