@@ -137,6 +137,22 @@ def test_robomimic_keys_come_in_its_order_and_demos_by_number(tmp_path):
     assert not data.terminated.any()
 
 
+def test_a_files_own_split_is_told_and_an_arm_without_one_of_its_keys_is_refused(tmp_path, refused):
+    robomimic_file(tmp_path / "lift.hdf5")
+    assert open_data(str(tmp_path / "lift.hdf5")).remark.endswith("splits its demonstrations (train): all of them are used")
+    robomimic_file(tmp_path / "site.hdf5", without=("obs/robot0_eef_quat", "next_obs/robot0_eef_quat"))
+    with refused("no observation ['robot0_eef_quat']", "robot0_eef_pos"):
+        open_data(str(tmp_path / "site.hdf5"))
+
+
+def test_a_file_is_known_by_what_it_begins_with(tmp_path, refused):
+    robomimic_file(tmp_path / "lift.hdf")
+    assert len(open_data(str(tmp_path / "lift.hdf")).obs) == 10
+    (tmp_path / "data.pkl").write_bytes(b"\x80\x04 a pickle")
+    with refused("data.pkl is none of npz", "LeRobotDataset", "minari:"):
+        open_data(str(tmp_path / "data.pkl"))
+
+
 def test_two_arms_both_come_before_the_object(tmp_path):
     held = robomimic_file(tmp_path / "transport.hdf5", arms=2)
     data = open_data(str(tmp_path / "transport.hdf5"))

@@ -47,6 +47,30 @@ def test_rows_are_the_semi_markov_transitions_of_every_episode():
     assert offset["reward"].tolist() == [0 + 0.5, 2 + 1.5, 4.0, 5 + 3.0, 7 + 4.0, 9 + 5.0]
 
 
+@pytest.mark.parametrize(("chunk", "n_step"), [(1, 1), (2, 1), (3, 1), (2, 3)])
+def test_no_row_bootstraps_from_itself_where_the_end_was_not_recorded(chunk, n_step):
+    """An episode that went on, unseen, is one step shorter: its last observation is where the row before it led."""
+    data = made_up(lengths=(5, 4, 2, 1), terminated=(True, False, False, False))
+    unseen = replace(data, final_obs=np.full_like(data.final_obs, np.nan))
+    spec, asked = LatentSpec((2,), (chunk, 2), (chunk, 2)), {"gamma": 0.5, "discount": "exact", "n_step": n_step}
+    rows = demonstration_rows(unseen, spec, **asked)
+    kept = [0, 1, 2, 3, 4, 5, 6, 7, 9, 11]  # without the last steps of the second and the third episode
+    shorter = replace(
+        made_up(lengths=(5, 3, 1, 1), terminated=(True, False, False, True)),
+        obs=data.obs[kept],
+        actions=data.actions[kept],
+        rewards=data.rewards[kept],
+        final_obs=np.stack([np.zeros(2, np.float32), data.obs[8], data.obs[10], np.zeros(2, np.float32)]),
+    )
+    wanted = demonstration_rows(shorter, spec, **asked)
+    for name in ("obs", "action", "reward", "discount"):
+        assert torch.equal(rows[name], wanted[name])
+    goes_on = rows["discount"] > 0
+    assert torch.equal(rows["next_obs"][goes_on], wanted["next_obs"][goes_on])
+    assert bool(torch.isfinite(rows["next_obs"]).all())
+    assert not bool((rows["next_obs"] == rows["obs"]).all(1)[goes_on].any())
+
+
 def test_what_cannot_be_rows(refused):
     with refused("have no rewards"):
         demonstration_rows(replace(made_up(), rewards=np.empty(0, np.float32)), SPEC, gamma=0.9, discount="exact")
@@ -107,7 +131,7 @@ def test_a_method_that_needs_more_than_chunks_and_a_missing_file_leave_no_folder
 @pytest.mark.parametrize("field", ["obs", "actions", "rewards", "final_obs"])
 def test_a_number_that_is_none_is_refused_wherever_it_stands(tmp_path, field, refused):
     data = made_up()
-    getattr(data, field)[1] = np.nan
+    getattr(data, field).flat[3] = np.nan  # a whole row of final_obs says that it was not recorded
     data.save(tmp_path / "d.npz")
     with refused("holds NaN or infinity"):
         open_data(str(tmp_path / "d.npz"))

@@ -13,10 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import lpds
 from lpds import load_decoder
 from lpds.decoders.base import MinMaxNormaliser
 from lpds.decoders.diffusion import cosine_alphas_cumprod, ddim_times
 from lpds.decoders.network import sinusoid
+from lpds.remarks import of_decoder
 
 TASKS = {
     "dppo_hopper": {"file": "state_3000.pt", "steps": 5, "activation": "relu", "shape": ((11,), (4, 3))},
@@ -232,7 +234,29 @@ def test_a_fine_tuned_file_gives_its_frozen_copy(hopper, content, tmp_path):
     for extra in ({}, {"ema": content["model"]}):
         decoder = hopper.open(path=written({"epoch": 1, "model": model, **extra}, tmp_path))
         assert decoder.fingerprint == hopper.open().fingerprint
+        (found,) = (one for one in lpds.check(decoder, samples=16).findings if one.name == "weights")
+        assert found.verdict == "warning"
+        assert "actor_ft.*, which was fine-tuned since, is not used" in str(found.figure)
+        (line,) = of_decoder(decoder)
+        assert line.startswith(f"WARNING: decoder {decoder.name!r} has of its checkpoint actor.*")
         close(decoder(hopper.io["api_obs"], hopper.io["noise"]), hopper.io["ddim5_api_action"], 2e-5)
+
+
+def test_a_file_that_nobody_fine_tuned_gets_no_warning(hopper, content, tmp_path):
+    policy = {key.removeprefix("network."): value for key, value in content["ema"].items()}
+    same = {f"{part}.{key}": value for part in ("actor", "actor_ft") for key, value in policy.items()}
+    for decoder in (hopper.open(), hopper.open(path=written({"epoch": 1, "model": same}, tmp_path))):
+        assert of_decoder(decoder) == []
+        assert not [one for one in lpds.check(decoder, samples=16).findings if one.name == "weights"]
+
+
+@pytest.mark.parametrize("part", ["obs", "action"])
+def test_ranges_that_are_interchanged_are_refused(hopper, tmp_path, refused, part):
+    arrays = dict(np.load(hopper.identity))
+    arrays[f"{part}_min"], arrays[f"{part}_max"] = arrays[f"{part}_max"], arrays[f"{part}_min"]
+    np.savez(tmp_path / "n.npz", **arrays)
+    with refused(f"{part}_min is above {part}_max"):
+        hopper.open(normalization=tmp_path / "n.npz")
 
 
 def test_only_the_used_weights_must_be_finite(hopper, content, tmp_path):

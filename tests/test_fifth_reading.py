@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,11 @@ from scripted import TINY, identity_decoder
 from serving import served
 
 import lpds
+from lpds.cli import main
 from lpds.doctor import check
+from lpds.pretrain.build import pretrain
+from lpds.pretrain.experts import Demonstrations
+from lpds.pretrain.fits import check_fits
 from lpds.report import write_report
 from lpds.report.acting import NUMBERS, shift_sizes
 from lpds.report.panels import BEYOND, CROWD, FigureData, Level, Panel, Series, apart, extent, is_cut, to_csv
@@ -171,3 +177,112 @@ def test_bounds_that_dwarf_the_lines_are_cut_and_lines_never(wide, shown):
     flat = Panel("return", [Series("m", 0, np.arange(2.0), np.ones(2), np.zeros(2), np.full(2, 5.0))])
     assert extent(flat) == (0.0, 5.0)  # lines of one height dwarf nothing
     assert not is_cut(flat)
+
+
+# -- data and training of one's own ------------------------------------------------------------------------------------
+
+
+def plain_data(lengths=(6, 6, 3), actions=2):
+    rng, count = np.random.default_rng(0), sum(lengths)
+    return Demonstrations(
+        obs=rng.normal(size=(count, 2)).astype(np.float32),
+        actions=rng.uniform(-1.0, 1.0, (count, actions)).astype(np.float32),
+        episode_lengths=np.asarray(lengths, np.int64),
+        episode_returns=np.zeros(len(lengths)),
+        episode_source=np.zeros(len(lengths), np.int64),
+    )
+
+
+SMALL = {"chunk": 4, "width": 16, "steps": 40, "batch_size": 8}
+
+
+def test_a_stopped_training_is_saved_and_its_card_says_so(tmp_path, capsys, monkeypatch):
+    plain_data().save(tmp_path / "d.npz")
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) >= 15
+
+    card = pretrain("mine", str(tmp_path / "d.npz"), tmp_path / "out", env="four-mode", changes=SMALL, stop=stop)
+    assert card["training"]["stopped_at"] == 15
+    assert card["return"] is None
+    assert lpds.load_decoder(f"folder:{tmp_path / 'out'}").fingerprint == card["fingerprint"]
+    whole = pretrain("mine", str(tmp_path / "d.npz"), tmp_path / "whole", episodes=0, changes=SMALL)
+    assert "stopped_at" not in whole["training"]
+    assert whole["fingerprint"] != card["fingerprint"]
+    monkeypatch.setattr("lpds.commands.policies.asked_to_stop", lambda told: lambda: True)
+    words = ["pretrain", "mine", "--data", str(tmp_path / "d.npz"), "--out", str(tmp_path / "again"), "--episodes", "0"]
+    assert main([*words, "--steps", "40", "--width", "16"]) == 130
+    assert "stopped at 1 of 40 gradient steps" in capsys.readouterr().out
+
+
+def test_an_interrupt_leaves_no_empty_folder_and_bad_numbers_are_refused_before_the_training(tmp_path, refused):
+    plain_data().save(tmp_path / "d.npz")
+    data, out = str(tmp_path / "d.npz"), tmp_path / "out"
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain("mine", data, out, episodes=0, changes=SMALL, stop=stop)
+    assert not out.exists()
+    with refused("episodes must be at least 0, not -3"):
+        pretrain("mine", data, out, episodes=-3, changes=SMALL)
+    with refused("steps must be of type int", "'9'"):
+        pretrain("mine", data, out, episodes=0, changes=SMALL | {"steps": "9"})
+    with refused("unknown setting 'widht'", "width"):
+        pretrain("mine", data, out, episodes=0, changes={"widht": 8})
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("pad_end", "unlearned"), [(True, None), (False, 3 + 3 + 3)])
+def test_a_card_counts_the_states_that_no_chunk_begins_in(tmp_path, pad_end, unlearned, capsys):
+    plain_data().save(tmp_path / "d.npz")
+    words = ["pretrain", "mine", "--data", str(tmp_path / "d.npz"), "--out", str(tmp_path / "out"), "--episodes", "0"]
+    assert main([*words, "--steps", "5", "--width", "16", "--pad-end", str(pad_end).lower()]) == 0
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["data"].get("states_that_begin_no_chunk") == unlearned
+    said = capsys.readouterr().out
+    assert ("60.0% of the states are an episode's last, and begin no chunk" in said) == (not pad_end)
+    assert ("1 of 3 episodes are shorter than a chunk" in said) == (not pad_end)
+
+
+def test_data_of_vectors_are_no_data_of_an_environment_that_observes_a_dict(refused):
+    env = lpds.make_env(Spot, 1, 1, keep_dict=True)
+    with refused("3 actions", "a dict", "[2]", "name another"):
+        check_fits(plain_data(actions=3), env, "name another")
+    with refused("the data are vectors", "picture, speed, unused", "flatten it"):
+        check_fits(plain_data(), env, "name another")
+    env.close()
+
+
+def test_an_expert_that_fails_too_often_gives_what_it_has(monkeypatch, refused):
+    """Six wanted, a success in ten attempts: the successes are kept, and the data are not the recipe's."""
+    from lpds.pretrain.recipes import SCRIPTED, make_data
+    from lpds.pretrain.scripted import collect
+
+    closed, tried, every = [], [], [10]
+    monkeypatch.setattr(collect, "resolve", lambda *given: lambda **options: SimpleNamespace(close=lambda: closed.append(1)))
+
+    def attempt(env, script, rng, tremor):
+        tried.append(1)
+        episode = collect._Episode(0)
+        episode.obs, episode.pictures = [np.zeros(2, np.float32)] * 2, [{}]
+        episode.actions, episode.rewards = [np.zeros(1, np.float32)], [1.0]
+        episode.succeeded = len(tried) % every[0] == 0
+        return episode
+
+    monkeypatch.setattr(collect, "_attempt", attempt)
+    name = next(iter(SCRIPTED))
+    data = make_data(name, None, episodes=6)
+    assert len(tried) == collect.ATTEMPTS * 6
+    assert len(data.episode_lengths) == len(tried) // 10 < 6
+    assert data.recipe == ""
+    assert closed == [1]
+    every[0] = 10**6
+    with refused("succeeded in none of 30 attempts", "--seed"):
+        make_data(name, None, episodes=6)
+    assert closed == [1, 1]
+    every[0] = 1
+    assert make_data(name, None, episodes=6).recipe == name

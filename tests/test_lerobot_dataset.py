@@ -112,7 +112,8 @@ def test_both_layouts_give_every_number(tmp_path, version, fixed):
     assert data.episode_returns.tolist() == [0.0, 1.0, 1.0]
     np.testing.assert_array_equal(data.rewards, held["next.reward"][:, 0])
     assert data.terminated.tolist() == [False, True, True]  # a recording that stopped without success is no end
-    np.testing.assert_array_equal(data.final_obs, data.obs[np.cumsum(LENGTHS) - 1])
+    assert np.isnan(data.final_obs).all()  # no version keeps what was seen after the last step
+    assert data.remark == ""
     assert data.obs.dtype == data.actions.dtype == np.float32
     np.testing.assert_array_equal(open_lerobot(tmp_path, ["observation.a_force"]).obs, held["observation.a_force"])
 
@@ -123,9 +124,23 @@ def test_they_are_rows_for_the_replay(tmp_path):
 
     write(tmp_path, "v3.0")
     rows = demonstration_rows(open_data(str(tmp_path)), LatentSpec((8,), (2, 2), (2, 2)), gamma=0.9, discount="exact")
-    assert len(rows["obs"]) == 2 + 3 + 2
-    np.testing.assert_allclose(rows["discount"].numpy(), [0.81, 0.9, 0.81, 0.81, 0.0, 0.81, 0.0], rtol=1e-6)
-    np.testing.assert_allclose(rows["reward"].numpy(), [0, 0, 0, 0, 1, 0, 0.9], rtol=1e-6)
+    assert len(rows["obs"]) == 1 + 3 + 2  # the first, of three steps, did not end: its third state is where it led
+    np.testing.assert_allclose(rows["discount"].numpy(), [0.81, 0.81, 0.81, 0.0, 0.81, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(rows["reward"].numpy(), [0, 0, 0, 1, 0, 0.9], rtol=1e-6)
+    np.testing.assert_array_equal(rows["next_obs"][0].numpy(), open_data(str(tmp_path)).obs[2])
+
+
+def test_where_nothing_says_success_every_done_is_an_end_and_that_is_told(tmp_path):
+    """Its last reward may be a success, which an episode that goes on would repeat for ever and a shorter one would lose."""
+    from lpds.pretrain.rows import demonstration_rows
+    from lpds.types import LatentSpec
+
+    write(tmp_path, "v3.0", columns={key: value for key, value in contents().items() if key != "next.success"})
+    data = open_data(str(tmp_path))
+    assert data.terminated.tolist() == [True] * 3
+    assert "next.success" in data.remark
+    rows = demonstration_rows(data, LatentSpec((8,), (2, 2), (2, 2)), gamma=0.9, discount="exact")
+    np.testing.assert_allclose(rows["discount"].numpy(), [0.81, 0.0, 0.81, 0.81, 0.0, 0.81, 0.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])

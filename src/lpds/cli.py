@@ -321,11 +321,22 @@ def _fields(group: Any, kind: type[Any], changes: Any, told: Mapping[str, str]) 
         )
 
 
+def _truth(word: str) -> bool:
+    """What true and false stand for."""
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
+    return word.lower() == "true"
+
+
 def _clone_options(parser: argparse.ArgumentParser) -> None:
     names = ("kind", "chunk", "width", "blocks", "steps", "batch_size", "lr", "seed", "training_steps", "sampler_steps")
     group = parser.add_argument_group("training (defaults are the recipe's)")
     types = {"kind": str, "lr": float}
     told = {"kind": "diffusion, flow, or pi0: a tiny one of LeRobot's", "depth": "of a pi0", "mlp_dim": "of a pi0"}
+    repeat = "true: chunks may reach beyond an episode's end and repeat its last action; false: its last states teach nothing"
+    group.add_argument(
+        "--pad-end", dest="set_pad_end", metavar="true|false", type=_truth, default=argparse.SUPPRESS, help=repeat
+    )
     for name in (*names, "solver", "depth", "mlp_dim"):
         kind = types.get(name, str if name == "solver" else int)
         flag = f"--{name.replace('_', '-')}"

@@ -44,7 +44,7 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
     if is_hdf5 or path.suffix in (".hdf5", ".h5"):
         return _checked(open_robomimic(path), str(path))
     try:
-        if not zipfile.is_zipfile(path):
+        if path.suffix != ".npz" and not zipfile.is_zipfile(path):
             raise LpdsError(f"dataset {path} is none of {KINDS}")
         with np.load(path, allow_pickle=False) as arrays:
             fields = {name: arrays[name] for name in arrays.files}
