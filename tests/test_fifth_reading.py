@@ -177,6 +177,10 @@ def test_bounds_that_dwarf_the_lines_are_cut_and_lines_never(wide, shown):
     flat = Panel("return", [Series("m", 0, np.arange(2.0), np.ones(2), np.zeros(2), np.full(2, 5.0))])
     assert extent(flat) == (0.0, 5.0)  # lines of one height dwarf nothing
     assert not is_cut(flat)
+    nothing = np.full(2, np.nan)  # the bounds of a single episode
+    alone = Panel("return", [Series("m", 0, np.arange(2.0), np.array([1.0, 3.0]), nothing, nothing)])
+    assert extent(alone) == (1.0, 3.0)
+    assert not is_cut(alone)
 
 
 # -- data and training of one's own ------------------------------------------------------------------------------------

@@ -93,8 +93,10 @@ def is_cut(panel: Panel) -> bool:
 
 
 def _bounds(panel: Panel) -> list[Array]:
+    """Those there are: of a single pair of episodes they are NaN."""
     bounds = [y for series in panel.series for y in (series.low, series.high) if y is not None]
-    return bounds + [np.array([y]) for level in panel.levels for y in (level.low, level.high) if y is not None]
+    bounds += [np.array([y]) for level in panel.levels for y in (level.low, level.high) if y is not None]
+    return [y for y in bounds if not np.isnan(y).all()]
 
 
 def _ends(values: list[Array]) -> tuple[float, float]:
