@@ -13,7 +13,7 @@ import lpds
 from lpds.errors import LpdsError
 from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Demonstrations
-from lpds.pretrain.rows import demonstration_rows
+from lpds.pretrain.rows import demonstration_rows, left_out
 from lpds.types import LatentSpec
 
 
@@ -54,13 +54,13 @@ def test_no_row_bootstraps_from_itself_where_the_end_was_not_recorded(chunk, n_s
     unseen = replace(data, final_obs=np.full_like(data.final_obs, np.nan))
     spec, asked = LatentSpec((2,), (chunk, 2), (chunk, 2)), {"gamma": 0.5, "discount": "exact", "n_step": n_step}
     rows = demonstration_rows(unseen, spec, **asked)
-    kept = [0, 1, 2, 3, 4, 5, 6, 7, 9, 11]  # without the last steps of the second and the third episode
+    kept = [0, 1, 2, 3, 4, 5, 6, 7, 9]  # without the last steps of all but the first, which is all of the fourth
     shorter = replace(
-        made_up(lengths=(5, 3, 1, 1), terminated=(True, False, False, True)),
+        made_up(lengths=(5, 3, 1), terminated=(True, False, False)),
         obs=data.obs[kept],
         actions=data.actions[kept],
         rewards=data.rewards[kept],
-        final_obs=np.stack([np.zeros(2, np.float32), data.obs[8], data.obs[10], np.zeros(2, np.float32)]),
+        final_obs=np.stack([np.zeros(2, np.float32), data.obs[8], data.obs[10]]),
     )
     wanted = demonstration_rows(shorter, spec, **asked)
     for name in ("obs", "action", "reward", "discount"):
@@ -69,6 +69,10 @@ def test_no_row_bootstraps_from_itself_where_the_end_was_not_recorded(chunk, n_s
     assert torch.equal(rows["next_obs"][goes_on], wanted["next_obs"][goes_on])
     assert bool(torch.isfinite(rows["next_obs"]).all())
     assert not bool((rows["next_obs"] == rows["obs"]).all(1)[goes_on].any())
+    lost, whole = 9.0 + 11.0 + 12.0, float(data.rewards.sum())
+    assert left_out(unseen).startswith(f"{lost / whole:.0%} of the demonstrations' rewards are not learned from")
+    assert "of 3 episodes" in left_out(unseen)
+    assert left_out(data) == left_out(replace(unseen, terminated=np.ones(4, bool))) == ""
 
 
 def test_what_cannot_be_rows(refused):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,11 +20,13 @@ from serving import served
 import lpds
 from lpds.cli import main
 from lpds.doctor import check
+from lpds.pretrain import build
 from lpds.pretrain.build import pretrain
 from lpds.pretrain.experts import Demonstrations
 from lpds.pretrain.fits import check_fits
 from lpds.report import write_report
 from lpds.report.acting import NUMBERS, shift_sizes
+from lpds.report.figures import _draw
 from lpds.report.panels import BEYOND, CROWD, FigureData, Level, Panel, Series, apart, extent, is_cut, to_csv
 from lpds.report.read import read_runs
 
@@ -169,18 +174,44 @@ def test_many_groups_are_drawn_in_several_panels_of_one_span():
     assert text.count("\n") == 1 + 11 * 2 + 3
 
 
-@pytest.mark.parametrize(("wide", "shown"), [(0.0, 0.0), (1.0, 1.0), (4.0, 4.0), (500.0, 10.0 * BEYOND)])
-def test_bounds_that_dwarf_the_lines_are_cut_and_lines_never(wide, shown):
-    panel = Panel("return", lines(2, wide), [Level("frozen", 9.0, 8.0, 9.5)])
-    assert extent(panel) == (-shown, 10.0 + shown)
-    assert is_cut(panel) == (wide > shown)
+@pytest.mark.parametrize(("wide", "shown"), [(0.0, 0.0), (1.0, 1.0), (4.0, 4.0), (500.0, 500.0)])
+def test_lines_within_each_others_bounds_are_seen_to_be(wide, shown):
+    """The bounds that are shown are as wide as half of them are, or as four tenths of the lines' range."""
+    assert extent(Panel("return", lines(2, wide))) == (-shown, 10.0 + shown)
+
+
+def test_bounds_that_dwarf_the_others_are_cut_and_lines_and_levels_never():
+    wild = [*lines(3, 1.0), replace(lines(1, 500.0)[0], group=3)]
+    level = Level("frozen", 9.0, -20.0, 9.5)
+    panel = Panel("return", wild, [])
+    assert extent(panel) == (-10.0 * BEYOND, 10.0 + 10.0 * BEYOND)
+    assert is_cut(panel)
+    held = Panel("return", wild, [level])
+    assert extent(held)[0] == -20.0 - 30.0 * BEYOND  # what a line is read against is whole
+    for whole in (replace(panel, percent=True), replace(panel, log=True)):
+        assert not is_cut(whole)
+    assert extent(replace(panel, percent=True)) == (-500.0, 510.0)
     flat = Panel("return", [Series("m", 0, np.arange(2.0), np.ones(2), np.zeros(2), np.full(2, 5.0))])
-    assert extent(flat) == (0.0, 5.0)  # lines of one height dwarf nothing
+    assert extent(flat) == (0.0, 5.0)
     assert not is_cut(flat)
     nothing = np.full(2, np.nan)  # the bounds of a single episode
     alone = Panel("return", [Series("m", 0, np.arange(2.0), np.array([1.0, 3.0]), nothing, nothing)])
     assert extent(alone) == (1.0, 3.0)
     assert not is_cut(alone)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_panels_of_one_span_have_the_same_axis(log):
+    """As drawn: eight lines a decade apart, in two panels."""
+    from matplotlib.figure import Figure
+
+    x = np.arange(2.0)
+    series = [Series(f"m{group}", group, x, np.array([10.0**group, 2.0 * 10.0**group])) for group in range(8)]
+    axes = Figure().subplots(1, 2)
+    for ax, part in zip(axes, apart(Panel("td", series, log=log)), strict=True):
+        _draw(ax, part)
+    assert axes[0].get_ylim() == axes[1].get_ylim()
+    assert axes[0].get_ylim()[1] >= 2.0 * 10.0**7
 
 
 # -- data and training of one's own ------------------------------------------------------------------------------------
@@ -200,25 +231,45 @@ def plain_data(lengths=(6, 6, 3), actions=2):
 SMALL = {"chunk": 4, "width": 16, "steps": 40, "batch_size": 8}
 
 
-def test_a_stopped_training_is_saved_and_its_card_says_so(tmp_path, capsys, monkeypatch):
+def test_a_stopped_training_is_saved_and_its_card_says_so(tmp_path):
     plain_data().save(tmp_path / "d.npz")
-    asked = []
 
-    def stop():
-        asked.append(1)
-        return len(asked) >= 15
+    @contextmanager
+    def after(count):
+        asked = []
+        yield lambda: asked.append(1) or len(asked) >= count
 
-    card = pretrain("mine", str(tmp_path / "d.npz"), tmp_path / "out", env="four-mode", changes=SMALL, stop=stop)
+    given = {"env": "four-mode", "changes": SMALL}
+    card = pretrain("mine", str(tmp_path / "d.npz"), tmp_path / "out", **given, stopping=lambda: after(15))
     assert card["training"]["stopped_at"] == 15
     assert card["return"] is None
     assert lpds.load_decoder(f"folder:{tmp_path / 'out'}").fingerprint == card["fingerprint"]
     whole = pretrain("mine", str(tmp_path / "d.npz"), tmp_path / "whole", episodes=0, changes=SMALL)
     assert "stopped_at" not in whole["training"]
     assert whole["fingerprint"] != card["fingerprint"]
-    monkeypatch.setattr("lpds.commands.policies.asked_to_stop", lambda told: lambda: True)
-    words = ["pretrain", "mine", "--data", str(tmp_path / "d.npz"), "--out", str(tmp_path / "again"), "--episodes", "0"]
-    assert main([*words, "--steps", "40", "--width", "16"]) == 130
+    last = pretrain("mine", str(tmp_path / "d.npz"), tmp_path / "last", **given, stopping=lambda: after(40))
+    assert (last["training"]["stopped_at"], last["return"]) == (40, None)  # asked at the last step: it does not go on to play
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_training_and_the_next_one_ends_as_ever(tmp_path, monkeypatch, capsys, number):
+    """Only the training takes a signal for a request; before it and after it a signal is what it always was."""
+    plain_data().save(tmp_path / "d.npz")
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    handlers = []
+
+    def trained(data, settings, **given):
+        handlers.append(signal.getsignal(number))
+        os.kill(os.getpid(), number)
+        return cloned(data, settings, **given)
+
+    cloned = build.clone
+    monkeypatch.setattr(build, "clone", trained)
+    words = ["pretrain", "mine", "--data", str(tmp_path / "d.npz"), "--out", str(tmp_path / "again"), "--env", "four-mode"]
+    assert main([*words, "--steps", "40", "--width", "16", "--chunk", "4"]) == 130
     assert "stopped at 1 of 40 gradient steps" in capsys.readouterr().out
+    assert handlers[0] not in before
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_an_interrupt_leaves_no_empty_folder_and_bad_numbers_are_refused_before_the_training(tmp_path, refused):
@@ -229,7 +280,7 @@ def test_an_interrupt_leaves_no_empty_folder_and_bad_numbers_are_refused_before_
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pretrain("mine", data, out, episodes=0, changes=SMALL, stop=stop)
+        pretrain("mine", data, out, episodes=0, changes=SMALL, stopping=lambda: nullcontext(stop))
     assert not out.exists()
     with refused("episodes must be at least 0, not -3"):
         pretrain("mine", data, out, episodes=-3, changes=SMALL)

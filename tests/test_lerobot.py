@@ -443,10 +443,45 @@ def test_a_checkpoint_that_brings_code_is_refused_before_it_runs(state_policy, t
     ran = tmp_path / "ran"
     step = {"class": named, "config": {"args": ["touch", str(ran)]}}
     reference = reworked(state_policy[1], tmp_path / "a", lambda steps: steps.insert(0, step), file)
-    with pytest.raises(LpdsError, match=rf"{file}: step 0 is to run .*no processor step of LeRobot") as caught:
+    with pytest.raises(LpdsError, match=rf"{file}: step 0 is .*a checkpoint that may bring code is not opened") as caught:
         load_decoder(reference)
     assert repr(named) in str(caught.value)
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_a_step_of_lerobots_that_runs_a_tokenizers_code_is_refused_before_it_does(state_policy, tmp_path, by_class):
+    """Its tokenizer of actions trusts code of wherever the file says that it lies, the checkpoint's own folder too."""
+    brought = tmp_path / "a" / "tok"
+    target = tmp_path / "a"
+    config = {"action_tokenizer_name": str(brought)}
+    named = {"registry_name": "action_tokenizer_processor"}
+    if by_class:
+        named = {"class": "lerobot.processor.tokenizer_processor.ActionTokenizerProcessorStep"}
+    reference = reworked(state_policy[1], target, lambda steps: steps.insert(0, {**named, "config": config}))
+    brought.mkdir()
+    (brought / "processor_config.json").write_text(json.dumps({"auto_map": {"AutoProcessor": "processing_x.X"}}))
+    (brought / "processing_x.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass X: pass\n")
+    with pytest.raises(LpdsError, match=r"step 0 is .*[Aa]ction_?[Tt]okenizer.*not opened"):
+        load_decoder(reference)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_users_own_step_is_opened_once_it_is_registered(state_policy, tmp_path):
+    from lerobot.processor import IdentityProcessorStep, ProcessorStepRegistry
+
+    class Own(IdentityProcessorStep):
+        pass
+
+    step = {"registry_name": "own_step_of_a_test", "config": {}}
+    reference = reworked(state_policy[1], tmp_path / "a", lambda steps: steps.append(step))
+    with pytest.raises(LpdsError, match=r"step \d+ is 'own_step_of_a_test'"):
+        load_decoder(reference)
+    ProcessorStepRegistry.register("own_step_of_a_test")(Own)
+    try:
+        load_decoder(reference)
+    finally:
+        ProcessorStepRegistry.unregister("own_step_of_a_test")
 
 
 def test_lerobots_own_step_may_be_named_by_its_class(state_policy, tmp_path):

@@ -139,6 +139,8 @@ def test_where_nothing_says_success_every_done_is_an_end_and_that_is_told(tmp_pa
     data = open_data(str(tmp_path))
     assert data.terminated.tolist() == [True] * 3
     assert "next.success" in data.remark
+    write(tmp_path / "b", "v3.0", columns={key: value for key, value in contents().items() if key != "next.done"})
+    assert open_data(str(tmp_path / "b")).terminated.tolist() == [False, True, True]  # a success is an end by itself
     rows = demonstration_rows(data, LatentSpec((8,), (2, 2), (2, 2)), gamma=0.9, discount="exact")
     np.testing.assert_allclose(rows["discount"].numpy(), [0.81, 0.0, 0.81, 0.81, 0.0, 0.81, 0.0], rtol=1e-6)
 

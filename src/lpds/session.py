@@ -118,11 +118,11 @@ def read_demonstrations(
     from lpds.envs.build import make_env
     from lpds.pretrain.datasets import open_data
     from lpds.pretrain.fits import check_fits
-    from lpds.pretrain.rows import demonstration_rows
+    from lpds.pretrain.rows import demonstration_rows, left_out
 
     data = open_data(settings.demos)
-    if data.remark:
-        say(f"WARNING: {data.remark}")
+    for line in filter(None, (data.remark, left_out(data))):
+        say(f"WARNING: {line}")
     cut = int((~data.terminated).sum()) if len(data.terminated) else 0
     if settings.end_at_success and cut:
         raise LpdsError(

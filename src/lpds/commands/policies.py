@@ -101,8 +101,8 @@ def do_demos(arguments: argparse.Namespace) -> int:
     check_writable(arguments.out)
     if arguments.out.exists() and not arguments.overwrite:
         raise LpdsError(f"{arguments.out} exists already: choose another --out, or pass --overwrite")
-    stopped = asked_to_stop()
-    with progress_bar("episodes" if arguments.name in SCRIPTED else "transitions") as advance:
+    bar = progress_bar("episodes" if arguments.name in SCRIPTED else "transitions")
+    with bar as advance, asked_to_stop() as stopped:
         options = {"episodes": arguments.episodes, "seed": arguments.seed, "cameras": arguments.cameras, "say": print}
         data = make_data(arguments.name, arguments.experts, advance, stop=stopped, **options)
     data.save(arguments.out)
@@ -125,7 +125,7 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
     from lpds.stats import brackets, told
 
     check_writable(arguments.out / "card.json" if arguments.out.is_dir() else arguments.out)
-    stopped = asked_to_stop("stopping after this step; what is trained by then will be kept (Ctrl-C again to break off)")
+    told_of = "stopping after this step; what is trained by then will be kept (Ctrl-C again to break off)"
     with progress_bar("gradient steps") as advance:
         card = pretrain(
             arguments.name,
@@ -138,7 +138,7 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
             instruction=arguments.instruction,
             changes=settings_given(arguments),
             progress=lambda done, total, loss: advance(done, total),
-            stop=stopped,
+            stopping=lambda: asked_to_stop(told_of),
             overwrite=arguments.overwrite,
         )
     mean, *bounds = told(card["return"], least=0) if card["return"] else ("",)

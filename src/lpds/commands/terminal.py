@@ -6,7 +6,8 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -35,20 +36,30 @@ def as_interrupt(signum: int, frame: Any) -> None:
 EPISODE = "stopping after this episode; what is there will be kept (Ctrl-C again to break off)"
 
 
-def asked_to_stop(told: str = EPISODE) -> Callable[[], bool]:
-    """Take SIGTERM and the first Ctrl-C for a request to stop, the second Ctrl-C as ever; what is returned says if one came."""
+@contextmanager
+def asked_to_stop(told: str = EPISODE) -> Iterator[Callable[[], bool]]:
+    """Take the first Ctrl-C or SIGTERM for a request to stop, what comes after it as ever; what is given says if one came."""
     came: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def as_before() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def request(signum: int, frame: Any) -> None:
         came.append(signum)
-        signal.signal(signal.SIGINT, before)
+        as_before()
         say(told)
 
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, request)
-    return lambda: bool(came)
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield lambda: bool(came)
+    finally:
+        as_before()
 
 
 def say(line: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,11 @@ CARD_SEED = 1_000_000
 """Evaluation seed of the cards; apart from every seed that learning or its evaluation uses."""
 
 
+@contextmanager
+def _unstopped() -> Iterator[Callable[[], bool]]:
+    yield lambda: False
+
+
 def pretrain(
     name: str,
     data: str,
@@ -42,7 +47,7 @@ def pretrain(
     instruction: str | None = None,
     changes: dict[str, Any] | None = None,
     progress: Callable[[int, int, float], None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    stopping: Callable[[], AbstractContextManager[Callable[[], bool]]] = _unstopped,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train a decoder and write it with its ``card.json``.
@@ -58,7 +63,8 @@ def pretrain(
         instruction: what a pi0 is told.
         changes: differences from the recipe's :class:`CloneSettings`; with ``kind`` one of :data:`MAKERS`, from that kind's.
         progress: called with (step, steps, running loss).
-        stop: asked after every step; what was trained by then is saved, and its card says so and has no return.
+        stopping: entered for the training alone; what it gives is asked after every step, and where it says so what was
+            trained by then is saved, with a card that says so and has no return.
         overwrite: replace a decoder that is there; runs that were made on it no longer open then.
 
     Returns:
@@ -78,30 +84,30 @@ def pretrain(
     measured = bool(episodes and (task or env))
     if measured:  # before the training, not after it
         _check_env(demonstrations, task, env)
-    done = 0
 
     def told(step: int, steps: int, loss: float) -> None:
         if progress is not None:
             progress(step, steps, loss)
 
-    def stopped() -> bool:
-        nonlocal done
-        done += 1
-        return stop is not None and stop()
+    done, asked = 0, False
+    with _place(out), stopping() as stop:
 
-    with _place(out):
+        def stopped() -> bool:
+            nonlocal done, asked
+            done, asked = done + 1, stop()
+            return asked
+
         if changes.get("kind") in MAKERS:
             make = resolve("kind", MAKERS, changes.pop("kind"))
             decoder, training = make(demonstrations, changes, out, instruction, told, stopped)
         else:
             base = recipe.clone if recipe is not None else CloneSettings()
             decoder, training = _clone(name, demonstrations, base, changes, out, instruction, told, stopped)
-    cut_short = done < training["steps"]
     card = {
         "format_version": FORMAT_VERSION,
         "name": name,
         "data": data_card(name, demonstrations, decoder.spec.latent_shape[0], training["pad_end"]),
-        "training": {**training, "stopped_at": done} if cut_short else training,
+        "training": {**training, "stopped_at": done} if asked else training,
         "decoder": decoder.describe(),
         "latent_shape": list(decoder.spec.latent_shape),
         "action_shape": list(decoder.spec.action_shape),
@@ -109,7 +115,7 @@ def pretrain(
         "return": None,
     }
     write_json(out / "card.json", card)  # before the evaluation: what was trained is not lost with an environment
-    if measured and not cut_short:
+    if measured and not asked:
         try:
             card |= _level(decoder, task, env, episodes)
         except LpdsError as error:

@@ -44,9 +44,9 @@ def open_lerobot(folder: Path, keys: Sequence[str] | None = None) -> Demonstrati
     """Read the vectors of a LeRobotDataset.
 
     Neither version stores the observation after the last action: ``final_obs`` is NaN. An episode counts as terminated where
-    its last frame says both ``next.done`` and ``next.success``. Where a dataset has no ``next.success``, ``next.done`` may end
-    a recording of any kind, a time limit among them: it counts as the end then, since a last reward, which may stand for a
-    success, would be lost without it, and ``remark`` says so.
+    its last frame says both ``next.done`` and ``next.success``, or the one that there is. Without ``next.success``,
+    ``next.done`` may end a recording of any kind, a time limit among them: it counts as the end then, since a last reward,
+    which may stand for a success, would be lost without it, and ``remark`` says so.
 
     Args:
         folder: the dataset's, which holds ``meta/info.json``.
@@ -79,7 +79,8 @@ def open_lerobot(folder: Path, keys: Sequence[str] | None = None) -> Demonstrati
     rewards = [part[:, 0].astype(np.float32) for part in parts.get("next.reward", [])]
     obs = [np.concatenate(both, axis=1) for both in zip(*(parts[name] for name in observations), strict=True)]
     done, success = parts.get("next.done"), parts.get("next.success")
-    ended = [bool(a[-1, 0]) and (success is None or bool(success[i][-1, 0])) for i, a in enumerate(done or [])]
+    told = [column for column in (done, success) if column is not None]
+    ended = [all(bool(column[-1, 0]) for column in columns) for columns in zip(*told, strict=True)]
     return Demonstrations(
         obs=np.concatenate(obs).astype(np.float32),
         actions=np.concatenate(parts["action"]).astype(np.float32),

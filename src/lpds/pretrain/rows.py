@@ -26,8 +26,8 @@ def demonstration_rows(
     last action, as the decoder's own chunk would have gone on somewhere.
 
     Where an episode went on, but what was seen after its last step is not recorded (``final_obs`` is NaN), the last
-    observation there is becomes the final one, and the step that was done in it is left out: a row whose next state is its
-    own would bootstrap from itself.
+    observation there is becomes the final one, and the step that was done in it is left out (:func:`left_out`): a row whose
+    next state is its own would bootstrap from itself.
 
     Args:
         data: with rewards, final observations and ends.
@@ -64,16 +64,17 @@ def demonstration_rows(
     starts = ends - data.episode_lengths
     unseen = ~np.isfinite(data.final_obs).all(1) & ~data.terminated
     final_obs = np.where(unseen[:, None], data.obs[ends - 1], data.final_obs)
-    alone = unseen & (data.episode_lengths == 1)  # there is nothing to go on to
-    ends = ends - (unseen & ~alone)
+    ends = ends - unseen
     first = np.concatenate([np.arange(a, b, steps) for a, b in zip(starts, ends, strict=True)])
+    if not len(first):
+        raise LpdsError("the demonstrations have no step after which it is known what was seen")
     episode = np.searchsorted(ends, first, side="right")
     k = np.minimum(steps, ends[episode] - first)
     index = first[:, None] + np.minimum(np.arange(steps), k[:, None] - 1)
     executed = np.arange(steps) < k[:, None]
     rewards = np.where(executed, data.rewards[index] + reward_offset, 0.0)
     last = first + k == ends[episode]
-    ended = (data.terminated | alone)[episode]
+    ended = data.terminated[episode]
     reward, factor = chunk_return(rewards, k, last & ended, gamma, discount, last & ~ended)
     following = data.obs[np.minimum(first + k, len(data.obs) - 1)]
     next_obs = np.where(last[:, None], np.nan_to_num(final_obs[episode]), following)  # NaN where nothing follows
@@ -86,6 +87,21 @@ def demonstration_rows(
         "next_obs": torch.from_numpy(next_obs.astype(np.float32)),
         "over": torch.ones(len(first)),
     }
+
+
+def left_out(data: Demonstrations) -> str:
+    """What :func:`demonstration_rows` leaves out, in words; empty for nothing that was rewarded."""
+    if len(data.final_obs) != len(data.episode_lengths) or len(data.terminated) != len(data.episode_lengths):
+        return ""
+    unseen = ~np.isfinite(data.final_obs).all(1) & ~data.terminated
+    lost = float(np.abs(data.rewards[np.cumsum(data.episode_lengths) - 1][unseen]).sum()) if len(data.rewards) else 0.0
+    if not lost:
+        return ""
+    share = lost / float(np.abs(data.rewards).sum())
+    return (
+        f"{share:.0%} of the demonstrations' rewards are not learned from: they are of the last steps of {unseen.sum()} "
+        "episodes that are not told to have ended, and what was seen after those is not recorded"
+    )
 
 
 def _over_steps(

@@ -142,11 +142,10 @@ def _scale_y(ax: Any, panel: Panel) -> None:
 
     low, high = panel.span or extent(panel)
     if panel.log and high > 0.0:
-        shown = [y for series in panel.series for y in (series.y, series.low, series.high) if y is not None]
-        shown += [np.array([y]) for level in panel.levels for y in (level.value, level.low, level.high) if y is not None]
-        values = np.concatenate(shown)
         ax.set_yscale("log")
-        decades = math.log10(high / float(np.nanmin(values[values > 0.0])))
+        decades = math.log10(high / low) if low > 0.0 else 0.0
+        if panel.span is not None and low > 0.0:
+            ax.set_ylim(low / 1.2, high * 1.2)
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.0 else (1.0,)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())

@@ -76,31 +76,43 @@ BEYOND = 0.4
 
 
 def extent(panel: Panel) -> tuple[float, float]:
-    """Lowest and highest value that a panel shows: lines and levels whole, their bounds as far as :data:`BEYOND` goes."""
-    lines = [series.y for series in panel.series] + [np.array([level.value]) for level in panel.levels]
-    (low, high), (least, most) = _ends(lines), _ends([*lines, *_bounds(panel)])
-    room = BEYOND * (high - low) or math.inf  # of a single height there is nothing to dwarf
+    """Lowest and highest value that a panel shows: lines and levels whole, the bounds of lines where they do not dwarf them.
+
+    That is :data:`BEYOND` of the lines' range, or the bounds' own half width in the middle, so that lines that lie within each
+    other's bounds are seen to. Where the axis is logarithmic, or a share's, everything is shown.
+    """
+    levels = [y for level in panel.levels for y in (level.value, level.low, level.high) if y is not None]
+    lines = [*(series.y for series in panel.series), np.array(levels)]
+    low, high = _ends(lines, panel.log)
+    least, most = _ends([*lines, *_bounds(panel)], panel.log)
+    if panel.log or panel.percent or low == high:
+        return least, most
+    halves = [(s.high - s.low) / 2.0 for s in panel.series if s.low is not None and s.high is not None]
+    halves = [half[np.isfinite(half)] for half in halves]
+    middle = float(np.median(np.concatenate(halves))) if sum(map(len, halves)) else 0.0
+    room = max(BEYOND * (high - low), middle)
     return max(least, low - room), min(most, high + room)
 
 
 def is_cut(panel: Panel) -> bool:
-    """Whether some bound is beyond what the panel shows."""
+    """Whether some bound of a line is beyond what the panel shows."""
     bounds = _bounds(panel)
-    if not bounds:
+    if not bounds or panel.log or panel.percent:
         return False
     (least, most), (low, high) = _ends(bounds), panel.span or extent(panel)
-    return least < low or most > high
+    return least < (min(low, 0.0) if panel.from_zero and low >= 0.0 else low) or most > high
 
 
 def _bounds(panel: Panel) -> list[Array]:
     """Those there are: of a single pair of episodes they are NaN."""
     bounds = [y for series in panel.series for y in (series.low, series.high) if y is not None]
-    bounds += [np.array([y]) for level in panel.levels for y in (level.low, level.high) if y is not None]
     return [y for y in bounds if not np.isnan(y).all()]
 
 
-def _ends(values: list[Array]) -> tuple[float, float]:
+def _ends(values: list[Array], positive: bool = False) -> tuple[float, float]:
     together = np.concatenate(values)
+    if positive and bool((together > 0.0).any()):
+        together = together[together > 0.0]
     return float(np.nanmin(together)), float(np.nanmax(together))
 
 

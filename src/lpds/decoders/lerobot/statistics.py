@@ -28,6 +28,21 @@ TOKENIZER = "tokenizer"
 """Folder of a policy's own tokenizer, beside its configuration; else it is found by its saved name."""
 AFTER = ("unnormalizer_processor", "device_processor")
 """Post-processing steps that are functions of the action alone."""
+KNOWN = (
+    "rename_observations_processor",
+    "to_batch_processor",
+    "observation_processor",
+    "normalizer_processor",
+    "unnormalizer_processor",
+    "device_processor",
+    "tokenizer_processor",
+    "pi0_new_line_processor",
+    "smolvla_new_line_processor",
+    "pi05_prepare_state_tokenizer_processor_step",
+    "relative_actions_processor",
+    "absolute_actions_processor",
+)
+"""LeRobot's steps that are opened: functions of what passes through. (Its tokenizer step runs no code of a tokenizer's.)"""
 LANGUAGE = (
     "tokenizer_processor",
     "pi0_new_line_processor",
@@ -165,7 +180,7 @@ def _open(folder: Path, file: str, device: str, *, text: bool, tokenizer: str | 
     pipeline: Any = importlib.import_module("lerobot.processor")
     convert: Any = importlib.import_module("lerobot.processor.converters")
     names = _step_names(folder / file)
-    _refuse_foreign_code(folder / file, pipeline.ProcessorStep)
+    _refuse_foreign_code(folder / file, pipeline)
     gone = [state for state in _state_files(folder / file) if not (folder / state).is_file()]
     if gone:
         raise LpdsError(f"{folder / file} names {gone[0]}, which is not there: its statistics are missing")
@@ -212,25 +227,39 @@ def _step_names(path: Path) -> list[str]:
         raise LpdsError(f"{path} is not a LeRobot processor ({one_line(error)})") from None
 
 
-def _refuse_foreign_code(path: Path, kind: type) -> None:
-    """Refuse a step that is named by a class: LeRobot imports it and calls it with what the file says, whatever it is.
+def _refuse_foreign_code(path: Path, pipeline: Any) -> None:
+    """Refuse steps that could run what a checkpoint brings along, before LeRobot makes any.
 
-    A checkpoint is data, and may be a stranger's. Registered steps are LeRobot's, or of code that the user has imported.
+    A checkpoint is data, and may be a stranger's. A step that is named by a class is imported and called with the file's
+    words, whatever it is; and some of LeRobot's own load code or further models by a name or a place that the file gives. What
+    the user's own code has registered is the user's affair.
     """
+    registry = pipeline.ProcessorStepRegistry
     for number, step in enumerate(json.loads(path.read_text())["steps"]):
         if "registry_name" in step:
-            continue
-        module, _, name = str(step.get("class", "")).rpartition(".")
-        found = None
-        if module.split(".")[0] == "lerobot":
-            with suppress(ImportError):
-                found = getattr(importlib.import_module(module), name, None)
-        if not (isinstance(found, type) and issubclass(found, kind)):
+            name = step["registry_name"]
+            own = name in registry.list() and registry.get(name).__module__.split(".")[0] != "lerobot"
+            fine = own or name in KNOWN
+        else:
+            name = str(step.get("class", ""))
+            found = _named_class(name)
+            fine = found is pipeline.IdentityProcessorStep or getattr(found, "_registry_name", None) in KNOWN
+        if not fine:
             raise LpdsError(
-                f"{path}: step {number} is to run {step.get('class')!r}, which is no processor step of LeRobot: a checkpoint "
-                "that brings code is not opened. If it is your own, register it (ProcessorStepRegistry.register), import it "
-                "first and save the processor again"
+                f"{path}: step {number} is {name!r}, which no policy of these kinds needs (known: {', '.join(KNOWN)}): a "
+                "checkpoint that may bring code is not opened. If it is your own step, register it "
+                "(ProcessorStepRegistry.register), import it first and save the processor again"
             )
+
+
+def _named_class(path: str) -> Any:
+    """A class of LeRobot's by its full name; nothing of any other module is imported."""
+    module, _, name = path.rpartition(".")
+    if module.split(".")[0] != "lerobot":
+        return None
+    with suppress(ImportError):
+        return getattr(importlib.import_module(module), name, None)
+    return None
 
 
 def _state_files(path: Path) -> list[str]:
