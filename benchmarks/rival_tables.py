@@ -64,6 +64,8 @@ def table(methods: dict[str, str], reports: dict[str, CompareReport]) -> list[st
         rows = [
             next((row for row in report.rows if row.label == folder_of(task, name)), None) for task, report in reports.items()
         ]
+        if not any(rows):
+            continue
         label = name.removesuffix("-alpha0.3").removesuffix("+equal").removesuffix("+alpha0.3")
         label = f"`{label}`" + (", temperature 0.3" if name.endswith("alpha0.3") else "")
         lines.append(f"| {'frozen policy' if name == 'frozen' else label} | {updates} | " + " ".join(map(cell, rows)))
