@@ -58,7 +58,7 @@ def cell(row: Row | None) -> str:
 
 def table(methods: dict[str, str], reports: dict[str, CompareReport]) -> list[str]:
     """One table, as lines of Markdown."""
-    heads = " | ".join(f"{task}: return, seeds | less LP-DS's" for task in reports)
+    heads = " | ".join(f"{task}: return, seeds | minus LP-DS's" for task in reports)
     lines = [f"| | updates a decision | {heads} |", "|---" * (2 + 2 * len(reports)) + "|"]
     for name, updates in ({"frozen": ""} | methods).items():
         rows = [
