@@ -10,6 +10,7 @@ lpds``).
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 from lpds.files import write_json
@@ -37,8 +38,9 @@ BLOCKS = ("+noiseless", "+raw", "+equal-raw", "+equal-alpha0.3-raw", "+fits-raw"
 
 
 def runs_of(task: str, methods: list[str]) -> list[Path]:
-    """Finished runs of the methods, in their order."""
-    return [run for method in methods for run in sorted((RESULTS / task / method).glob("seed?"))]
+    """Finished runs of the methods, in their order, as seen from the repository's root."""
+    found = [run for method in methods for run in sorted((RESULTS / task / method).glob("seed?"))]
+    return [run.relative_to(RESULTS.parent) for run in found]
 
 
 def folder_of(task: str, method: str) -> str:
@@ -83,6 +85,7 @@ def put(page: str, name: str, lines: list[str]) -> str:
 
 def main() -> None:
     """Write tables, comparisons and their numbers."""
+    os.chdir(RESULTS.parent)  # the notes name runs, and a machine's paths are nobody's affair
     path = RESULTS / "README.md"
     page, kept = path.read_text(), {}
     for name, methods in TABLES.items():
