@@ -11,7 +11,7 @@ from lpds.decoders.diffusion import DiffusionDecoder, cosine_alphas_cumprod
 from lpds.decoders.flow import FlowDecoder
 from lpds.decoders.network import DenoisingMLP, shape_of
 from lpds.decoders.store import WEIGHTS, save_decoder
-from lpds.pretrain.clone import CloneSettings, chunk_windows, clone, diffusion_loss, flow_loss, normaliser_of
+from lpds.pretrain.clone import ChunkWindows, CloneSettings, clone, diffusion_loss, flow_loss, normaliser_of
 from lpds.pretrain.experts import Demonstrations
 
 # --- DPPO's pre-training loss ---------------------------------------------------------------------------------------
@@ -121,37 +121,31 @@ def test_flow_loss_by_hand(draw):
     torch.testing.assert_close(net.asked[1], 100 * t)
 
 
+def still(lengths):
+    """Episodes of which only the lengths matter."""
+    zeros = np.zeros((sum(lengths), 1), np.float32)
+    return Demonstrations(zeros, zeros, np.array(lengths), np.zeros(len(lengths)), np.zeros(len(lengths), np.int64))
+
+
 def test_chunks_never_cross_an_episode():
     lengths = [5, 2, 3, 4]
-    data = Demonstrations(
-        obs=np.zeros((14, 1), np.float32),
-        actions=np.zeros((14, 1), np.float32),
-        episode_lengths=np.array(lengths),
-        episode_returns=np.zeros(4),
-        episode_source=np.zeros(4, np.int64),
-    )
+    data = still(lengths)
     episode = np.repeat(np.arange(4), lengths)
     expected = [start for start in range(12) if episode[start] == episode[min(start + 2, 13)] and start + 2 < 14]
-    assert chunk_windows(data, 3)[:, 0].tolist() == expected == [0, 1, 2, 7, 10, 11]
-    assert len(chunk_windows(data, 1)) == 14
+    assert ChunkWindows(data, 3)[:][:, 0].tolist() == expected == [0, 1, 2, 7, 10, 11]
+    assert len(ChunkWindows(data, 1)) == 14
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 6])
 def test_padded_chunks_begin_everywhere_and_repeat_the_episodes_last_step(chunk):
     lengths = [5, 2, 3, 4]
-    data = Demonstrations(
-        obs=np.zeros((14, 1), np.float32),
-        actions=np.zeros((14, 1), np.float32),
-        episode_lengths=np.array(lengths),
-        episode_returns=np.zeros(4),
-        episode_source=np.zeros(4, np.int64),
-    )
+    data = still(lengths)
     last = np.repeat(np.cumsum(lengths) - 1, lengths)
     wanted = [[min(start + step, last[start]) for step in range(chunk)] for start in range(14)]
-    assert chunk_windows(data, chunk, pad_end=True).tolist() == wanted
+    assert ChunkWindows(data, chunk, pad_end=True)[:].tolist() == wanted
     if chunk <= 5:  # the whole ones are among them, as they are
         whole = [row for row in wanted if row == list(range(row[0], row[0] + chunk))]
-        assert chunk_windows(data, chunk).tolist() == whole
+        assert ChunkWindows(data, chunk)[:].tolist() == whole
 
 
 @pytest.mark.parametrize(("pad_end", "at_the_end"), [(True, 1.0), (False, -1.0)])

@@ -105,11 +105,12 @@ def do_demos(arguments: argparse.Namespace) -> int:
     with bar as advance, asked_to_stop() as stopped:
         options = {"episodes": arguments.episodes, "seed": arguments.seed, "cameras": arguments.cameras, "say": print}
         data = make_data(arguments.name, arguments.experts, advance, stop=stopped, **options)
-    data.save(arguments.out)
+        cut_short = stopped()
+        data.save(arguments.out)  # a signal that comes now is too late to stop anything, and must not lose the file
     returns = data.episode_returns
     level = "" if np.isnan(returns).all() else ", return {} +- {}".format(*told([returns.mean(), returns.std()], least=0))
     print(f"{arguments.out}: {len(data.obs):,} transitions, {len(returns):,} episodes{level}")
-    if stopped():
+    if cut_short:
         print(f"stopped: {arguments.out} holds what was there by then, and not all that was asked for")
         return 130
     if not data.recipe:  # cut short by the expert's failures

@@ -84,11 +84,6 @@ def pretrain(
     measured = bool(episodes and (task or env))
     if measured:  # before the training, not after it
         _check_env(demonstrations, task, env)
-
-    def told(step: int, steps: int, loss: float) -> None:
-        if progress is not None:
-            progress(step, steps, loss)
-
     done, asked = 0, False
     with _place(out), stopping() as stop:
 
@@ -99,10 +94,10 @@ def pretrain(
 
         if changes.get("kind") in MAKERS:
             make = resolve("kind", MAKERS, changes.pop("kind"))
-            decoder, training = make(demonstrations, changes, out, instruction, told, stopped)
+            decoder, training = make(demonstrations, changes, out, instruction, progress, stopped)
         else:
             base = recipe.clone if recipe is not None else CloneSettings()
-            decoder, training = _clone(name, demonstrations, base, changes, out, instruction, told, stopped)
+            decoder, training = _clone(name, demonstrations, base, changes, out, instruction, progress, stopped)
     card = {
         "format_version": FORMAT_VERSION,
         "name": name,
@@ -147,7 +142,7 @@ def _clone(
     changes: dict[str, Any],
     out: Path,
     instruction: str | None,
-    progress: Callable[[int, int, float], None],
+    progress: Callable[[int, int, float], None] | None,
     stop: Callable[[], bool],
 ) -> tuple[BaseDecoder, dict[str, Any]]:
     """One of the project's own decoders, and its training for the card."""

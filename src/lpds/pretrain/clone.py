@@ -92,24 +92,34 @@ def _range(rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(flat, low - 0.5, low), torch.where(flat, high + 0.5, high)
 
 
-def chunk_windows(data: Demonstrations, chunk: int, pad_end: bool = False) -> Tensor:
-    """Indices [M, chunk] of the steps of every chunk of an episode.
+class ChunkWindows:
+    """Chunks of the steps of an episode, by number; computed when asked for, since all of them may not fit into memory.
 
     With ``pad_end`` every step begins one, and beyond the episode's end its last step is repeated; else as many steps have to
     follow, and the last ``chunk - 1`` of an episode begin none.
-
-    Raises:
-        LpdsError: there is no such chunk.
     """
-    lengths = torch.from_numpy(data.episode_lengths)
-    ends = lengths.cumsum(0).repeat_interleave(lengths).unsqueeze(1)
-    windows = torch.arange(len(ends)).unsqueeze(1) + torch.arange(chunk)
-    if pad_end:
-        return torch.minimum(windows, ends - 1)
-    whole = windows[windows[:, -1:].squeeze(1) < ends.squeeze(1)]
-    if not len(whole):
-        raise LpdsError(f"no episode is as long as a chunk of {chunk} steps")
-    return whole
+
+    def __init__(self, data: Demonstrations, chunk: int, pad_end: bool = False) -> None:
+        """Find where chunks begin.
+
+        Raises:
+            LpdsError: nowhere.
+        """
+        lengths = torch.from_numpy(data.episode_lengths)
+        self._last = (lengths.cumsum(0) - 1).repeat_interleave(lengths)
+        self._steps, starts = torch.arange(chunk), torch.arange(len(self._last))
+        self._starts = starts if pad_end else starts[starts + chunk - 1 <= self._last]
+        if not len(self._starts):
+            raise LpdsError(f"no episode is as long as a chunk of {chunk} steps")
+
+    def __len__(self) -> int:
+        """How many there are, M."""
+        return len(self._starts)
+
+    def __getitem__(self, numbers: Tensor | slice) -> Tensor:
+        """Indices [B, chunk] of the steps of B chunks."""
+        first = self._starts[numbers]
+        return torch.minimum(first.unsqueeze(1) + self._steps, self._last[first].unsqueeze(1))
 
 
 def diffusion_loss(net: DenoisingMLP, x: Tensor, obs: Tensor, t: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
@@ -167,7 +177,7 @@ def clone(
     normaliser = normaliser_of(data)
     obs = normaliser.observation(torch.from_numpy(data.obs))
     actions = normaliser.normalise_action(torch.from_numpy(data.actions))
-    windows = chunk_windows(data, settings.chunk, settings.pad_end)
+    windows = ChunkWindows(data, settings.chunk, settings.pad_end)
     shape = NetworkShape(obs.shape[1], settings.chunk * actions.shape[1], settings.width, settings.blocks, settings.time_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

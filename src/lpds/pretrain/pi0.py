@@ -28,7 +28,7 @@ from lpds.decoders.lerobot.statistics import FILES, TOKENIZER
 from lpds.decoders.lerobot.tiny import TinySizes, built_with, write_sizes
 from lpds.errors import LpdsError, unknown_name
 from lpds.files import write_json
-from lpds.pretrain.clone import chunk_windows
+from lpds.pretrain.clone import ChunkWindows
 from lpds.pretrain.experts import Demonstrations
 
 STATE, ACTION, PICTURE = "observation.state", "action", 14
@@ -220,7 +220,7 @@ def _fit(
         key: (torch.from_numpy(rows) - stats[key]["mean"]) / stats[key]["std"]
         for key, rows in ((STATE, data.obs), (ACTION, data.actions))
     }
-    windows = chunk_windows(data, settings.chunk, settings.pad_end)
+    windows = ChunkWindows(data, settings.chunk, settings.pad_end)
     size = settings.batch_size
     # one task, one instruction: the same tokens in every row, as the tokenizer will give them
     pictures = policy._preprocess_images(blank_camera(policy.config, size))
