@@ -22,7 +22,7 @@ from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, m
 from lpds.errors import LpdsError, one_line, unknown_name
 from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.fields import from_json, override, to_json
-from lpds.files import locked, write_json
+from lpds.files import check_writable, locked, write_json
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
 from lpds.passport import decoder_facts, make_passport
@@ -147,6 +147,7 @@ def resume(
     """
     folder = folder_of(run)
     config = read_config(folder)
+    check_writable(folder / "config.json")
     with locked(folder), ExitStack() as closing:
         frozen = find_decoder(config["decoder"], decoder, f"the run in {folder}", folder, files)
         chosen_env = env if env is not None else config["env"]
@@ -159,6 +160,8 @@ def resume(
                 f"the run in {folder} ran in {config['env']!r}, not in {chosen_env!r}: what it learned is of that one"
             )
         begun = (folder / "checkpoint" / "checkpoint.json").is_file()
+        if not begun and (folder / "checkpoint").is_dir() and any((folder / "checkpoint").glob("state-*")):
+            raise LpdsError(f"the run in {folder} cannot go on: checkpoint/checkpoint.json, which names the others, is missing")
         if not begun and (folder / "summary.json").is_file():
             raise LpdsError(
                 f"the run in {folder} is finished and keeps no checkpoint, as committed results do: it cannot go on"

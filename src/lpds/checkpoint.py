@@ -7,6 +7,7 @@ sizes and hashes, and is renamed into place last. Whatever stops a save before t
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,11 @@ class CheckpointStore:
             raise LpdsError(f"checkpoint in {self.folder} not saved ({error}); the previous one is untouched") from None
         self._segments, self._saved_rows = segments, replay.inserted
         keep = {"checkpoint.json", state["file"], *(segment["file"] for segment in segments)}
-        for path in self.folder.iterdir():
-            if path.name not in keep:
-                path.unlink(missing_ok=True)
+        for pattern in ("state-*.safetensors", "replay-*.safetensors", ".*.tmp"):  # what is not ours stays
+            for path in self.folder.glob(pattern):
+                if path.name not in keep:
+                    with suppress(OSError):  # the checkpoint is whole without that
+                        path.unlink(missing_ok=True)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read the tensors and facts of the last checkpoint.

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = _parser(words)
         arguments, unknown = parser.parse_known_args(words)
         if unknown:
-            raise _unknown(unknown, arguments.options)
+            raise _unknown(unknown, arguments.options, getattr(arguments, "method", None))
         handler: Handler = arguments.handler
         code = handler(arguments)
         sys.stdout.flush()
@@ -248,14 +248,29 @@ def _factors(word: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{word!r} is no number, and no numbers with commas between them") from None
 
 
-def _unknown(words: Sequence[str], options: Iterable[str]) -> LpdsError:
-    """The error for what a command does not take."""
+def _owners(setting: str) -> list[str]:
+    """The methods that have a setting of this name."""
+    from dataclasses import fields
+
+    from lpds.registry import METHOD_SETTINGS, METHODS, resolve
+
+    kinds = {name: resolve("method", METHOD_SETTINGS, name) for name in METHODS}
+    return [name for name, kind in kinds.items() if setting in {field.name for field in fields(kind)}]
+
+
+def _unknown(words: Sequence[str], options: Iterable[str], method: str | None) -> LpdsError:
+    """The error for what a command does not take; another method's setting is told whose it is."""
     first = next((word for word in words if word.startswith("--")), None)
     if first is None:
         return LpdsError(f"too many arguments: {' '.join(words)}")
     word = first.partition("=")[0]
+    owners = [] if method is None else _owners(word.removeprefix("--").replace("-", "_"))
+    if owners:
+        return LpdsError(f"{method} has no setting {word} (of the methods {', '.join(owners)} have it)")
     near = [option for option in options if option.startswith(word)][:3]
-    near = near or difflib.get_close_matches(word, list(options), n=3, cutoff=0.6)
+    names = [option.removeprefix("--") for option in options if option.startswith("--")]
+    found = difflib.get_close_matches(word.removeprefix("--"), names, n=3, cutoff=0.6)
+    near = near or [f"--{name}" for name in found]
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return LpdsError(f"unknown option {first}{hint} (--help lists them)")
 

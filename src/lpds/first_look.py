@@ -18,7 +18,7 @@ from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike
 from lpds.errors import LpdsError
 from lpds.evaluation import EvalReport, silence_is_failure
-from lpds.stats import FEWEST_PAIRS, Interval, paired_difference, told_apart
+from lpds.stats import FEWEST_PAIRS, Interval, paired_difference, pairs_that_differ, told_apart
 from lpds.tell import difference_lines, share_gap, table
 from lpds.types import Decoder
 
@@ -55,7 +55,7 @@ class LookReport:
     @property
     def better(self) -> tuple[Way, ...]:
         """Those told apart above the policy as it is, by success, or by return where success does not fall."""
-        return tuple(way for way in self.ways[1:] if any(told_apart(gap, self._pairs) > 0 for gap in self._gaps(way)))
+        return tuple(way for way in self.ways[1:] if any(told_apart(gap, differ) > 0 for gap, differ in self._gaps(way)))
 
     def verdict(self) -> str:
         """One line: which way is best, and what to make of it."""
@@ -85,11 +85,13 @@ class LookReport:
     def _height(self, way: Way) -> tuple[float, float]:
         return float(way.report.successes.mean()) if self._tells_success else 0.0, float(way.report.returns.mean())
 
-    def _gaps(self, way: Way) -> list[Interval]:
-        first = self.ways[0].report
-        gaps = [share_gap(first, way.report)] if self._tells_success else []
-        if not gaps or gaps[0][0] >= 0.0:
-            gaps.append(paired_difference(first.returns, way.report.returns))
+    def _gaps(self, way: Way) -> list[tuple[Interval, int]]:
+        """Differences, and how many pairs differ in each."""
+        first, other, gaps = self.ways[0].report, way.report, list[tuple[Interval, int]]()
+        if self._tells_success:
+            gaps.append((share_gap(first, other), pairs_that_differ(first.successes, other.successes)))
+        if not gaps or gaps[0][0][0] >= 0.0:
+            gaps.append((paired_difference(first.returns, other.returns), pairs_that_differ(first.returns, other.returns)))
         return gaps
 
     def __str__(self) -> str:

@@ -124,6 +124,8 @@ def _parse(word: str) -> tuple[str, str, dict[str, str]]:
     changes = dict(pair.partition("=")[::2] for pair in re.split(r",(?=\w+=)", settings) if pair)  # a value may hold commas
     if bool(changes) != bool(variant):
         raise LpdsError(f"{word!r}: changed settings need a name and a name needs settings, as in lpds+free:dual=off")
+    if variant and not re.fullmatch(r"[\w.+-]+", variant):
+        raise LpdsError(f"{word!r}: {variant!r} is a folder's name, of letters, digits, '.', '_', '-' and '+'")
     if "" in changes or "" in changes.values():
         raise LpdsError(f"{word!r}: settings are key=value with commas between them")
     known = {field.name for kind in (RunSettings, resolve("method", METHOD_SETTINGS, method)) for field in fields(kind)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,15 +34,24 @@ FloatArray = npt.NDArray[np.float32]
 class SteeredPolicy:
     """A frozen decoder and what was learned for it."""
 
-    def __init__(self, decoder: Decoder, policy: Any, method: str) -> None:
-        self.decoder, self.policy, self.method = decoder, policy, method
+    def __init__(self, decoder: Decoder, policy: Any, method: str, order: Sequence[str] | None = None) -> None:
+        """Take a decoder and what acts with it.
+
+        Args:
+            decoder: the frozen policy.
+            policy: of a method.
+            method: its name.
+            order: of :func:`save_policy`.
+        """
+        self.decoder, self.policy, self.method, self.order = decoder, policy, method, order
         self._rng = np.random.default_rng()
 
     def act(self, obs: Any, eps: npt.ArrayLike | None = None, scale: float = 1.0, noise_scale: float = 1.0) -> FloatArray:
         """Choose action chunks.
 
         Args:
-            obs: [B, O] raw observations, or a dict of [B, ...], pictures as the environment gives them.
+            obs: [B, O] raw observations, or a dict of [B, ...], pictures as the environment gives them. Where the run's
+                environment gave a dict of vectors, a decoder of one vector gets such a dict's parts end to end, as in the run.
             eps: [B, H, L] base noise; drawn from N(0, I) by default. What a method draws beside follows from it.
             scale: s in ``w = eps + s Delta(s)``, 0 to 1; 0 is the frozen policy to the bit. What was learned with less noise
                 (``LPDSSettings.noise_scale`` k) acts with ``(1 - s (1 - k)) eps + s Delta(s)``.
@@ -84,6 +93,13 @@ class SteeredPolicy:
         out: FloatArray = shift.numpy()
         return out
 
+    @staticmethod
+    def _end_to_end(obs: Mapping[str, Any], order: Sequence[str]) -> FloatArray:
+        try:
+            return np.concatenate([np.asarray(obs[key], np.float32) for key in order], -1)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise LpdsError(f"the parts of obs, {', '.join(order)}, cannot be put end to end ({one_line(error)})") from None
+
     def _observed(self, obs: Any) -> Arrays:
         spec = self.decoder.spec
         if isinstance(spec.obs_shape, Mapping) and isinstance(obs, Mapping):  # what the decoder does not name is left out
@@ -91,6 +107,11 @@ class SteeredPolicy:
             if missing:
                 raise LpdsError(f"obs must be a dict of {', '.join(spec.obs_shape)}; it lacks {', '.join(missing)}")
             obs = {key: obs[key] for key in spec.obs_shape}
+        elif isinstance(obs, Mapping) and self.order and not isinstance(spec.obs_shape, Mapping):
+            missing = [key for key in self.order if key not in obs]
+            if missing:
+                raise LpdsError(f"obs must be a dict of {', '.join(self.order)}; it lacks {', '.join(missing)}")
+            obs = self._end_to_end(obs, self.order)
         try:
             arrays = as_arrays(obs)
         except (TypeError, ValueError, RuntimeError) as error:  # a tensor with a gradient, say
@@ -132,8 +153,21 @@ class SteeredPolicy:
         return np.concatenate([first[:, None], rest], axis=1)
 
 
-def save_policy(folder: Path, method_name: str, method: Method | None, decoder: Decoder) -> None:
-    """Write the small part that acts, ``policy.safetensors`` and ``policy.json``; without a method the frozen policy."""
+POLICY_FILES = ("policy.json", "policy.safetensors")
+
+
+def save_policy(
+    folder: Path, method_name: str, method: Method | None, decoder: Decoder, order: Iterable[str] | None = None
+) -> None:
+    """Write the small part that acts, ``policy.safetensors`` and ``policy.json``.
+
+    Args:
+        folder: where to.
+        method_name: of the registry.
+        method: what was learned; without one the frozen policy.
+        decoder: that it was learned for.
+        order: keys of the environment's dict observation, as their vectors were put end to end for a decoder of one vector.
+    """
     tensors, chosen = ({}, {}) if method is None else (method.policy_tensors(), method.policy_settings())
     content = save({key: value.cpu().contiguous() for key, value in tensors.items()})
     settings = {key: "inf" if value == float("inf") else value for key, value in chosen.items()}
@@ -143,6 +177,7 @@ def save_policy(folder: Path, method_name: str, method: Method | None, decoder: 
         "settings": settings,
         "spec": spec_to_wire(decoder.spec),
         "decoder": decoder_facts(decoder),
+        "obs_order": None if order is None else list(order),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +234,7 @@ def load_policy(
     facts, tensors = _read_policy(run)
     recorded = {"spec": facts.get("spec"), **facts["decoder"]}
     decoder = find_decoder(recorded, decoder, f"the policy in {run}", run, files)
-    return SteeredPolicy(decoder, _open(run, decoder, facts, tensors), facts["method"])
+    return SteeredPolicy(decoder, _open(run, decoder, facts, tensors), facts["method"], facts.get("obs_order"))
 
 
 def recorded_shift(run: Path, states: FloatArray) -> FloatArray | None:
@@ -246,8 +281,9 @@ def _read_policy(run: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         facts = read_object(folder / "policy.json", "a policy", {"method": str, "settings": dict, "decoder": dict})
         return facts, load_file(folder / "policy.safetensors")
-    except FileNotFoundError as error:
-        raise LpdsError(f"no policy in {run} (policy/{Path(error.filename or 'policy.json').name} is missing)") from None
+    except FileNotFoundError:
+        missing = next((name for name in POLICY_FILES if not (folder / name).is_file()), POLICY_FILES[0])
+        raise LpdsError(f"no policy in {run} (policy/{missing} is missing)") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise LpdsError(f"policy in {folder} cannot be read: {error}") from None
 

@@ -33,6 +33,19 @@ def shares_beyond(places: Tensor, margin: float = BEYOND) -> Tensor:
     return ((places < -margin) | (places > 1.0 + margin)).double().mean(0)
 
 
+def beyond_single_edges(action: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares [B] of actions [N, A] beyond the edge of the B columns that have one edge only, and the columns' numbers [B].
+
+    Such a column has no width: an action counts from :data:`BEYOND` of the middle 98 % of its own range on.
+    """
+    single = torch.isfinite(low) != torch.isfinite(high)
+    kept, low, high = action.double()[..., single], low.double()[single], high.double()[single]
+    if not len(low):
+        return low, torch.nonzero(single).flatten()
+    margin = BEYOND * (kept.quantile(0.99, 0) - kept.quantile(0.01, 0))
+    return ((kept < low - margin) | (kept > high + margin)).double().mean(0), torch.nonzero(single).flatten()
+
+
 def of_decoder(decoder: Decoder) -> list[str]:
     """Warnings about a policy that a run could make nothing of, or that would act otherwise alone than in a batch."""
     lines = []
@@ -55,10 +68,14 @@ def of_decoder(decoder: Decoder) -> list[str]:
 def of_actions(action: Tensor, box: gymnasium.spaces.Box) -> list[str]:
     """A warning where the frozen policy's actions [N, T * A] are cut by a box of A entries."""
     low, high = torch.from_numpy(box.low), torch.from_numpy(box.high)
-    places, columns = places_in_box(action.cpu().unflatten(1, (-1, len(low))).flatten(0, 1), low, high)
+    rows = action.cpu().unflatten(1, (-1, len(low))).flatten(0, 1)
+    places, columns = places_in_box(rows, low, high)
+    single, singles = beyond_single_edges(rows, low, high)
+    shares, far = torch.cat([shares_beyond(places), single]), torch.cat([shares_beyond(places, FAR), single])
+    columns = torch.cat([columns, singles])
     if not len(columns):
         return []
-    share, far = float(shares_beyond(places).mean()), shares_beyond(places, FAR)
+    share = float(shares.mean())
     if share <= MUCH_BEYOND and float(far.max()) <= MUCH_BEYOND:
         return []
     worst = f", of number {int(columns[far.argmax()])} {float(far.max()):.0%} far" if float(far.max()) > MUCH_BEYOND else ""

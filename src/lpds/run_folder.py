@@ -65,6 +65,7 @@ def make_room(folder: Path, overwrite: bool) -> None:
     """Make an empty folder; only what is a run folder is ever cleared for it."""
     clear, place = check_room(folder, overwrite), folder.resolve()  # a link to another disk stays one
     if clear:
+        check_writable(place / "config.json")
         with locked(place):
             shutil.rmtree(place)
     place.mkdir(parents=True, exist_ok=True)

@@ -17,12 +17,12 @@ from lpds.collect import Collector
 from lpds.compact import as_learned
 from lpds.config import CURVE_SEED, RunSettings
 from lpds.diagnose import SHOWN, FrozenEntropy, action_entropy, frozen_entropy, probe_rows
-from lpds.envs.build import EnvLike, end_to_end, make_env, make_eval_env
+from lpds.envs.build import EnvLike, end_to_end, make_env, make_eval_env, vector_places
 from lpds.errors import LpdsError, RunFault
 from lpds.evaluation import EvalReport, evaluate_policy, seed_ignored
 from lpds.files import how_to_resume
 from lpds.log import Display
-from lpds.policy import save_policy, save_states
+from lpds.policy import POLICY_FILES, save_policy, save_states
 from lpds.records import Records
 from lpds.replay import Replay
 from lpds.scale import reward_scale
@@ -338,8 +338,12 @@ class Runner:
         }
         # the checkpoint last: with it in place there is nothing left to write at this step
         # a fresh actor may act at random: until there is something to show, what is saved is the frozen policy
-        save_policy(self.out / "policy", self.method_name, self.method if self.learned else None, self.decoder)
+        self._save_policy()
         self.store.save(tensors, facts, self.replay)
+
+    def _save_policy(self) -> None:
+        learned = self.method if self.learned else None
+        save_policy(self.out / "policy", self.method_name, learned, self.decoder, vector_places(self.collector.env.first))
 
     def _check_learned(self) -> None:
         """Stop a learner that diverged, before it is written over a checkpoint that did not."""
@@ -395,6 +399,8 @@ class Runner:
         self.replay.cut([lane for lane in broken if facts["episodes"][lane]["length"]])
         # only now that nothing can fail any more: rows behind the checkpoint go, among them the last evaluation's
         (self.out / "summary.json").unlink(missing_ok=True)
+        if not all((self.out / "policy" / name).is_file() for name in POLICY_FILES):  # somebody lost it
+            self._save_policy()
         self.records.open(facts["log_sizes"])
         for complaint in broken.values():
             self._display.say(complaint)

@@ -25,7 +25,7 @@ from lpds.files import how_to_resume, write_json
 from lpds.log import Display
 from lpds.registry import METHODS, resolve
 from lpds.runner import Runner
-from lpds.stats import Interval, paired_difference, told_apart
+from lpds.stats import Interval, paired_difference, pairs_that_differ, told_apart
 from lpds.types import Decoder, Method
 from lpds.verdict import UNTRAINED, against_line, verdict_line, with_noise
 
@@ -58,9 +58,15 @@ class Run:
         return paired_difference(self.frozen.returns, self.steered.returns)
 
     @property
+    def _differ(self) -> int:
+        if self.frozen is None or self.steered is None:
+            return 0
+        return pairs_that_differ(self.frozen.returns, self.steered.returns)
+
+    @property
     def worse(self) -> bool:
         """Whether the steered policy is worse with confidence."""
-        return self.difference is not None and told_apart(self.difference, len(self.frozen.returns if self.frozen else ())) < 0
+        return self.difference is not None and told_apart(self.difference, self._differ) < 0
 
     def verdict(self) -> str:
         """One line: what came out, and whether the steered policy is worse with confidence."""
@@ -71,7 +77,7 @@ class Run:
         returns = (float(self.frozen.returns.mean()), float(self.steered.returns.mean()))
         rates = (self.frozen.interval("success")[0], self.steered.interval("success")[0])
         success = None if np.isnan(self.frozen.successes).all() else rates
-        return verdict_line(returns, success, self.difference, len(self.frozen.returns)) + self._beside()
+        return verdict_line(returns, success, self.difference, len(self.frozen.returns), self._differ) + self._beside()
 
     def _beside(self) -> str:
         """What is left of the difference where the frozen policy, too, has less noise, or the method's own sampler."""

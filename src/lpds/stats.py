@@ -19,7 +19,7 @@ Z95 = 1.959963984540054
 RESAMPLED_AT_ONCE = 2**22
 """Values; a sample of a hundred thousand, resampled in one piece, would take the memory of a machine."""
 FEWEST_PAIRS = 6
-"""Below it no sign is sure at 95 %: five pairs all of one sign come by chance in 2 of 32 cases, 6 % (sign test)."""
+"""Below so many that differ no sign is sure at 95 %: five all of one sign come by chance in 2 of 32 cases, 6 % (sign test)."""
 
 
 def bootstrap_mean(x: npt.ArrayLike, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
@@ -95,8 +95,19 @@ def noise_share(outcomes: npt.ArrayLike) -> float:
     return within / (within + between) if within + between > 0.0 else math.nan
 
 
+def pairs_that_differ(a: npt.ArrayLike, b: npt.ArrayLike) -> int:
+    """Episodes in which not all seeds of [S_a, E] and [S_b, E] came to the same: the others say nothing of a sign."""
+    values = np.vstack([np.atleast_2d(np.asarray(x, np.float64)) for x in (a, b)])
+    return int(((values != values[:1]) & ~(np.isnan(values) & np.isnan(values[:1]))).any(0).sum())
+
+
 def told_apart(difference: Interval, pairs: int) -> int:
-    """Sign of a paired difference whose 95 % interval excludes zero, else 0; 0 for fewer than :data:`FEWEST_PAIRS` pairs."""
+    """Sign of a paired difference whose 95 % interval excludes zero, else 0; 0 for fewer than :data:`FEWEST_PAIRS` pairs.
+
+    Args:
+        difference: (mean, low, high).
+        pairs: those that differ (:func:`pairs_that_differ`).
+    """
     _, low, high = difference
     return 0 if pairs < FEWEST_PAIRS else int(low > 0.0) - int(high < 0.0)
 
@@ -152,9 +163,11 @@ def crossed_bootstrap(
         seed: of the resampling.
 
     Returns:
-        (estimate, low, high).
+        (estimate, low, high); the bounds of a single value are NaN.
     """
     table = np.atleast_2d(np.asarray(values, np.float64))
+    if table.size == 1:
+        return statistic(table), math.nan, math.nan
     rng = np.random.default_rng(seed)
     rows, columns = (rng.integers(size, size=(resamples, size)) for size in table.shape)
     found = [statistic(table[np.ix_(r, c)]) for r, c in zip(rows, columns, strict=True)]

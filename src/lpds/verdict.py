@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import numpy as np
 import numpy.typing as npt
 
-from lpds.stats import FEWEST_PAIRS, Interval, brackets, paired_difference, told, told_apart
+from lpds.stats import FEWEST_PAIRS, Interval, brackets, paired_difference, pairs_that_differ, told, told_apart
 
 UNTRAINED = "what it starts from, untrained"
 """A method's own actor before it learned anything, where that is not the frozen policy: a chain, a squashed Gaussian."""
 
 
-def verdict_line(returns: tuple[float, float], success: tuple[float, float] | None, difference: Interval, pairs: int) -> str:
+def verdict_line(
+    returns: tuple[float, float],
+    success: tuple[float, float] | None,
+    difference: Interval,
+    pairs: int,
+    differ: int | None = None,
+) -> str:
     """Say in one line how the steered policy compares with the frozen one.
 
     Args:
@@ -19,15 +24,19 @@ def verdict_line(returns: tuple[float, float], success: tuple[float, float] | No
         success: their success rates, if the environment has any.
         difference: paired, of the return: (mean, low, high).
         pairs: E, episodes that both played.
+        differ: of these those that went differently (:func:`lpds.stats.pairs_that_differ`); all by default.
     """
+    differ = pairs if differ is None else differ
     words = {
         1: "BETTER than the frozen policy",
         -1: "WORSE than the frozen policy: do not use it",
         0: "not told apart from the frozen policy",
     }
-    word = words[told_apart(difference, pairs)]
+    word = words[told_apart(difference, differ)]
     if pairs < FEWEST_PAIRS:
         word += f" (fewer than {FEWEST_PAIRS} episodes cannot)"
+    elif differ < FEWEST_PAIRS and differ:
+        word += f" (fewer than {FEWEST_PAIRS} that differ cannot; {differ} do)"
     frozen, steered = told(returns)
     parts = [f"frozen {frozen}, steered {steered} over {pairs} episodes"]
     if success is not None:
@@ -45,5 +54,5 @@ def against_line(other: npt.ArrayLike, steered: npt.ArrayLike, name: str) -> str
     """What is left of a difference where the frozen policy has what the steered one has: the end of a verdict."""
     found = paired_difference(other, steered)
     mean, low, high = told(found, sign=True)
-    word = {1: "better", -1: "WORSE", 0: "not told apart"}[told_apart(found, np.size(other))]
+    word = {1: "better", -1: "WORSE", 0: "not told apart"}[told_apart(found, pairs_that_differ(other, steered))]
     return f"; against {name}, {mean}{brackets(low, high)}: {word}"

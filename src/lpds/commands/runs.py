@@ -24,19 +24,32 @@ def do_steer(arguments: argparse.Namespace) -> int:
         named = resolve_preset(arguments.preset, arguments.method, arguments.task).decoders
         reference = named.get(arguments.task, resolve("task", TASKS, arguments.task).decoder)
     decoder = None if reference is None else load_given(reference, arguments)
-    run = steer(
-        arguments.task,
-        arguments.method,
-        decoder=decoder,
-        env=arguments.env,
-        out=arguments.out,
-        overwrite=arguments.overwrite,
-        quiet=arguments.quiet,
-        tensorboard=arguments.tensorboard,
-        preset=arguments.preset,
-        **settings_given(arguments),
-    )
+    config = None if arguments.out is None else Path(arguments.out) / "config.json"
+    before = _written(config)
+    try:
+        run = steer(
+            arguments.task,
+            arguments.method,
+            decoder=decoder,
+            env=arguments.env,
+            out=arguments.out,
+            overwrite=arguments.overwrite,
+            quiet=arguments.quiet,
+            tensorboard=arguments.tensorboard,
+            preset=arguments.preset,
+            **settings_given(arguments),
+        )
+    except KeyboardInterrupt:
+        if config is not None and _written(config) == before:
+            print("lpds: interrupted before the first step: nothing was begun", file=sys.stderr)
+            return 130
+        raise
     return _finish(run)
+
+
+def _written(path: Path | None) -> int | None:
+    """When a file was written, in nanoseconds; ``None`` where there is none."""
+    return path.stat().st_mtime_ns if path is not None and path.is_file() else None
 
 
 def do_resume(arguments: argparse.Namespace) -> int:
@@ -88,7 +101,13 @@ def do_eval(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.run)
     is_run = (folder / "policy").is_dir()
     if not is_run and (folder / "config.json").is_file():
-        raise LpdsError(f"the run in {folder} has no policy yet, which its first checkpoint brings: {how_to_resume(folder)}")
+        lost = (folder / "summary.json").is_file()
+        why = (
+            "has lost its policy, which going on brings back"
+            if lost
+            else "has no policy yet, which its first checkpoint brings"
+        )
+        raise LpdsError(f"the run in {folder} {why}: {how_to_resume(folder)}")
     if not is_run and arguments.scale != 1.0:
         raise LpdsError(f"{arguments.run} is a frozen policy, which has no Delta that --scale could turn down")
     if not is_run and arguments.decoder is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from lpds.decoders.base import BaseDecoder
-from lpds.errors import LpdsError, one_line
+from lpds.errors import LpdsError, one_line, unknown_name
 
 WRITTEN = "__lpds_written__"
 """Where a module keeps when its file was last written."""
@@ -46,7 +46,13 @@ def load_python(place: str, **options: Any) -> BaseDecoder:
         source = str(Path(source).resolve())
     reference = f"python:{source}:{name}"
     try:
-        made = getattr(_run_file(Path(source)) if is_file else importlib.import_module(source), name)
+        if is_file and not Path(source).is_file():
+            raise LpdsError(f"decoder {reference!r}: there is no file {source}")
+        module = _run_file(Path(source)) if is_file else importlib.import_module(source)
+        if not hasattr(module, name):
+            named = [found for found in vars(module) if not found.startswith("_")]
+            raise unknown_name(f"name in {source}", name, named)
+        made = getattr(module, name)
         if not isinstance(made, BaseDecoder) and callable(made):
             _check_maker(reference, made, options)
             made = made(**options)

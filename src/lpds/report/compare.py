@@ -14,7 +14,7 @@ from lpds.errors import LpdsError
 from lpds.report.paired import Array, Comparison
 from lpds.report.read import Group, RunData, evaluation_points, group_runs, read_runs
 from lpds.report.sides import BESIDE, NAN3, Over, Side, alike, frozen_of, frozen_sides, over, side_of
-from lpds.report.worlds import APART, by_task
+from lpds.report.worlds import APART, by_task, untold
 from lpds.stats import (
     FEWEST_PAIRS,
     Interval,
@@ -27,6 +27,7 @@ from lpds.stats import (
     mean_over_seeds,
     paired_gain,
     paired_share_gain,
+    pairs_that_differ,
     probability_of_improvement,
     share_difference,
     share_over_seeds,
@@ -68,6 +69,8 @@ class Row:
     """Episodes that would decide the difference's sign: 0 if it is decided, ``None`` if none would."""
     pairs: int
     """Episodes that both played."""
+    differ: int
+    """Of these those that did not return the same in all seeds."""
     same: bool
     """Whether all of them went alike, by return and by length: one policy, as far as they tell."""
     over: Mapping[str, Over] = field(default_factory=dict)
@@ -80,7 +83,7 @@ class Row:
             return ""
         if self.same:
             return "the same"
-        return {1: "better", -1: "worse", 0: "undecided"}[told_apart(self.difference, self.pairs)]
+        return {1: "better", -1: "worse", 0: "undecided"}[told_apart(self.difference, self.differ)]
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ class CompareReport:
             rows = [row for row in self.rows if row.task == task]
             shares = any(not math.isnan(row.success[0]) for row in rows)
             table = [["", "seeds", "steps", "return", "IQM", "area", *(["success", "difference, points"] if shares else [])]]
-            table[0] += ["difference", "P(better)"]
+            better = any(not math.isnan(row.improvement[0]) for row in rows)
+            table[0] += ["difference", *(["P(better)"] if better else [])]
             for row in rows:
                 cells = [
                     row.label,
@@ -125,7 +129,8 @@ class CompareReport:
                 if shares:
                     mean, low, high = (100.0 * value for value in row.success_difference)
                     cells += [_say(row.success, ".0%"), _say((mean, low, high), "+.0f")]
-                table.append([*cells, _say(row.difference, sign=True), _say(row.improvement, ".2f")])
+                cells += [_say(row.difference, sign=True), *([_say(row.improvement, ".2f")] if better else [])]
+                table.append(cells)
             widths = [max(map(len, column)) for column in zip(*table, strict=True)]
             words = ["verdict", *(row.verdict + (hint(row) if row.verdict == "undecided" else "") for row in rows)]
             lines.append(f"{task}: against {reference}")
@@ -165,6 +170,12 @@ def compare(runs: str | Path | Sequence[str | Path], reference: str | None = Non
             notes.append(
                 f"{task}: apart, since the frozen policy did not return what it did in the other runs, on the same episodes; a "
                 "factory's name says nothing of its environment"
+            )
+        if told := untold(members):
+            several = f" and {len(told) - 1} more" if len(told) > 1 else ""
+            notes.append(
+                f"{task}: {told[0].folder}{several} shares no frozen episode with {members[0].folder}, so that both acted in "
+                f"one environment is known by the factory's name alone, {members[0].env_name!r}"
             )
         notes += [f"{task}: nothing was learned in {run.folder}" for run in members if run.summary.get("learned") is False]
         torn = [(run, note) for run in members for note in run.notes if note.startswith("eval.jsonl is damaged")]
@@ -269,7 +280,7 @@ def _each_seed_once(task: str, group: Group, notes: list[str]) -> Group:
 
 def _row(task: str, side: Side, reference: Side, steps: int, end: int) -> Row:
     returns = side.columns["return"]
-    difference, success, improvement, more, pairs, same = NAN3, NAN3, NAN3, None, 0, False
+    difference, success, improvement, more, pairs, differ, same = NAN3, NAN3, NAN3, None, 0, 0, False
     if side is not reference:
         # a run and the frozen policy that it played are a pair; seeds of two methods are draws of their own
         own = side.decoder == reference.decoder and (side.method == "frozen") != (reference.method == "frozen")
@@ -287,6 +298,7 @@ def _row(task: str, side: Side, reference: Side, steps: int, end: int) -> Row:
         if shared:
             ends = both("return"), both("length")
             same = all(np.array_equal(x, y, equal_nan=True) if own else alike([x, y]) for x, y in ends)
+            differ = pairs_that_differ(np.zeros((1, pairs)), b - a) if own else pairs_that_differ(a, b)
             difference = paired_gain(a, b) if own else crossed_difference(a, b)
             more = episodes_to_decide(np.zeros((1, pairs)), b - a) if own else episodes_to_decide(a, b)
             c, d = both("success")
@@ -312,6 +324,7 @@ def _row(task: str, side: Side, reference: Side, steps: int, end: int) -> Row:
         improvement,
         more,
         pairs,
+        differ,
         same,
         {word: found for word in BESIDE if (found := over(side, word)) is not None},
     )
@@ -332,6 +345,8 @@ def hint(row: Row) -> str:
     """What would decide an undecided comparison."""
     if row.pairs < FEWEST_PAIRS:
         return f": fewer than {FEWEST_PAIRS} episodes cannot decide it"
+    if row.differ < FEWEST_PAIRS:
+        return f": fewer than {FEWEST_PAIRS} episodes that differ cannot decide it"
     if row.more:
         return f": about {row.more:,} more episodes{' a seed' if row.seeds > 1 else ''} would decide it"
     return ": only more seeds would decide it" if row.more is None and row.seeds > 1 else ""

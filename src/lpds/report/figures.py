@@ -109,7 +109,7 @@ def _draw(ax: Any, panel: Panel) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     for series in panel.series:
-        {"line": _line, "dots": _dots, "cloud": _cloud, "final": _final}[series.kind](ax, series, panel.log)
+        {"line": _line, "part": _line, "dots": _dots, "cloud": _cloud, "final": _final}[series.kind](ax, series, panel.log)
     for index, level in enumerate(panel.levels):
         dash = LEVEL_DASHES[index % len(LEVEL_DASHES)]
         ax.axhline(level.value, color=INK, lw=1.1, ls=dash, label=_label(level.label), zorder=2.5)
@@ -164,13 +164,23 @@ def _scale_y(ax: Any, panel: Panel) -> None:
 def _line(ax: Any, series: Series, log: bool) -> None:
     colour, dash, marker = _look(series.group)
     y = np.where(series.y > 0.0, series.y, np.nan) if log else series.y
-    every = max(1, math.ceil(len(series.x) / 12))
+    every, whole = max(1, math.ceil(len(series.x) / 12)), series.kind == "line"
     ax.plot(
-        series.x, y, color=colour, ls=dash, lw=1.7, marker=marker, ms=4.2, markevery=every, label=_label(series.label), zorder=4
+        series.x,
+        y,
+        color=colour,
+        ls=dash,
+        lw=1.7 if whole else 0.8,
+        marker=marker,
+        ms=4.2,
+        mfc=colour if whole else "none",
+        markevery=every,
+        label=_label(series.label),
+        zorder=4,
     )
     if series.low is not None and series.high is not None:
         low = np.where(series.low > 0.0, series.low, np.nan) if log else series.low
-        ax.fill_between(series.x, low, series.high, color=colour, alpha=0.18, lw=0, zorder=2)
+        ax.fill_between(series.x, low, series.high, color=colour, alpha=0.18 if whole else 0.08, lw=0, zorder=2)
 
 
 def _dots(ax: Any, series: Series, log: bool) -> None:
@@ -215,7 +225,7 @@ def _final(ax: Any, series: Series, log: bool) -> None:
         ls="",
         capsize=4,
         elinewidth=1.4,
-        label="last evaluation",
+        label=f"last evaluation{series.label.rpartition(': last evaluation')[2]}",
         zorder=5,
     )
 

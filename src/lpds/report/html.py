@@ -27,7 +27,7 @@ from lpds.stats import (
     Interval,
     crossed_difference,
     mean_over_seeds,
-    share_bounds,
+    paired_share_gain,
     share_difference,
     share_over_seeds,
     unsigned_zero,
@@ -127,7 +127,10 @@ def write_figures(runs: Sequence[Path], folder: Path) -> list[Path]:
             name = f"{task.replace(':', '-').replace('/', '-')}-{figure.name}"
             for suffix, content in ((".png", png(figure)), (".csv", to_csv(figure).encode())):
                 path = folder / (name + suffix)
-                path.write_bytes(content)
+                try:
+                    path.write_bytes(content)
+                except OSError as error:
+                    raise LpdsError(f"{path} cannot be written: {one_line(error)}") from None
                 written.append(path)
     return written
 
@@ -228,21 +231,26 @@ def _comparison(folders: Sequence[Path]) -> list[str]:
         report = compare(folders)
     except LpdsError:
         return []
-    heads = ["task", "method", "seeds", "mean return", "IQM", "area under curve", "against the reference", "P(better)"]
-    told = any(math.isfinite(row.success[0]) for row in report.rows)
-    heads += ["success", "against the reference", ""] if told else [""]
-    rows = []
+    better = any(math.isfinite(row.improvement[0]) for row in report.rows)
+    heads = ["task", "method", "seeds", "mean return", "IQM", "area under curve", "difference", "P(better)", ""]
+    rows, shares = [], []
     for row in report.rows:
         word = row.verdict + (hint(row) if row.verdict == "undecided" else "")
-        cells = [interval("return", found, sign=signed) for found, signed in _shown(row)]
-        if told:
-            cells += [interval("success", row.success), interval("success", row.success_difference, sign=True)]
-        rows.append([row.task, row.label, str(row.seeds), *cells, word])
+        named = [row.task, row.label, str(row.seeds)]
+        rows.append([*named, *(interval("return", found, sign=signed) for found, signed in _shown(row)), word])
+        if math.isfinite(row.success[0]):
+            told = interval("success", row.success), interval("success", row.success_difference, sign=True)
+            shares.append([*named, *told])
+    if not better:  # a column of nothing
+        del heads[7]
+        for line in rows:
+            del line[7]
     said = "; ".join(f"on {task}, {label}" for task, label in report.references.items())
     lines = [COMPARED.format(said), *report.notes]
     return [
         "<h2>Comparison</h2>",
         f'<div class="wide tight">{_table(heads, rows, numbers=2)}</div>',
+        f'<div class="wide tight">{_table([*heads[:3], "success", "difference"], shares, numbers=2)}</div>' if shares else "",
         *(f'<p class="quiet">{escape(line)}</p>' for line in lines),
     ]
 
@@ -295,17 +303,17 @@ def _pooled(done: Sequence[Comparison], what: str) -> list[str]:
     # with one frozen policy and its episodes: crossed, as in the comparison; else over the seeds' own differences, whose
     # episodes need not be the same
     crossed = partial(share_difference, same=all(c.same for c in done)) if what.startswith("success") else crossed_difference
-    difference = (
-        crossed(done[0].frozen[what], np.stack([c.steered[what] for c in done]))
-        if shared
-        else mean_over_seeds([c.steered[what] - c.frozen[what] for c in done])
-    )
-    if what.startswith("success") and not shared:
+    if shared:
+        difference = crossed(done[0].frozen[what], np.stack([c.steered[what] for c in done]))
+    elif what.startswith("success"):  # the seeds share their episodes, so there are as many as the shortest has
+        least = min(c.episodes for c in done)
         sides = [
-            np.concatenate([side[what] for side in column])
-            for column in zip(*((c.frozen, c.steered) for c in done), strict=True)
+            np.stack([side[what][:least] for side in column])
+            for column in ([c.frozen for c in done], [c.steered for c in done])
         ]
-        difference = share_bounds(difference, *sides, same=all(c.same for c in done))
+        difference = paired_share_gain(*sides, same=all(c.same for c in done))
+    else:
+        difference = mean_over_seeds([c.steered[what] - c.frozen[what] for c in done])
     return [interval(what, before), interval(what, after), interval(what, difference, sign=True)]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lpds.stats import Interval, bootstrap_mean, paired_difference, share_bounds, told_apart, wilson
+from lpds.stats import Interval, bootstrap_mean, paired_difference, pairs_that_differ, share_bounds, told_apart, wilson
 from lpds.verdict import verdict_line
 
 Array = npt.NDArray[np.float64]
@@ -52,16 +52,21 @@ class Comparison:
         return all(np.array_equal(self.frozen[what], self.steered[what], equal_nan=True) for what in ("return", "length"))
 
     @property
+    def differ(self) -> int:
+        """Of the E episodes those with another return."""
+        return pairs_that_differ(self.frozen["return"], self.steered["return"])
+
+    @property
     def worse(self) -> bool:
         """Whether the return is below the frozen policy's with confidence."""
-        return told_apart(self.difference(), self.episodes) < 0
+        return told_apart(self.difference(), self.differ) < 0
 
     def verdict(self) -> str:
         """One line: what came out, in the words of the run itself."""
         returns = (float(self.frozen["return"].mean()), float(self.steered["return"].mean()))
         before, after = (column_interval("success", side["success"])[0] for side in (self.frozen, self.steered))
         success = (before, after) if self.has("success") else None
-        return verdict_line(returns, success, self.difference(), self.episodes)
+        return verdict_line(returns, success, self.difference(), self.episodes, self.differ)
 
 
 def column_interval(what: str, values: Array) -> Interval:

@@ -26,7 +26,8 @@ class Series:
     low: Array | None = None
     high: Array | None = None
     kind: str = "line"
-    """line (with a band if there are bounds), dots (faint), cloud (of samples), or final (one point with an error bar)."""
+    """line (with a band if there are bounds), part (thin, of some of the seeds only), dots (faint), cloud (of samples), or
+    final (one point with an error bar)."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _ends(values: list[Array], positive: bool = False) -> tuple[float, float]:
 
 def apart(panel: Panel) -> list[Panel]:
     """The panel, or where too many groups are in it several with some of the groups each, and the same levels and span."""
-    groups = sorted({series.group for series in panel.series if series.kind in ("line", "final")})
+    groups = sorted({series.group for series in panel.series if series.kind in ("line", "part", "final")})
     if len(groups) <= CROWD:
         return [panel]
     count = math.ceil(len(groups) / (CROWD - 1))

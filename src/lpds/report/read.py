@@ -98,12 +98,28 @@ class RunData:
         return int(decoder["latent_shape"][0] * columns)
 
     @property
+    def action_size(self) -> int | None:
+        """T * A, the coordinates of an executed chunk."""
+        shape = self.passport.get("decoder", {}).get("action_shape")
+        return None if not shape else int(math.prod(shape))
+
+    @property
+    def shifts(self) -> bool:
+        """Whether the method has a Delta at all."""
+        return self.config.get("settings", {}).get("delta") is not None
+
+    @property
+    def shifts_action(self) -> bool:
+        """Whether that Delta is on the decoded action, where its size is no divergence: no nats are logged of it."""
+        return self.shifts and bool(self.metrics) and not bool(np.isfinite(self.column("kl_nats")[1]).any())
+
+    @property
     def budget_sq(self) -> float | None:
-        """The budget delta as a sum over free coordinates; ``None`` if there is none or it is infinite."""
+        """The budget delta as a sum over the coordinates that are shifted; ``None`` if nothing holds it, or it is infinite."""
         settings = self.config.get("settings", {})
         unit = settings.get("delta_unit", "sum")
-        free = 1 if unit in ("sum", "nats") else self.free_size
-        if settings.get("delta") is None or free is None:
+        free = 1 if unit in ("sum", "nats") else self.action_size if self.shifts_action else self.free_size
+        if not self.shifts or free is None or settings.get("dual", "adaptive") != "adaptive":
             return None
         budget = delta_to_sum(float(settings["delta"]), unit, free)
         return budget if math.isfinite(budget) else None
@@ -254,13 +270,12 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
         variants = {other.folder.resolve().parent.name for other in members}
         named = variants.pop() if len(variants) == 1 else ""
         taken = {group.label for group in groups}
-        if named == run.method or named.startswith(f"{run.method}+"):
-            label = named
-        else:
-            label = f"{run.method} ({shown})" if shown else run.method
+        told = named == run.method or named.startswith(f"{run.method}+")
+        begin = named if told else run.method
+        label = f"{begin} ({shown})" if shown and not told else begin
         if label in taken:  # say more, and if that is not enough, number them
             every = ", ".join(f"{key} {own[key]}" for key in differing)
-            label = f"{run.method} ({every})" if every else label
+            label = f"{begin} ({every})" if every else label
             first = label
             label = next(name for name in (first, *(f"{first} #{n}" for n in range(2, len(keyed) + 2))) if name not in taken)
         groups.append(Group(label, tuple(members)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +10,10 @@ from scipy.stats import chi
 
 from lpds.recent import MEMORY
 from lpds.report.acting import action_samples, shift_sizes
-from lpds.report.paired import Array, column_interval
+from lpds.report.curves import DOTS, curves, frozen_levels, metric, training
+from lpds.report.paired import Array
 from lpds.report.panels import FigureData, Level, Panel, Series, apart, is_cut
-from lpds.report.read import Group, RunData, evaluation_points
-from lpds.stats import Interval, mean_over_seeds, share_over_seeds
-
-DOTS = 400
-"""Training episodes drawn for a group; more would only make the page heavy."""
+from lpds.report.read import Group, RunData
 
 
 def figures_of(groups: Sequence[Group]) -> list[FigureData]:
@@ -29,6 +26,8 @@ def figures_of(groups: Sequence[Group]) -> list[FigureData]:
         caption = figure.caption
         if any(is_cut(panel) for panel in panels):
             caption += " Bounds far beyond the lines are cut."
+        if any(series.kind == "part" for panel in panels for series in panel.series):
+            caption += " Where not all seeds have got so far a thin line goes on, of as many as the legend says."
         if panels or figure.missing:
             made.append(replace(figure, panels=panels, caption=caption))
     return made
@@ -38,11 +37,11 @@ def figures_of(groups: Sequence[Group]) -> list[FigureData]:
 
 
 def _learning(groups: Sequence[Group]) -> FigureData:
-    panel = Panel("return of an episode", _curves(groups, "return"), _frozen_levels(groups, "return"), mark=_warmup(groups))
+    panel = Panel("return of an episode", curves(groups, "return"), frozen_levels(groups, "return"), mark=_warmup(groups))
     many = any(len(group.runs) > 1 for group in groups)
     band = "its 95 % interval over seeds and their shared episodes" if many else "its 95 % bootstrap interval over episodes"
     if len(groups) <= 2:  # a third cloud of dots would hide the curves
-        panel.series.extend(_training(groups))
+        panel.series.extend(training(groups))
     caption = (
         f"Line: mean return of the evaluation episodes, steered with fresh noise; band: {band}. Horizontal band: the frozen "
         "policy on the curve's episodes and its 95 % interval. Star: the last evaluation, on episodes that the curve never "
@@ -56,8 +55,8 @@ def _learning(groups: Sequence[Group]) -> FigureData:
 def _success(groups: Sequence[Group]) -> FigureData:
     panel = Panel(
         "share of successful episodes",
-        _curves(groups, "success"),
-        _frozen_levels(groups, "success"),
+        curves(groups, "success"),
+        frozen_levels(groups, "success"),
         percent=True,
         mark=_warmup(groups),
     )
@@ -66,163 +65,31 @@ def _success(groups: Sequence[Group]) -> FigureData:
         "shared episodes for several). Horizontal band: the frozen policy. The running mean is of what collects, over training "
         f"episodes, with a memory of {MEMORY}; its band is from the lowest seed to the highest."
     )
-    running = Panel("running mean of success, training", _metric(groups, "success_ema"), percent=True, mark=_warmup(groups))
+    running = Panel("running mean of success, training", metric(groups, "success_ema"), percent=True, mark=_warmup(groups))
     return FigureData("success", "Success", caption, [panel, running])
-
-
-def _curves(groups: Sequence[Group], what: str) -> list[Series]:
-    series = []
-    for index, group in enumerate(groups):
-        seeds = [found for run in group.runs if (found := _due(run, evaluation_points(run, what)))]
-        keys = sorted({key for seed in seeds for key in seed})
-        due = [[seed[key] for seed in seeds if key in seed] for key in keys]
-        if due:
-            x = np.array([np.mean([step for step, _ in point]) for point in due], np.float64)
-            bounds = np.array([_over_seeds(what, [values for _, values in point]) for point in due])
-            series.append(Series(group.label, index, x, *bounds.T))
-        ends = [c for run in group.runs if (c := run.comparison()) is not None and c.final and c.has(what)]
-        if ends:
-            mean, low, high = _over_seeds(what, [c.steered[what] for c in ends])
-            at = float(np.mean([c.step for c in ends]))
-            x, y, lows, highs = (np.array([value], np.float64) for value in (at, mean, low, high))
-            series.append(Series(f"{group.label}: last evaluation", index, x, y, lows, highs, kind="final"))
-    return series
-
-
-def _due(run: RunData, points: list[tuple[int, Array]]) -> dict[tuple[int, int], tuple[int, Array]]:
-    """Points of a curve by the multiple of ``eval_every`` that they fell due at, and the end of the run beside the last.
-
-    The end of a smaller budget, which a run went on from, is left out: other seeds have no such point.
-    """
-    every, found = _interval(run, points), {}
-    for step, values in points:
-        key = (int(step // every), 0)
-        if key not in found:
-            found[key] = (step, values)
-        elif step == points[-1][0]:
-            found[key[0], 1] = (step, values)
-    return found
-
-
-def _interval(run: RunData, points: list[tuple[int, Array]]) -> float:
-    """Steps between points: what the settings say, unless no two points are so far apart."""
-    told, apart = float(run.run_settings["eval_every"]), np.diff([step for step, _ in points])
-    agrees = len(apart) == 0 or bool((abs(apart - told) < 0.1 * told).any())
-    return max(1.0, told if agrees else float(np.median(apart)))
-
-
-def _over_seeds(what: str, seeds: list[Array]) -> Interval:
-    """Over episodes while there is one seed; with several, over the seeds and the episodes that they share."""
-    if len(seeds) == 1:
-        return column_interval(what, seeds[0])
-    return share_over_seeds(seeds) if what.startswith("success") else mean_over_seeds(seeds)
-
-
-def _training(groups: Sequence[Group]) -> Iterable[Series]:
-    for index, group in enumerate(groups):
-        rows = [row for run in group.runs for row in run.episodes if row.get("return") is not None]
-        if rows:
-            rows.sort(key=lambda row: int(row["step"]))
-            chosen = np.unique(np.linspace(0, len(rows) - 1, min(DOTS, len(rows))).round().astype(int))
-            x, y = (np.array([rows[i][key] for i in chosen], np.float64) for key in ("step", "return"))
-            yield Series(f"{group.label}: training episodes", index, x, y, kind="dots")
-
-
-def _frozen_levels(groups: Sequence[Group], what: str) -> list[Level]:
-    """One level for every decoder, of the episodes that its curves start with; one that several runs share counts once.
-
-    Where no run of a decoder has such a start, as the frozen policy's own has none, the level is the last evaluation's.
-    """
-    runs: dict[str, list[RunData]] = {}
-    for group in groups:
-        for run in group.runs:
-            decoder = run.config.get("decoder", {})
-            runs.setdefault(decoder.get("fingerprint") or decoder.get("name") or "?", []).append(run)
-    levels = []
-    for fingerprint, members in runs.items():
-        starts = [row for run in members for row in run.curve_start()]
-        rows = starts or [row for run in members for row in run.frozen_rows()]
-        episodes = {(row["seed"], row["episode"]): row[what] for row in rows if row.get(what) is not None}
-        if not episodes:
-            continue
-        values = np.array(list(episodes.values()), np.float64)
-        name = f"frozen policy {fingerprint[:6]}" if len(runs) > 1 else "frozen policy"
-        levels.append(
-            Level(f"{name} ({len(values)} episodes{'' if starts else ', last evaluation'})", *column_interval(what, values))
-        )
-    return levels
 
 
 # -- what metrics.jsonl tells ------------------------------------------------------------------------------------------
 
 
-def _metric(
-    groups: Sequence[Group], key: str, change: Callable[[Array], Array] = lambda y: y, less: str | None = None
-) -> list[Series]:
-    """One metric of every group, or what it is above another: the run's values, or the mean over seeds with their range."""
-    series = []
-    for index, group in enumerate(groups):
-        seeds, apart = [], 1.0
-        for run in group.runs:
-            x, y = run.column(key)
-            apart = max(apart, _rows_apart(run, x))
-            y = y if less is None else y - run.column(less)[1]
-            y = y if np.isnan(y).all() else change(y)
-            if not np.isnan(y).all():
-                seeds.append((x, y))
-        if not seeds:
-            continue
-        table = _by_step(seeds, apart)
-        table = table[:, :, ~np.isnan(table[1]).all(0)]
-        x, y = np.nanmean(table[0], 0), np.nanmean(table[1], 0)
-        low, high = (np.nanmin(table[1], 0), np.nanmax(table[1], 0)) if len(seeds) > 1 else (None, None)
-        series.append(Series(group.label, index, x, y, low, high))
-    return series
-
-
-def _rows_apart(run: RunData, x: Array) -> float:
-    """Steps between a run's rows: what its settings say, unless its rounds are longer."""
-    c = run.run_settings
-    told = float(min(c["log_every"], max(1, c["steps"] // 25)))
-    seen = float(np.median(np.diff(x))) if len(x) > 1 else told
-    return told if seen < 1.5 * told else seen
-
-
-def _by_step(seeds: Sequence[tuple[Array, Array]], interval: float) -> Array:
-    """Steps and values [2, S, N] of several seeds' rows, which fall due at multiples of the same number of steps.
-
-    A row comes at the end of the round in which it falls due, so a few steps after its multiple, and not the same few in
-    every seed: it is the multiple before it that they share.
-    Where one seed was logged more often, as at first in a run whose budget grew, its rows of one multiple are averaged.
-    """
-    if len(seeds) == 1:
-        return np.stack(seeds[0])[:, None]
-    bins = [np.floor(x / interval).astype(int) for x, _ in seeds]
-    keys = np.unique(np.concatenate(bins))
-    table = np.full((2, len(seeds), len(keys)), np.nan)
-    for i, (x, y) in enumerate(seeds):
-        for k, key in enumerate(keys):
-            here = (bins[i] == key) & ~np.isnan(y)
-            if here.any():
-                table[:, i, k] = x[here].mean(), y[here].mean()
-    return table
-
-
 def _trust(groups: Sequence[Group]) -> FigureData:
     # a residual on the action is in another unit, and its budget is no divergence
-    moved = {index for index, group in enumerate(groups) if all(_shifts_action(run) for run in group.runs)}
+    moved = {index for index, group in enumerate(groups) if all(run.shifts_action for run in group.runs)}
     sums, others = (
         [Level(name, budget) for name, budget in _budgets([g for i, g in enumerate(groups) if (i in moved) == on_action])]
         for on_action in (False, True)
     )
 
     def shown(key: str, *, on_action: bool = False) -> list[Series]:
-        return [series for series in _metric(groups, key) if (series.group in moved) == on_action]
+        return [series for series in metric(groups, key) if (series.group in moved) == on_action]
 
     at_the_time = ", as it is at the time" if any(run.budget_grows for group in groups for run in group.runs) else ""
     nats = _nats(groups)
     law = "N(Δ, I)" if all(run.noise_scale == 1.0 for group in groups for run in group.runs) else "N(Δ, k² I)"
     quantiles, why = _quantiles(groups)
+    free = [group.label for group in groups if all(run.shifts and run.budget_sq is None for run in group.runs)]
+    if free:
+        why.append(f"No budget holds {', '.join(free)}: no multiplier keeps to one.")
     caption = (
         "The budget δ bounds the mean over states, not each state: the tail (95th percentile, quantiles) may lie above it. "
         "All are sums over the free latent coordinates, over the states of update batches; the quantiles over the latest "
@@ -232,7 +99,7 @@ def _trust(groups: Sequence[Group]) -> FigureData:
         Panel("mean of ‖Δ(s)‖² over states", shown("delta_sq_mean"), sums, from_zero=True),
         Panel("95th percentile of ‖Δ(s)‖²", shown("delta_sq_p95"), sums, from_zero=True),
         Panel(f"share of states beyond δ{at_the_time}", shown("delta_sq_beyond"), percent=True),
-        Panel(f"KL({law} ‖ N(0, I)), nats", _metric(groups, "kl_nats"), nats, from_zero=True),
+        Panel(f"KL({law} ‖ N(0, I)), nats", metric(groups, "kl_nats"), nats, from_zero=True),
         Panel("quantiles of ‖Δ(s)‖² over states", quantiles, sums, "share of states below, %", from_zero=True),
         Panel("mean of ‖Δ(s)‖², Δ on the action", shown("delta_sq_mean", on_action=True), others, from_zero=True),
         Panel("95th percentile of ‖Δ(s)‖², Δ on the action", shown("delta_sq_p95", on_action=True), others, from_zero=True),
@@ -247,7 +114,7 @@ def _quantiles(groups: Sequence[Group]) -> tuple[list[Series], list[str]]:
     levels = np.arange(1.0, 100.0)
     series, why = [], []
     for index, group in enumerate(groups):
-        sizes = [shift_sizes(run) for run in group.runs if not _shifts_action(run)]
+        sizes = [shift_sizes(run) for run in group.runs if not run.shifts_action]
         told = [values for values in sizes if not isinstance(values, str)]
         reasons = dict.fromkeys(reason for reason in sizes if isinstance(reason, str))
         why += [f"No quantiles for {group.label}: {reason}." for reason in reasons]
@@ -269,8 +136,8 @@ def _dual(groups: Sequence[Group]) -> FigureData:
         "units per unit of ‖Δ‖²; beside it the scale of Q, the mean slope of Q^W in w, which α follows."
     )
     # a soft actor-critic's alpha is the price of entropy, another thing
-    held = [index for index, group in enumerate(groups) if any(run.budget_sq is not None for run in group.runs)]
-    alphas, scales = ([series for series in _metric(groups, key) if series.group in held] for key in ("alpha", "q_scale"))
+    held = [index for index, group in enumerate(groups) if any(run.shifts for run in group.runs)]
+    alphas, scales = ([series for series in metric(groups, key) if series.group in held] for key in ("alpha", "q_scale"))
     panels = [
         Panel("multiplier α, reward units", alphas, from_zero=True),
         Panel("scale of Q, reward units", scales, from_zero=True),
@@ -288,7 +155,7 @@ def _norm(groups: Sequence[Group]) -> FigureData:
     sets = {
         (run.latent_size, run.free_size or run.latent_size, run.noise_scale, run.budget_sq)
         for run in runs
-        if run.latent_size and run.budget_sq and _shifts_noise(run)
+        if run.latent_size and run.budget_sq and not run.shifts_action
     }
     for size, free, k, budget in sorted(sets):
         spent = float(np.sqrt(size - (1.0 - k * k) * free + budget))
@@ -300,7 +167,7 @@ def _norm(groups: Sequence[Group]) -> FigureData:
         "The line is a mean over states, so it moves far less than the band is wide."
     )
     caption += " The correlation along the chunk is 0 under the prior and 1 for a row that is repeated."
-    norm, correlation = (_metric(groups, key) for key in ("w_norm", "w_autocorrelation"))
+    norm, correlation = (metric(groups, key) for key in ("w_norm", "w_autocorrelation"))
     panels = [
         Panel("mean of ‖w‖", norm, levels),
         Panel("lag-1 correlation along the chunk", correlation, [Level("prior", 0.0)]),
@@ -343,10 +210,10 @@ def _critics(groups: Sequence[Group]) -> FigureData:
         "The first row averages over the fits of the warm-up."
     )
     panels = [
-        Panel("distillation gap, base noise (reward units)", _metric(groups, "distill_gap_base"), zero),
-        Panel("distillation gap, steered (reward units)", _metric(groups, "distill_gap_steered"), zero),
-        Panel("TD loss (reward units²)", _metric(groups, "td_loss"), log=True),
-        Panel("distillation loss (reward units²)", _metric(groups, "distill_loss"), log=True),
+        Panel("distillation gap, base noise (reward units)", metric(groups, "distill_gap_base"), zero),
+        Panel("distillation gap, steered (reward units)", metric(groups, "distill_gap_steered"), zero),
+        Panel("TD loss (reward units²)", metric(groups, "td_loss"), log=True),
+        Panel("distillation loss (reward units²)", metric(groups, "distill_loss"), log=True),
     ]
     return FigureData("critics", "Critics", caption, panels)
 
@@ -358,7 +225,7 @@ def _entropy(groups: Sequence[Group]) -> FigureData:
         "of the frozen policy's samples). The estimate is biased in many dimensions, so only the difference means anything; a "
         "fall says that modes are lost. Actions that coincide are floored at a distance of 1e-6."
     )
-    series = _metric(groups, "action_entropy", less="action_entropy_frozen")
+    series = metric(groups, "action_entropy", less="action_entropy_frozen")
 
     def tells(group: Group, key: str) -> bool:
         return any(np.isfinite(run.column(key)[1]).any() for run in group.runs)
@@ -376,8 +243,8 @@ def _throughput(groups: Sequence[Group]) -> FigureData:
 
     caption = "Between rows of the log, evaluations included; no updates during the warm-up."
     panels = [
-        Panel("primitive steps per second", _metric(groups, "env_steps_per_s", after_first), from_zero=True),
-        Panel("updates per second", _metric(groups, "updates_per_s", after_first), from_zero=True),
+        Panel("primitive steps per second", metric(groups, "env_steps_per_s", after_first), from_zero=True),
+        Panel("updates per second", metric(groups, "updates_per_s", after_first), from_zero=True),
     ]
     return FigureData("throughput", "Throughput", caption, panels)
 
@@ -385,22 +252,16 @@ def _throughput(groups: Sequence[Group]) -> FigureData:
 def _nats(groups: Sequence[Group]) -> list[Level]:
     """The budget's own nats, and beside it what less noise costs."""
     pairs = {
-        (b, run.quiet_nats) for group in groups for run in group.runs if (b := run.budget_sq) is not None and _shifts_noise(run)
+        (b, run.quiet_nats)
+        for group in groups
+        for run in group.runs
+        if (b := run.budget_sq) is not None and not run.shifts_action
     }
     return [
         Level(f"budget δ/2{f' + {quiet:.4g} for k < 1' if quiet else ''} = {b / 2 + quiet:.4g} nats", b / 2 + quiet)
         for b, quiet in sorted(pairs)
         if quiet < np.inf
     ]
-
-
-def _shifts_noise(run: RunData) -> bool:
-    """Whether its delta is a divergence: that of a residual on the action is none."""
-    return bool(np.isfinite(run.column("kl_nats")[1]).any()) or not run.metrics
-
-
-def _shifts_action(run: RunData) -> bool:
-    return run.budget_sq is not None and not _shifts_noise(run)
 
 
 def _budgets(groups: Sequence[Group]) -> list[tuple[str, float]]:

@@ -17,7 +17,8 @@ def by_task(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
 
     Factories of environments share names (``<lambda>``, ``partial``). So runs in factories of one name are of one task only
     where the same frozen policy got the same returns in the episodes that both played, or where a run saw that its
-    environment ignores seeds, so that no two evaluations are alike.
+    environment ignores seeds, so that no two evaluations are alike. Where no episode is shared, as with two decoders, the name
+    is believed (:func:`untold`).
     """
     worlds: dict[str, set[str]] = {}
     for run in runs:
@@ -39,6 +40,14 @@ def same_world(one: RunData, other: RunData) -> bool:
     a, b = _frozen_returns(one), _frozen_returns(other)
     shared = sorted(a.keys() & b.keys())
     return np.allclose([a[key] for key in shared], [b[key] for key in shared], rtol=1e-3, equal_nan=True)
+
+
+def untold(runs: Sequence[RunData]) -> list[RunData]:
+    """Runs of a factory of the first one's name, of which no shared episode tells that its environment is the same."""
+    if not runs or runs[0].config.get("env") is not None:
+        return []
+    first = _frozen_returns(runs[0])
+    return [run for run in runs[1:] if first and (other := _frozen_returns(run)) and not first.keys() & other.keys()]
 
 
 def _worlds(runs: Sequence[RunData]) -> list[list[RunData]]:

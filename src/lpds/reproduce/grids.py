@@ -242,9 +242,9 @@ def _page(
         lines += [f"**{len(runs)} of {whole} runs are finished.** Not in the tables, by method and seed: {left}.", ""]
     if what.paper:
         lines += ["The paper says:", "", *(f"- {sentence}" for sentence in what.paper), ""]
-    lines += ["Measured here (95 % intervals; difference and probability against the frozen policy):", ""]
+    lines += ["Measured here (95 % intervals; difference from the frozen policy):", ""]
     for title, methods in what.tables or (("", ()),):
-        rows = tuple(row for row in report.rows if not methods or row.label in ("frozen", *methods))
+        rows = tuple(row for row in report.rows if not methods or _cell_of(row.label) in ("frozen", *methods))
         lines += [f"{title}:", ""] if title else []
         lines += ["```", str(replace(report, rows=rows)), "```", ""]
     if what.metrics:
@@ -253,6 +253,12 @@ def _page(
         lines += ["What differs from the paper:", "", *(f"- {sentence}" for sentence in what.caveats), ""]
     lines += [f"![{picture}]({picture})" for picture in pictures]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell_of(label: str) -> str:
+    """The cell's name in a row's label, which may tell apart runs of one cell that differ, and frozen policies."""
+    name = label.partition(" (")[0].partition(" #")[0]
+    return "frozen" if name.startswith("frozen ") else name
 
 
 def _quantities(metrics: Sequence[str], runs: Sequence[Path]) -> list[str]:
