@@ -19,7 +19,7 @@ from lpds.report.compare import CompareReport, Row, compare
 RESULTS = Path(__file__).parents[1] / "results"
 TASKS = ("hopper", "walker2d", "halfcheetah")
 FLOOR = {"golden-ticket": "none", "base+chain": "none"}
-SAME = {"lpds": "1", "lpds-a": "1", "best-of-n": "1"}
+SAME = {"lpds": "1", "lpds+quiet-100k": "1", "lpds-a": "1", "best-of-n": "1"}
 RELEASED = {
     "dsrl-na": "2.5",
     "dsrl-na+alpha0.3": "2.5",
@@ -68,7 +68,12 @@ def table(methods: dict[str, str], reports: dict[str, CompareReport]) -> list[st
         ]
         if not any(rows):
             continue
-        label = name.removesuffix("-alpha0.3").removesuffix("+equal").removesuffix("+alpha0.3")
+        label = (
+            name.replace("+quiet-100k", " --preset quiet")
+            .removesuffix("-alpha0.3")
+            .removesuffix("+equal")
+            .removesuffix("+alpha0.3")
+        )
         label = f"`{label}`" + (", temperature 0.3" if name.endswith("alpha0.3") else "")
         lines.append(f"| {'frozen policy' if name == 'frozen' else label} | {updates} | " + " ".join(map(cell, rows)))
     return lines
@@ -98,6 +103,7 @@ def main() -> None:
     for task in TASKS:
         names = [
             "lpds",
+            "lpds+quiet-100k",
             *EQUAL_STEPS.get(task, {}).values(),
             *(f"lpds{end}" for end in BLOCKS),
             *FLOOR,
