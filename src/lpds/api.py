@@ -160,9 +160,11 @@ def resume(
                 f"the run in {folder} ran in {config['env']!r}, not in {chosen_env!r}: what it learned is of that one"
             )
         begun = (folder / "checkpoint" / "checkpoint.json").is_file()
-        if not begun and (folder / "checkpoint").is_dir() and any((folder / "checkpoint").glob("state-*")):
-            raise LpdsError(f"the run in {folder} cannot go on: checkpoint/checkpoint.json, which names the others, is missing")
         if not begun and (folder / "summary.json").is_file():
+            if any((folder / "checkpoint").glob("state-*")):
+                raise LpdsError(
+                    f"the run in {folder} cannot go on: checkpoint/checkpoint.json is missing"
+                )
             raise LpdsError(
                 f"the run in {folder} is finished and keeps no checkpoint, as committed results do: it cannot go on"
             )

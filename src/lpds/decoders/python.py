@@ -51,7 +51,7 @@ def load_python(place: str, **options: Any) -> BaseDecoder:
         module = _run_file(Path(source)) if is_file else importlib.import_module(source)
         if not hasattr(module, name):
             named = [found for found in vars(module) if not found.startswith("_")]
-            raise unknown_name(f"name in {source}", name, named)
+            raise LpdsError(f"decoder {reference!r}: {unknown_name('name in it', name, named)}")
         made = getattr(module, name)
         if not isinstance(made, BaseDecoder) and callable(made):
             _check_maker(reference, made, options)
