@@ -162,9 +162,7 @@ def resume(
         begun = (folder / "checkpoint" / "checkpoint.json").is_file()
         if not begun and (folder / "summary.json").is_file():
             if any((folder / "checkpoint").glob("state-*")):
-                raise LpdsError(
-                    f"the run in {folder} cannot go on: checkpoint/checkpoint.json is missing"
-                )
+                raise LpdsError(f"the run in {folder} cannot go on: checkpoint/checkpoint.json is missing")
             raise LpdsError(
                 f"the run in {folder} is finished and keeps no checkpoint, as committed results do: it cannot go on"
             )
