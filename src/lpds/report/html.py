@@ -49,9 +49,9 @@ SEEDS = (
 COMPARED = (
     "Reference: {}. IQM: mean of the middle half of all episodes. Area: mean height of the learning curve. Intervals of mean "
     "and difference are for other seeds and other episodes, which all seeds play (Student's, degrees of freedom of "
-    "Satterthwaite); those of the IQM resample seeds and shared episodes and are too narrow for few seeds; P(better) is the "
-    "probability that a run of the method beats one of the reference, over seeds."
+    "Satterthwaite); those of the IQM resample seeds and shared episodes and are too narrow for few seeds{}."
 )
+BETTER = "; P(better) is the probability that a run of the method beats one of the reference, over seeds"
 COLUMNS = {"return": "return", "success": "success", "success_at_end": "success at the end", "length": "length (steps)"}
 CSS = """
 :root { color-scheme: light dark; }
@@ -246,7 +246,7 @@ def _comparison(folders: Sequence[Path]) -> list[str]:
         for line in rows:
             del line[7]
     said = "; ".join(f"on {task}, {label}" for task, label in report.references.items())
-    lines = [COMPARED.format(said), *report.notes]
+    lines = [COMPARED.format(said, BETTER if better else ""), *report.notes]
     return [
         "<h2>Comparison</h2>",
         f'<div class="wide tight">{_table(heads, rows, numbers=2)}</div>',
