@@ -123,8 +123,21 @@ def test_a_budget_is_drawn_where_a_multiplier_holds_it(run, budget):
     figures = {figure.name: figure for figure in figures_of(group_runs([data]))}
     levels = [level.label for panel in figures["trust-region"].panels for level in panel.levels]
     assert any(label.startswith("budget") for label in levels) == (budget is not None)
-    assert ("No budget holds" in figures["trust-region"].caption) == (budget is None)
+    assert ("No multiplier keeps" in figures["trust-region"].caption) == (budget is None)
+    assert any("beyond" in panel.title for panel in figures["trust-region"].panels) == (budget is not None)
     assert any("δ" in level.label for panel in figures["latent-norm"].panels for level in panel.levels) == (budget is not None)
+
+
+def test_lines_that_are_decades_apart_are_drawn_on_logarithms():
+    """Of a Delta that nothing bounds, beside one of budget 8; two of nearly one size keep an axis from zero."""
+    folders = [RESULTS / "adroit-pen" / name / "seed0" for name in ("lpds", "lpds+unbounded", "lpds+penalty")]
+
+    def logs(runs):
+        figure = next(figure for figure in figures_of(group_runs(read_runs(runs))) if figure.name == "trust-region")
+        return {panel.title: (panel.log, panel.from_zero) for panel in figure.panels if "mean of" in panel.title}
+
+    assert logs(folders) == {"mean of ‖Δ(s)‖² over states": (True, False)}
+    assert logs([folders[0], folders[2]]) == {"mean of ‖Δ(s)‖² over states": (False, True)}
 
 
 def test_the_budget_of_a_residual_on_the_action_counts_the_actions_coordinates(tmp_path):

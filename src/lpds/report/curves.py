@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -42,11 +43,11 @@ def curves(groups: Sequence[Group], what: str) -> list[Series]:
 
 
 def _stretches(keys: Sequence[Any], ends: Sequence[Any]) -> list[tuple[list[Any], int]]:
-    """Keys cut where another seed ends, each part with the number of seeds that reach it: of fewer seeds a mean is another."""
-    counts = [sum(key <= end for end in ends) for key in keys]
-    return [
-        ([key for key, c in zip(keys, counts, strict=True) if c == count], count) for count in sorted({*counts}, reverse=True)
-    ]
+    """Sorted keys cut where another seed ends, each part with the number of seeds that reach it.
+
+    Of fewer seeds a mean is another quantity.
+    """
+    return [(list(part), count) for count, part in groupby(keys, lambda key: sum(key <= end for end in ends))]
 
 
 def _part(label: str, index: int, count: int, seeds: int, x: Array, y: Array, low: Array | None, high: Array | None) -> Series:

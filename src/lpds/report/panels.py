@@ -95,6 +95,18 @@ def extent(panel: Panel) -> tuple[float, float]:
     return max(least, low - room), min(most, high + room)
 
 
+WIDE = 100.0
+"""Ratio of two lines' medians from which on the smaller one lies on an axis that begins at zero."""
+
+
+def on_logs_if_wide(panel: Panel) -> Panel:
+    """The panel, with a logarithmic axis where its lines are so far apart that a linear one shows the largest only."""
+    positive = [series.y[series.y > 0.0] for series in panel.series]
+    medians = [float(np.median(y)) for y in positive if len(y)]
+    wide = bool(medians) and max(medians) > WIDE * min(medians)
+    return replace(panel, log=True, from_zero=False) if wide and not panel.percent else panel
+
+
 def is_cut(panel: Panel) -> bool:
     """Whether some bound of a line is beyond what the panel shows."""
     bounds = _bounds(panel)

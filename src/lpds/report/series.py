@@ -12,7 +12,7 @@ from lpds.recent import MEMORY
 from lpds.report.acting import action_samples, shift_sizes
 from lpds.report.curves import DOTS, curves, frozen_levels, metric, training
 from lpds.report.paired import Array
-from lpds.report.panels import FigureData, Level, Panel, Series, apart, is_cut
+from lpds.report.panels import FigureData, Level, Panel, Series, apart, is_cut, on_logs_if_wide
 from lpds.report.read import Group, RunData
 
 
@@ -87,18 +87,19 @@ def _trust(groups: Sequence[Group]) -> FigureData:
     nats = _nats(groups)
     law = "N(Δ, I)" if all(run.noise_scale == 1.0 for group in groups for run in group.runs) else "N(Δ, k² I)"
     quantiles, why = _quantiles(groups)
-    free = [group.label for group in groups if all(run.shifts and run.budget_sq is None for run in group.runs)]
+    free = {index for index, group in enumerate(groups) if all(run.shifts and run.budget_sq is None for run in group.runs)}
     if free:
-        why.append(f"No budget holds {', '.join(free)}: no multiplier keeps to one.")
+        why.append(f"No multiplier keeps {', '.join(groups[index].label for index in sorted(free))} to a budget.")
     caption = (
         "The budget δ bounds the mean over states, not each state: the tail (95th percentile, quantiles) may lie above it. "
         "All are sums over the free latent coordinates, over the states of update batches; the quantiles over the latest "
         "states of the replay (where none is kept, over some of the warm-up), under the policy as last saved."
     )
+    beyond = [series for series in shown("delta_sq_beyond") if series.group not in free]
     panels = [
         Panel("mean of ‖Δ(s)‖² over states", shown("delta_sq_mean"), sums, from_zero=True),
         Panel("95th percentile of ‖Δ(s)‖²", shown("delta_sq_p95"), sums, from_zero=True),
-        Panel(f"share of states beyond δ{at_the_time}", shown("delta_sq_beyond"), percent=True),
+        Panel(f"share of states beyond δ{at_the_time}", beyond, percent=True),
         Panel(f"KL({law} ‖ N(0, I)), nats", metric(groups, "kl_nats"), nats, from_zero=True),
         Panel("quantiles of ‖Δ(s)‖² over states", quantiles, sums, "share of states below, %", from_zero=True),
         Panel("mean of ‖Δ(s)‖², Δ on the action", shown("delta_sq_mean", on_action=True), others, from_zero=True),
@@ -107,7 +108,9 @@ def _trust(groups: Sequence[Group]) -> FigureData:
     if moved:
         named = ", ".join(group.label for i, group in enumerate(groups) if i in moved)
         why.append(f"Of {named}: Δ shifts the decoded action, in normalised action units, so its δ is no divergence.")
-    return FigureData("trust-region", "Trust region", " ".join([caption, *why]), panels)
+    return FigureData(
+        "trust-region", "Trust region", " ".join([caption, *why]), [p if p.percent else on_logs_if_wide(p) for p in panels]
+    )
 
 
 def _quantiles(groups: Sequence[Group]) -> tuple[list[Series], list[str]]:
