@@ -285,6 +285,9 @@ class RunSettings:
     """Episodes of the last evaluation, frozen and steered."""
     eval_seed: int = 0
     """Of the last evaluation's episodes and noise; the curve's are others."""
+    keep: str = "last"
+    """What is evaluated at the end and saved: last, or best, the point of the learning curve with the highest success (where
+    told), then return, the frozen policy's among them."""
     checkpoint_every: int = 10_000
     """Primitive steps between checkpoints."""
     device: str = "auto"
@@ -302,8 +305,11 @@ class RunSettings:
         check_seed("seed", self.seed)
         check_seed("eval_seed", self.eval_seed)
         check_seed(f"eval_seed + {CURVE_SEED}, the learning curve's,", self.eval_seed + CURVE_SEED)
+        choose("keep", self.keep, ("last", "best"))
         if self.warmup_fits < 0 or self.eval_every < 0:
             raise LpdsError("warmup_fits and eval_every must not be negative")
+        if self.keep == "best" and not self.eval_every:
+            raise LpdsError("keep best takes the best point of the learning curve, of which eval_every 0 leaves none")
         if not (math.isfinite(self.reward_offset) and 0.0 <= self.reward_scale < math.inf):
             raise LpdsError(f"reward_offset {self.reward_offset} and reward_scale {self.reward_scale} must be finite")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lpds import remarks
+from lpds.best import BestPoint
 from lpds.checkpoint import CheckpointStore
 from lpds.collect import Collector
 from lpds.compact import as_learned
@@ -106,6 +109,9 @@ class Runner:
             rows = self.collector.complete(demonstrations, method.target)
             for start in range(0, self._given, c.num_envs):
                 self.replay.insert({name: value[start : start + c.num_envs] for name, value in rows.items()})
+        self._best = BestPoint() if c.keep == "best" else None
+        self._none_better = False
+        """Whether what is looked at is the frozen policy, which no point of the curve is above."""
         self.store = CheckpointStore(out / "checkpoint")
         self.records = Records(out, device=device, say=display.say, tensorboard=tensorboard)
         self.step = self.updates = 0
@@ -209,6 +215,8 @@ class Runner:
     @property
     def why_not(self) -> str:
         """Why nothing was learned."""
+        if self._none_better:
+            return "no point of the learning curve is above the frozen policy's (keep best)"
         if self._warm and hasattr(self.method, "found"):
             return "no episode ended after the warm-up"
         if self._warm:
@@ -221,6 +229,8 @@ class Runner:
     @property
     def learned(self) -> bool:
         """Whether the method has anything to show yet; what learns nothing always has."""
+        if self._none_better:
+            return False
         return not self.method.learns or (self._warm and getattr(self.method, "found", self.updates > 0))
 
     @property
@@ -282,7 +292,30 @@ class Runner:
         self._display.show(row, last=self.step >= self.c.steps)
 
     def _evaluate_curve(self) -> None:
-        self.evaluate(self.c.eval_episodes, self.c.eval_seed + CURVE_SEED, float(self.learned), "curve")
+        report = self.evaluate(self.c.eval_episodes, self.c.eval_seed + CURVE_SEED, float(self.learned), "curve")
+        if self._best is not None:
+            self._best.offer(report, self.step, self.method.tensors if self.learned else None)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """For a while, the method as the run keeps it: as it is, or as it was at the best point of its curve."""
+        if self._best is None:
+            yield
+            return
+        now = self.method.tensors()
+        self._none_better = self._best.tensors is None and self.learned and self.method.learns
+        try:
+            if self._best.tensors is not None:
+                self.method.load_tensors(self._best.tensors)
+            yield
+        finally:
+            self.method.load_tensors(now)
+            self._none_better = False
+
+    @property
+    def kept_step(self) -> int | None:
+        """Primitive steps at the point that is kept; ``None`` where it is the end."""
+        return None if self._best is None else self._best.step
 
     def evaluate(
         self, episodes: int, seed: int, scale: float, kind: str, noise_scale: float = 1.0, policy: Policy | None = None
@@ -321,6 +354,8 @@ class Runner:
         tensors = {f"method.{key}": value for key, value in self.method.tensors().items()}
         tensors |= {f"collector.{key}": value for key, value in self.collector.tensors().items()}
         tensors |= {f"sums.{key}": value for key, value in self.records.tensors().items()}
+        if self._best is not None:
+            tensors |= {f"best.{key}": value for key, value in (self._best.tensors or {}).items()}
         tensors |= {"generator": self._generator.get_state(), "probe": self._probe}
         facts = {
             "step": self.step,
@@ -332,6 +367,7 @@ class Runner:
             "given": self._given,
             "behind": self._behind,
             "ignores_seed": self.ignores_seed,
+            "best": None if self._best is None else self._best.facts(),
             **self.records.facts(),
             "next": self._next,
             "episodes": self.collector.facts(),
@@ -342,8 +378,9 @@ class Runner:
         self.store.save(tensors, facts, self.replay)
 
     def _save_policy(self) -> None:
-        learned = self.method if self.learned else None
-        save_policy(self.out / "policy", self.method_name, learned, self.decoder, vector_places(self.collector.env.first))
+        with self.kept():
+            learned = self.method if self.learned else None
+            save_policy(self.out / "policy", self.method_name, learned, self.decoder, vector_places(self.collector.env.first))
 
     def _check_learned(self) -> None:
         """Stop a learner that diverged, before it is written over a checkpoint that did not."""
@@ -388,6 +425,8 @@ class Runner:
         self._block = facts.get("block", self._block)
         self.ignores_seed = facts.get("ignores_seed", False)
         self.records.restore(part("sums."), facts, self.step, self.updates)
+        if self._best is not None:
+            self._best.restore(facts["best"], part("best."))
         self._next = facts["next"]
         if self.step < self.c.steps:  # a finished run was given a larger budget: what its end wrote is written
             every = self._every

@@ -200,13 +200,9 @@ def drive(runner: Runner, display: Display) -> Run:
             _check_untouched(runner.decoder)
             if not finished:
                 return Run(folder, False, None, None)
-            reports = [runner.evaluate(c.final_episodes, c.eval_seed, scale, "final") for scale in (0.0, 1.0)]
-            k = getattr(runner.method.policy, "noise_scale", 1.0)
-            if runner.learned and k < 1.0:  # less noise alone may do as well
-                reports.append(runner.evaluate(c.final_episodes, c.eval_seed, 0.0, "final quiet", noise_scale=k))
-            start = getattr(runner.method, "start", None)
-            if runner.learned and start is not None:  # so may another sampler of the same network
-                reports.append(runner.evaluate(c.final_episodes, c.eval_seed, 1.0, "final start", policy=start))
+            with runner.kept():
+                unlearned = "" if runner.learned else runner.why_not
+                reports = _last_evaluations(runner)
             frozen, steered, *others = silence_is_failure(reports)
         except KeyboardInterrupt:
             if finished:
@@ -217,20 +213,38 @@ def drive(runner: Runner, display: Display) -> Run:
             rest = ", only its last evaluation is missing" if finished else ""
             where = f"the run is saved at step {runner.step}{rest}: {how_to_resume(folder)}"
             raise type(fault)(f"{fault}; {where}") from fault
-        run = Run(folder, True, frozen, steered, "" if runner.learned else runner.why_not)
+        run = Run(folder, True, frozen, steered, unlearned)
         for other in others:
             run = replace(run, quiet=other) if other.noise_scale < 1.0 else replace(run, start=other)
         found = run.difference or (0.0, 0.0, 0.0)
         difference = [None if math.isnan(value) else value for value in found]  # a single pair has no bounds
         summary = {"format_version": FORMAT_VERSION, "difference": difference, "verdict": run.verdict()}
         summary |= {"ignores_seed": True} if runner.ignores_seed else {}
-        summary |= {} if runner.learned else {"learned": False}
+        summary |= {"learned": False} if unlearned else {}
+        summary |= {} if runner.kept_step is None else {"kept_step": runner.kept_step}
         write_json(folder / "summary.json", summary)
+        if runner.kept_step is not None:
+            display.say(f"kept the best point of the learning curve: step {runner.kept_step:,}")
+        elif run.worse and c.eval_every:
+            display.say("a run with --keep best has the best point of its learning curve, the frozen policy's among them")
         _write_report(folder, runner.decoder, display)
         return run
     finally:
         display.close()
         runner.close()
+
+
+def _last_evaluations(runner: Runner) -> list[EvalReport]:
+    """Frozen and steered; the frozen policy with as little noise, and the method's own start, where there are such."""
+    c = runner.c
+    reports = [runner.evaluate(c.final_episodes, c.eval_seed, scale, "final") for scale in (0.0, 1.0)]
+    k = getattr(runner.method.policy, "noise_scale", 1.0)
+    if runner.learned and k < 1.0:  # less noise alone may do as well
+        reports.append(runner.evaluate(c.final_episodes, c.eval_seed, 0.0, "final quiet", noise_scale=k))
+    start = getattr(runner.method, "start", None)
+    if runner.learned and start is not None:  # so may another sampler of the same network
+        reports.append(runner.evaluate(c.final_episodes, c.eval_seed, 1.0, "final start", policy=start))
+    return reports
 
 
 def _check_untouched(decoder: Decoder) -> None:

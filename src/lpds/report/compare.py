@@ -221,6 +221,14 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
         notes.append(
             f"{task}: evaluated with less than all of the noise, which the frozen policy has: {', '.join(quiet)}{hint_of}"
         )
+    best = [
+        side.label for side in sides if side.method != "frozen" and any(run.run_settings["keep"] == "best" for run in side.runs)
+    ]
+    if best:
+        notes.append(
+            f"{task}: kept at the best point of the learning curve, not at its end; that point's own height, the highest of "
+            f"several, flatters: {', '.join(best)}"
+        )
     chain = [side.label for side in sides if any(run.acts_by_chain for run in side.runs)]
     if chain:
         played = any("start" in by_label[label].over for label in chain)  # the same chain for all of them
