@@ -122,6 +122,26 @@ def test_the_human_door_demonstrations_are_a_recipes_last_source(tmp_path, monke
     assert "sources" not in data_card("adroit-door", replace(made, recipe=""))
 
 
+def test_broken_files_of_experts_and_people_are_one_line(tmp_path, refused):
+    from lpds.pretrain.experts import load_actor
+
+    for name in ("adroit_pen", "gym_sac_hopper"):
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, weights=np.zeros(3))
+        with refused(path.name, "holds no"):
+            load_actor(path, sampled=False)(np.zeros(11), np.random.default_rng(0))
+        with path.open("wb") as stream:
+            np.save(stream, np.zeros(3))
+        with refused(path.name, "cannot be read"):
+            load_actor(path, sampled=False)
+        with refused(path.name, "cannot be read"):
+            human_demonstrations(path)
+    human = tmp_path / "human.npz"
+    np.savez(human, **{"0/observations": np.zeros((5, 39)), "0/actions": np.zeros((6, 28)), "0/rewards": np.zeros(6)})
+    with refused("episode 0", "5 observations, 6 actions and 6 rewards"):
+        human_demonstrations(human)
+
+
 def test_human_demonstrations_and_their_place_beside_rolled_out_ones(tmp_path, refused):
     human_file(tmp_path / "door.npz")
     data = human_demonstrations(tmp_path / "door.npz")

@@ -185,6 +185,7 @@ def test_a_robomimic_file_without_rewards_and_one_of_another_layout(tmp_path, re
         ({"rewards": np.zeros(5)}, "rewards is [5], expected [8]"),
         ({"final_obs": np.zeros((2, 3))}, "final_obs is [2, 3], expected [2, 4]"),
         ({"terminated": np.zeros(3, bool)}, "terminated is [3], expected [2]"),
+        ({"image": np.zeros((3, 4, 4, 3), np.uint8)}, "image is [3, 4, 4, 3], expected [8, 4, 4, 3]"),
         ({"actions": np.zeros(8)}, "must be rows of vectors"),
         ({"episode_lengths": "three"}, "cannot be read"),
     ],

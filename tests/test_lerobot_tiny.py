@@ -16,6 +16,7 @@ import torch
 from lpds import LpdsError, load_decoder, load_policy, steer
 from lpds.cli import main
 from lpds.decoders.lerobot.tiny import FILE, TinySizes, built_with, read_sizes, write_sizes
+from lpds.pretrain.build import pretrain
 from lpds.pretrain.experts import Demonstrations
 from lpds.zoo import environment_of
 
@@ -188,6 +189,43 @@ def test_training_is_a_function_of_its_seed(tmp_path):
         torch.rand(3)  # the state of the global generator does not matter
         prints.append(opened(pretrained(tmp_path / name, "--steps", "3", "--seed", seed)).fingerprint)
     assert prints[0] == prints[1] != prints[2]
+
+
+@needs_lerobot
+def test_what_diverges_replaces_nothing_and_leaves_nothing(tmp_path, capsys):
+    folder, data = pretrained(tmp_path / "cube", "--steps", "3"), str(tmp_path / "data.npz")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    small = [word for key, value in (SMALL | {"lr": 1e30}).items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    words = [
+        "pretrain",
+        "cube",
+        "--data",
+        data,
+        "--kind",
+        "pi0",
+        "--instruction",
+        TOLD,
+        *small,
+        "--steps",
+        "3",
+        "--episodes",
+        "0",
+    ]
+    assert main([*words, "--out", str(folder), "--overwrite"]) == 2
+    assert "NaN or infinite" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert main([*words, "--out", str(tmp_path / "new")]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cube", "data.npz"]
+
+
+@pytest.mark.parametrize(("there", "kind"), [("decoder.safetensors", "pi0"), ("model.safetensors", "diffusion")])
+def test_a_decoder_of_another_kind_is_not_overwritten(tmp_path, refused, there, kind):
+    (tmp_path / "cube").mkdir()
+    (tmp_path / "cube" / there).write_bytes(b"theirs")
+    demonstrations().save(tmp_path / "data.npz")
+    with refused("another kind", there, "--out"):
+        pretrain("cube", str(tmp_path / "data.npz"), tmp_path / "cube", changes={"kind": kind}, overwrite=True)
+    assert (tmp_path / "cube" / there).read_bytes() == b"theirs"
 
 
 def test_lerobot_is_left_as_it_was(made):

@@ -21,6 +21,11 @@ from lpds.reproduce.paths import mode_entropy, path_ratio, roll_out
 TINY = {"width": 8, "warmup_fits": 5, "warmup_steps": 100, "final_episodes": 4, "checkpoint_every": 100}
 
 
+def test_a_grid_without_a_budget_is_refused(tmp_path, refused) -> None:
+    with refused("deltas"):
+        reproduce_toy(tmp_path, deltas=(), seeds=1, say=print)
+
+
 def test_a_straight_way_has_ratio_one() -> None:
     path = np.linspace([0.0, 0.0], [0.9, 0.0], 10)
     assert path_ratio(path) == pytest.approx(1.0)

@@ -40,6 +40,12 @@ def test_a_column_of_actions_that_never_moves_has_a_normalised_value():
 # -- golden ticket -------------------------------------------------------------------------------------------------------
 
 
+def test_more_lanes_than_the_search_counts_are_one_line(refused):
+    search = build(GoldenTicket, GoldenTicketSettings(tickets=2), identity_decoder())
+    with refused("at most 4096", "not 4097", "num_envs"):
+        search.behaviour.latent(torch.zeros(4097, 2), torch.zeros(4097, 1, 2), 1.0)
+
+
 def search(tickets, worth, rounds, lanes=3, total=None):
     """Play the search against a return that is a function of the ticket alone; an episode lasts two rounds."""
     method = build(GoldenTicket, GoldenTicketSettings(tickets=tickets), identity_decoder((1, 2)))

@@ -161,7 +161,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     video.add_argument("--episodes", type=int, default=1, help="one after another")
     video.add_argument("--seed", type=int, default=0, help="of the episodes and the noise, as in lpds eval")
     video.add_argument("--scale", type=float, default=1.0, help="s of w = eps + s Delta(s) in the right half")
-    video.add_argument("--fps", type=float, help="frames per second (default: real time, at most 60, or 25 in a GIF)")
+    video.add_argument(
+        "--fps", type=float, help="frames per second at the most; it plays in real time (default: 60, in a GIF 25)"
+    )
     video.add_argument("--size", type=int, default=320, help="height of the pictures in pixels")
 
     bench = _command(

@@ -38,7 +38,7 @@ class ChainSettings:
     width: int = 256
     """Of the value networks."""
     depth: int = 3
-    """Layers of the value networks before their outputs."""
+    """Layers of the value networks before their outputs; V's are one and max(1, depth // 2) residual blocks of two."""
     lr: float = 1e-3
     """Of the value networks."""
     actor_lr: float = 1e-4

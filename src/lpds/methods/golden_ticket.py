@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lpds.config import GoldenTicketSettings
+from lpds.errors import LpdsError
 from lpds.methods.learner import LatentPolicy, Learner
 from lpds.types import Batch, Decoder, Experience, Metrics
 
@@ -49,6 +50,10 @@ class SearchPolicy(LatentPolicy):
 
     def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
         """The tickets' rows; ``scale`` 0 gives eps."""
+        if len(eps) > MAX_LANES:
+            raise LpdsError(
+                f"golden-ticket searches in at most {MAX_LANES} sub-environments at once, not {len(eps)} (num_envs)"
+            )
         playing = self.playing[: len(eps), None, None].to(eps.device)
         if scale == 0.0:
             return eps

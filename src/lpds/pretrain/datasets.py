@@ -160,6 +160,8 @@ def _checked(data: Demonstrations, name: str) -> Demonstrations:
         "episode_returns": (data.episode_returns.shape, [(episodes,)]),
         "episode_source": (data.episode_source.shape, [(episodes,)]),
         "final_obs": (data.final_obs.shape, [(episodes, data.obs.shape[1]), (0, 0), (0,)]),
+        "image": (data.image.shape, [(steps, *data.image.shape[1:]), (0,)]),
+        "image2": (data.image2.shape, [(steps, *data.image2.shape[1:]), (0,)]),
     }
     for field, (shape, choices) in sizes.items():
         if shape not in choices:

@@ -36,6 +36,15 @@ class Source:
     """Standard deviation of extra N(0, noise) on the (clipped) action."""
 
 
+class _Arrays(dict[str, npt.NDArray[np.float64]]):
+    """Arrays of a file, of which one that is not there is named."""
+
+    path = Path()
+
+    def __missing__(self, name: str) -> npt.NDArray[np.float64]:
+        raise LpdsError(f"expert file {self.path} holds no {name!r}")
+
+
 def load_actor(path: Path, *, sampled: bool) -> Actor:
     """Open an actor stored as plain arrays.
 
@@ -52,9 +61,11 @@ def load_actor(path: Path, *, sampled: bool) -> Actor:
     if not path.is_file():
         raise LpdsError(f"expert file {path} does not exist")
     try:
-        arrays = {key: np.asarray(value, np.float64) for key, value in np.load(path, allow_pickle=False).items()}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        with np.load(path, allow_pickle=False) as loaded:
+            arrays = _Arrays({name: np.asarray(loaded[name], np.float64) for name in loaded.files})
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise LpdsError(f"expert file {path} cannot be read: {one_line(error)}") from None
+    arrays.path = path
     kind = path.stem.split("_")[1] if path.stem.startswith("gym_") else "adroit"
     builders: dict[str, Callable[[dict[str, npt.NDArray[np.float64]], bool, str], Actor]] = {
         "sac": _squashed_actor,

@@ -22,14 +22,20 @@ def human_demonstrations(path: Path) -> Demonstrations:
     if not path.is_file():
         raise LpdsError(f"human demonstrations {path} do not exist")
     try:
-        arrays = dict(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        with np.load(path, allow_pickle=False) as loaded:
+            arrays = {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise LpdsError(f"human demonstrations {path} cannot be read: {one_line(error)}") from None
     episodes = sorted({name.split("/")[0] for name in arrays if name.endswith("/observations")})
     missing = [f"{one}/{what}" for one in episodes for what in ("actions", "rewards") if f"{one}/{what}" not in arrays]
     if not episodes or missing:
         gone = missing[0] if missing else "NN/observations"
         raise LpdsError(f"{path} holds no {gone}; expected the layout of hand_dapg's demonstrations")
+    for one in episodes:
+        sizes = [len(np.atleast_1d(arrays[f"{one}/{what}"])) for what in ("observations", "actions", "rewards")]
+        if len(set(sizes)) > 1:
+            told = "{} observations, {} actions and {} rewards".format(*sizes)
+            raise LpdsError(f"{path}: episode {one} has {told}, which do not agree")
     obs, actions, rewards = (
         [np.asarray(arrays[f"{episode}/{what}"], np.float32) for episode in episodes]
         for what in ("observations", "actions", "rewards")

@@ -12,6 +12,8 @@ import importlib
 import io
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -91,7 +93,12 @@ def make_pi0(
     if instruction is None or not instruction.strip():
         raise LpdsError("a pi0 is told what to do: pass --instruction")
     import_lerobot("pi0")
-    train_pi0(data, settings, out, instruction, progress, stop)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as made:
+        train_pi0(data, settings, Path(made), instruction, progress, stop)
+        load_decoder(f"lerobot:{made}", flat=True, task=instruction)  # what does not open replaces nothing
+        (out / "card.json").unlink(missing_ok=True)  # of what was there
+        shutil.copytree(made, out, dirs_exist_ok=True)
     decoder = load_decoder(f"lerobot:{out.resolve()}", flat=True, task=instruction)
     return decoder, {"kind": "pi0", **asdict(settings), "instruction": instruction}
 

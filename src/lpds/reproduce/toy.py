@@ -111,6 +111,8 @@ def reproduce_toy(
     for name, value in (("seeds", seeds), ("rollouts", rollouts)):
         if value < 1:
             raise LpdsError(f"{name} must be at least 1, not {value}")
+    if not deltas:
+        raise LpdsError("deltas must name at least one budget")
     settings = {**GRID, "steps": steps, **(changes or {})}
     decoder = load_decoder(resolve("task", TASKS, "toy").decoder)
     cells = [("lpds", f"delta{delta:g}", {"delta": float(delta)}) for delta in sorted(deltas)]

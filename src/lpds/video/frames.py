@@ -16,6 +16,8 @@ from lpds.video.record import Image, Shot
 
 FASTEST = {".mp4": 60.0, ".gif": 25.0}
 """Formats by suffix, and frames per second beyond which steps are left out of an environment's real-time rate."""
+SMOOTHEST = {".mp4": 240.0, ".gif": 50.0}
+"""Frames per second that may be asked for; many viewers take a GIF's shorter frames for mistakes and show them for 100 ms."""
 DIM = 0.4
 """Brightness of a half whose episode is over."""
 GAP = 4
@@ -96,6 +98,11 @@ def file_kind(out: Path) -> str:
     return kind
 
 
+def playable(kind: str, fps: float) -> float:
+    """The nearest rate that the format has: a GIF's frames last whole hundredths of a second."""
+    return 100.0 / max(1, round(100.0 / fps)) if kind == ".gif" else fps
+
+
 @contextmanager
 def open_film(out: Path, fps: float) -> Iterator[Any]:
     """A writer whose ``append_data`` takes frames; the file is renamed into place when all are in.
@@ -108,7 +115,7 @@ def open_film(out: Path, fps: float) -> Iterator[Any]:
     kind = file_kind(out)
     temporary = out.with_name(f".{out.stem}.{os.getpid()}{kind}")
     if kind == ".gif":
-        options: dict[str, Any] = {"format": "GIF", "duration": 1000.0 / fps, "loop": 0}
+        options: dict[str, Any] = {"format": "GIF", "duration": round(1000.0 / fps), "loop": 0}
     else:
         options = {"format": "FFMPEG", "fps": fps, "codec": "libx264", "macro_block_size": 2, "ffmpeg_log_level": "error"}
     try:

@@ -23,7 +23,7 @@ from lpds.registry import TASKS, resolve
 from lpds.run_folder import read_config
 from lpds.types import Decoder
 from lpds.video.backend import choose_backend, no_backend
-from lpds.video.frames import FASTEST, file_kind, load_writers, open_film, pairs
+from lpds.video.frames import FASTEST, SMOOTHEST, file_kind, load_writers, open_film, pairs, playable
 from lpds.video.record import Episode, Shot, picture, recording, shots
 from lpds.video.scene import prepare, release
 
@@ -71,8 +71,9 @@ def write_video(
         episodes: E, one after another.
         seed: of the evaluation.
         scale: s in ``w = eps + s Delta(s)`` of the right half.
-        fps: frames per second of the file; steps are left out so that it plays in real time. By default the environment's
-            real-time rate, or the largest part of it that the format plays well (60 for mp4, 25 for GIF).
+        fps: frames per second at the most, 60 for mp4 and 25 for GIF by default. The file has the environment's real-time
+            rate, or the largest whole part of it within that (:attr:`Film.fps`): steps are left out, and it plays in real time,
+            in a GIF to a hundredth of a second a frame.
         size: height of the pictures in pixels.
         progress: called with (episodes done, 3 E): frozen and steered ones played, then filmed.
 
@@ -114,8 +115,9 @@ def write_video(
                 )
             )
         rate = _real_time(drawing)
-        stride = max(1, round(rate / fps) if fps is not None else math.ceil(rate / FASTEST[kind] - 1e-9))
-        speed = fps if fps is not None else rate / stride
+        most = FASTEST[kind] if fps is None else min(fps, SMOOTHEST[kind])
+        stride = max(1, math.ceil(rate / most - 1e-9))
+        speed = playable(kind, rate / stride)
         labels = ("frozen", "steered" if scale == 1.0 else f"steered, scale {scale:g}")
         count = 0
         with open_film(out, speed) as film:
