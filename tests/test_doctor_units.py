@@ -1,4 +1,4 @@
-"""What a reading of the way of an own policy found: faults that the doctor did not see, and advice that was wrong."""
+"""What `lpds check` finds of units, leaks, features and masks, and that it advises nothing wrong."""
 
 from __future__ import annotations
 

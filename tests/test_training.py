@@ -1,0 +1,337 @@
+"""Data and the training on them: what is refused before it, what an interrupt keeps, what a card says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+from pictures import Spot
+from scripted import TINY
+
+import lpds
+from lpds.cli import main
+from lpds.envs.chunk import ChunkedVectorEnv
+from lpds.errors import LpdsError
+from lpds.pretrain import build
+from lpds.pretrain.build import pretrain
+from lpds.pretrain.datasets import open_data
+from lpds.pretrain.experts import Demonstrations, Source, roll_out
+from lpds.pretrain.fits import check_fits
+from lpds.pretrain.recipes import make_data
+from lpds.pretrain.rows import demonstration_rows
+from lpds.types import LatentSpec
+
+
+class Still(gymnasium.Env):
+    """Two numbers, one action, five steps; may fail where a test says."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, fails_at: int = 99, closes: bool = True) -> None:
+        self.fails_at, self.closes, self.count, self.closed = fails_at, closes, 0, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        if self.count == self.fails_at:
+            raise RuntimeError("simulator lost")
+        return np.zeros(2, np.float32), float(action[0]), False, self.count == 5, {}
+
+    def close(self):
+        self.closed += 1
+        if not self.closes:
+            raise RuntimeError("Not connected to physics server.")
+
+
+def still_data(lengths=(5, 5), scale=1.0, **more):
+    steps = sum(lengths)
+    rng = np.random.default_rng(0)
+    return Demonstrations(
+        obs=rng.uniform(-1, 1, (steps, 2)).astype(np.float32),
+        actions=(scale * rng.uniform(-1, 1, (steps, 1))).astype(np.float32),
+        episode_lengths=np.asarray(lengths, np.int64),
+        episode_returns=np.zeros(len(lengths)),
+        episode_source=np.zeros(len(lengths), np.int64),
+        rewards=np.zeros(steps, np.float32),
+        final_obs=np.zeros((len(lengths), 2), np.float32),
+        terminated=np.zeros(len(lengths), np.bool_),
+        **more,
+    )
+
+
+def robomimic(path, change):
+    with h5py.File(path, "w") as file:
+        for name in ("demo_0", "demo_1"):
+            demo = file.create_group(f"data/{name}")
+            for where in ("obs", "next_obs"):
+                demo[f"{where}/object"] = np.zeros((4, 3))
+            demo["actions"], demo["rewards"] = np.zeros((4, 2)), np.zeros(4)
+        file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift"})
+        change(file)
+    return str(path)
+
+
+def made_up(lengths=(5, 3), terminated=True):
+    steps = sum(lengths)
+    return Demonstrations(
+        obs=np.arange(2 * steps, dtype=np.float32).reshape(steps, 2),
+        actions=np.zeros((steps, 2), np.float32),
+        episode_lengths=np.asarray(lengths, np.int64),
+        episode_returns=np.zeros(len(lengths)),
+        episode_source=np.zeros(len(lengths), np.int64),
+        rewards=np.arange(1.0, steps + 1.0, dtype=np.float32),
+        final_obs=np.full((len(lengths), 2), -1.0, np.float32),
+        terminated=np.full(len(lengths), terminated),
+    )
+
+
+SHORT = {**TINY, "steps": 400, "eval_every": 0}
+
+
+def plain_data(lengths=(6, 6, 3), actions=2):
+    rng, count = np.random.default_rng(0), sum(lengths)
+    return Demonstrations(
+        obs=rng.normal(size=(count, 2)).astype(np.float32),
+        actions=rng.uniform(-1.0, 1.0, (count, actions)).astype(np.float32),
+        episode_lengths=np.asarray(lengths, np.int64),
+        episode_returns=np.zeros(len(lengths)),
+        episode_source=np.zeros(len(lengths), np.int64),
+    )
+
+
+SMALL = {"chunk": 4, "width": 16, "steps": 40, "batch_size": 8}
+
+
+def test_a_card_outlives_an_environment_that_fails_in_its_evaluation(tmp_path):
+    data = tmp_path / "data.npz"
+    still_data().save(data)
+    gymnasium.register("Lost-v0", lambda: Still(fails_at=3), max_episode_steps=5)
+    changes = {"steps": 2, "chunk": 2, "width": 8, "batch_size": 4}
+    with pytest.raises(LpdsError, match=r"simulator lost.*the decoder is saved in .*, its card without a return"):
+        pretrain("own", str(data), tmp_path / "out", env="Lost-v0", episodes=1, changes=changes)
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["return"] is None
+    assert lpds.load_decoder(f"folder:{tmp_path / 'out'}").spec.action_shape == (2, 1)
+
+
+def test_demonstrations_of_another_scene_or_unit_are_refused_before_a_run(tmp_path):
+    env = ChunkedVectorEnv(Still, 1, 1, name="still")
+    check_fits(still_data(), env, "x")
+    with pytest.raises(LpdsError, match=r"outside of the environment's box: number 0 .*: take others"):
+        check_fits(still_data(scale=300.0), env, "take others")
+    env.first.unwrapped.task = type("Task", (), {"name": "Can"})()
+    with pytest.raises(LpdsError, match="recorded in Square, but still is Can"):
+        check_fits(still_data(scene="Square"), env, "x")
+
+    def decode(obs, noise):
+        return noise
+
+    data = tmp_path / "far.npz"
+    still_data(scale=300.0).save(data)
+    decoder = lpds.wrap_decoder(decode, obs_shape=2, latent_shape=(2, 1), action_shape=(2, 1), name="own")
+    with pytest.raises(LpdsError, match="outside of the environment's box"):
+        lpds.steer(decoder=decoder, env=Still, demos=str(data), steps=8, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_robomimic_files_with_a_link_to_nowhere_or_a_narrow_next_observation_are_one_line(tmp_path):
+    def dangle(file):
+        file["data/demo_7"] = h5py.SoftLink("/nope")
+
+    def narrow(file):
+        del file["data/demo_1/next_obs/object"]
+        file["data/demo_1/next_obs/object"] = np.zeros((4, 1))
+
+    with pytest.raises(LpdsError, match="cannot be read"):
+        open_data(robomimic(tmp_path / "a.hdf5", dangle))
+    with pytest.raises(LpdsError, match=r"next_obs/object of demo_1 has rows of \[1\]"):
+        open_data(robomimic(tmp_path / "b.hdf5", narrow))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "match"), [([[5, 5]], r"episode_lengths is \[1, 2\]"), ([3.4, 6.6], "whole numbers of steps")]
+)
+def test_lengths_that_are_no_row_of_whole_numbers_are_one_line(tmp_path, lengths, match):
+    path = tmp_path / "own.npz"
+    np.savez(path, obs=np.zeros((10, 2)), actions=np.zeros((10, 1)), episode_lengths=np.asarray(lengths))
+    with pytest.raises(LpdsError, match=match):
+        open_data(str(path))
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+def test_demonstrations_are_summed_over_n_steps_as_what_is_collected_is(terminated):
+    """By hand: decisions of one step, gamma 0.5, three of them or as many as the episode has left."""
+    data = made_up(terminated=terminated)
+    spec = LatentSpec((2,), (1, 2), (1, 2))
+    rows = demonstration_rows(data, spec, gamma=0.5, discount="exact", n_step=3)
+    starts = {0: (0, 5), 5: (5, 8)}
+    for row in range(8):
+        first, end = starts[0] if row < 5 else starts[5]
+        upto = min(row + 3, end)
+        assert float(rows["reward"][row]) == pytest.approx(sum(0.5 ** (i - row) * (i + 1.0) for i in range(row, upto)))
+        done = upto == end and terminated
+        assert float(rows["discount"][row]) == pytest.approx(0.0 if done else 0.5 ** (upto - row))
+        after = [-1.0, -1.0] if upto == end else data.obs[upto].tolist()
+        assert rows["next_obs"][row].tolist() == after
+        assert first <= row
+
+
+def test_demonstrations_that_go_on_after_success_are_no_company_for_episodes_that_do_not(tmp_path, refused):
+    for terminated in (False, True):
+        path = tmp_path / f"{terminated}.npz"
+        made_up(terminated=terminated).save(path)
+        settings = {**SHORT, "demos": str(path), "end_at_success": True}
+        if terminated:
+            assert lpds.steer("toy", out=tmp_path / "run", **settings).finished
+            continue
+        with refused("end_at_success", "2 of the 2 demonstrations are told to go on"):
+            lpds.steer("toy", out=tmp_path / "run", **settings)
+
+
+def test_demonstrations_are_not_replaced_unasked(tmp_path, capsys):
+    path = tmp_path / "toy.npz"
+    path.write_bytes(b"important")
+    assert main(["demos", "toy", "--out", str(path)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert path.read_bytes() == b"important"
+    assert main(["demos", "toy", "--out", str(path), "--overwrite"]) == 0
+    assert len(open_data(str(path)).obs) > 1000
+
+
+def test_stopped_demonstrations_keep_what_is_there(tmp_path, monkeypatch):
+    """Every episode that had ended by then."""
+    monkeypatch.setattr("lpds.pretrain.experts.load_actor", lambda path, sampled: lambda obs, rng: rng.uniform(-1, 1, 3))
+    asked = iter([False, False, True])
+    until = {"transitions": 10**6, "stop": lambda: next(asked)}
+    data = roll_out("Hopper-v5", [Source("gym_sac_hopper", 1.0)], experts=tmp_path, seed=0, **until)
+    assert len(data.episode_lengths) == 3
+    assert data.episode_lengths.sum() == len(data.obs)
+
+
+def test_data_cut_short_are_not_the_recipes_own():
+    """A card would say that they are."""
+    for stopped in (False, True):
+        assert make_data("toy", stop=lambda stopped=stopped: stopped).recipe == ("" if stopped else "toy")
+
+
+def test_a_stopped_training_is_saved_and_its_card_says_so(tmp_path):
+    plain_data().save(tmp_path / "d.npz")
+
+    @contextmanager
+    def after(count):
+        asked = []
+        yield lambda: asked.append(1) or len(asked) >= count
+
+    given = {"env": "four-mode", "changes": SMALL}
+    card = pretrain("mine", str(tmp_path / "d.npz"), tmp_path / "out", **given, stopping=lambda: after(15))
+    assert card["training"]["stopped_at"] == 15
+    assert card["return"] is None
+    assert lpds.load_decoder(f"folder:{tmp_path / 'out'}").fingerprint == card["fingerprint"]
+    whole = pretrain("mine", str(tmp_path / "d.npz"), tmp_path / "whole", episodes=0, changes=SMALL)
+    assert "stopped_at" not in whole["training"]
+    assert whole["fingerprint"] != card["fingerprint"]
+    last = pretrain("mine", str(tmp_path / "d.npz"), tmp_path / "last", **given, stopping=lambda: after(40))
+    assert (last["training"]["stopped_at"], last["return"]) == (40, None)  # asked at the last step: it does not go on to play
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_training_and_the_next_one_ends_as_ever(tmp_path, monkeypatch, capsys, number):
+    """Only the training takes a signal for a request; before it and after it a signal is what it always was."""
+    plain_data().save(tmp_path / "d.npz")
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    handlers = []
+
+    def trained(data, settings, **given):
+        handlers.append(signal.getsignal(number))
+        os.kill(os.getpid(), number)
+        return cloned(data, settings, **given)
+
+    cloned = build.clone
+    monkeypatch.setattr(build, "clone", trained)
+    words = ["pretrain", "mine", "--data", str(tmp_path / "d.npz"), "--out", str(tmp_path / "again"), "--env", "four-mode"]
+    assert main([*words, "--steps", "40", "--width", "16", "--chunk", "4"]) == 130
+    assert "stopped at 1 of 40 gradient steps" in capsys.readouterr().out
+    assert handlers[0] not in before
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_an_interrupt_leaves_no_empty_folder_and_bad_numbers_are_refused_before_the_training(tmp_path, refused):
+    plain_data().save(tmp_path / "d.npz")
+    data, out = str(tmp_path / "d.npz"), tmp_path / "out"
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain("mine", data, out, episodes=0, changes=SMALL, stopping=lambda: nullcontext(stop))
+    assert not out.exists()
+    with refused("episodes must be at least 0, not -3"):
+        pretrain("mine", data, out, episodes=-3, changes=SMALL)
+    with refused("steps must be of type int", "'9'"):
+        pretrain("mine", data, out, episodes=0, changes=SMALL | {"steps": "9"})
+    with refused("unknown setting 'widht'", "width"):
+        pretrain("mine", data, out, episodes=0, changes={"widht": 8})
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("pad_end", "unlearned"), [(True, None), (False, 3 + 3 + 3)])
+def test_a_card_counts_the_states_that_no_chunk_begins_in(tmp_path, pad_end, unlearned, capsys):
+    plain_data().save(tmp_path / "d.npz")
+    words = ["pretrain", "mine", "--data", str(tmp_path / "d.npz"), "--out", str(tmp_path / "out"), "--episodes", "0"]
+    assert main([*words, "--steps", "5", "--width", "16", "--pad-end", str(pad_end).lower()]) == 0
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["data"].get("states_that_begin_no_chunk") == unlearned
+    said = capsys.readouterr().out
+    assert ("60.0% of the states are an episode's last, and begin no chunk" in said) == (not pad_end)
+    assert ("1 of 3 episodes are shorter than a chunk" in said) == (not pad_end)
+
+
+def test_data_of_vectors_are_no_data_of_an_environment_that_observes_a_dict(refused):
+    env = lpds.make_env(Spot, 1, 1, keep_dict=True)
+    with refused("3 actions", "a dict", "[2]", "name another"):
+        check_fits(plain_data(actions=3), env, "name another")
+    with refused("the data are vectors", "picture, speed, unused", "flatten it"):
+        check_fits(plain_data(), env, "name another")
+    env.close()
+
+
+def test_an_expert_that_fails_too_often_gives_what_it_has(monkeypatch, refused):
+    """Six wanted, a success in ten attempts: the successes are kept, and the data are not the recipe's."""
+    from lpds.pretrain.recipes import SCRIPTED, make_data
+    from lpds.pretrain.scripted import collect
+
+    closed, tried, every = [], [], [10]
+    monkeypatch.setattr(collect, "resolve", lambda *given: lambda **options: SimpleNamespace(close=lambda: closed.append(1)))
+
+    def attempt(env, script, rng, tremor):
+        tried.append(1)
+        episode = collect._Episode(0)
+        episode.obs, episode.pictures = [np.zeros(2, np.float32)] * 2, [{}]
+        episode.actions, episode.rewards = [np.zeros(1, np.float32)], [1.0]
+        episode.succeeded = len(tried) % every[0] == 0
+        return episode
+
+    monkeypatch.setattr(collect, "_attempt", attempt)
+    name = next(iter(SCRIPTED))
+    data = make_data(name, None, episodes=6)
+    assert len(tried) == collect.ATTEMPTS * 6
+    assert len(data.episode_lengths) == len(tried) // 10 < 6
+    assert data.recipe == ""
+    assert closed == [1]
+    every[0] = 10**6
+    with refused("succeeded in none of 30 attempts", "--seed"):
+        make_data(name, None, episodes=6)
+    assert closed == [1, 1]
+    every[0] = 1
+    assert make_data(name, None, episodes=6).recipe == name
