@@ -7,13 +7,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 from pictures import Spot, spot_decoder
 from safetensors.torch import load_file
 from scripted import TINY, identity_decoder
+from small_envs import Two
 
 import lpds
 from lpds.report import write_report
@@ -63,29 +63,6 @@ def cut(run: Path, step: int) -> None:
         rows = [row for row in rows if row["step"] <= step and not str(row.get("kind", "")).startswith("final")]
         (run / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / "summary.json").unlink(missing_ok=True)
-
-
-class Two(gymnasium.Env):
-    """Two vectors in a dict, whose keys' order is not the alphabet's, and actions in a box of any edges."""
-
-    def __init__(self, low=-1.0, high=1.0):
-        self.observation_space = gymnasium.spaces.Dict(
-            [(name, gymnasium.spaces.Box(-9.0, 9.0, (size,), np.float32)) for name, size in (("place", 2), ("goal", 1))]
-        )
-        self.action_space = gymnasium.spaces.Box(np.full(2, low, np.float32), np.full(2, high, np.float32))
-
-    def _obs(self):
-        return {"place": self.place.astype(np.float32), "goal": np.ones(1, np.float32)}
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.place, self.time = self.np_random.normal(size=2), 0
-        return self._obs(), {}
-
-    def step(self, action):
-        self.time += 1
-        self.place = np.clip(self.place + 0.1 * action, -5.0, 5.0)
-        return self._obs(), -float(np.abs(self.place).sum()), False, self.time >= 12, {}
 
 
 def test_a_residual_on_the_action_is_not_drawn_on_the_noises_scale(tmp_path):

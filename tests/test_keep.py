@@ -123,6 +123,17 @@ def test_where_no_point_is_above_the_frozen_policy_that_is_what_is_saved(tmp_pat
     assert list(run.frozen.returns) == list(run.steered.returns)
 
 
+def test_a_run_that_ends_worse_names_the_remedy(tmp_path, monkeypatch, capsys):
+    loud = SHORT | {"quiet": False, "steps": 300}
+    for keep, wanted in (("last", "a run with --keep best"), ("best", "kept the best point of the learning curve: step")):
+        with monkeypatch.context() as patched:
+            patched.setattr(lpds.Run, "worse", True)
+            lpds.steer("toy", decoder=toy_decoder(), out=tmp_path / keep, keep=keep, **loud)
+        said = "".join(capsys.readouterr())
+        assert wanted in said
+        assert ("a run with --keep best" in said) == (keep == "last")
+
+
 def test_a_best_point_needs_a_curve(refused):
     with refused("keep best", "eval_every 0"):
         RunSettings(keep="best", eval_every=0)

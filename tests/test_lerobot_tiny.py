@@ -223,8 +223,9 @@ def test_a_decoder_of_another_kind_is_not_overwritten(tmp_path, refused, there, 
     (tmp_path / "cube").mkdir()
     (tmp_path / "cube" / there).write_bytes(b"theirs")
     demonstrations().save(tmp_path / "data.npz")
-    with refused("another kind", there, "--out"):
-        pretrain("cube", str(tmp_path / "data.npz"), tmp_path / "cube", changes={"kind": kind}, overwrite=True)
+    for overwrite in (False, True):  # what is refused with it is not advised without
+        with refused("another kind", there, "choose another --out"):
+            pretrain("cube", str(tmp_path / "data.npz"), tmp_path / "cube", changes={"kind": kind}, overwrite=overwrite)
     assert (tmp_path / "cube" / there).read_bytes() == b"theirs"
 
 

@@ -6,11 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 from scripted import CPU, SPEC, TINY, identity_decoder, toy_decoder
+from small_envs import Two
 
 import lpds
 from lpds.checkpoint import CheckpointStore
@@ -22,29 +22,6 @@ from lpds.replay import Replay
 SHORT = {**TINY, "steps": 400, "eval_every": 0}
 
 BRIEF = TINY | {"steps": 360, "warmup_steps": 150, "num_envs": 2, "delta": 0.5}
-
-
-class Two(gymnasium.Env):
-    """Two vectors in a dict, whose keys' order is not the alphabet's, and actions in a box of any edges."""
-
-    def __init__(self, low=-1.0, high=1.0):
-        self.observation_space = gymnasium.spaces.Dict(
-            [(name, gymnasium.spaces.Box(-9.0, 9.0, (size,), np.float32)) for name, size in (("place", 2), ("goal", 1))]
-        )
-        self.action_space = gymnasium.spaces.Box(np.full(2, low, np.float32), np.full(2, high, np.float32))
-
-    def _obs(self):
-        return {"place": self.place.astype(np.float32), "goal": np.ones(1, np.float32)}
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.place, self.time = self.np_random.normal(size=2), 0
-        return self._obs(), {}
-
-    def step(self, action):
-        self.time += 1
-        self.place = np.clip(self.place + 0.1 * action, -5.0, 5.0)
-        return self._obs(), -float(np.abs(self.place).sum()), False, self.time >= 12, {}
 
 
 def test_a_policy_whose_files_have_moved_opens_by_its_reference_and_theirs(tmp_path, golden, monkeypatch, capsys):

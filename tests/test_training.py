@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from pictures import Spot
 from scripted import TINY
+from small_envs import Still, still_data
 
 import lpds
 from lpds.cli import main
@@ -27,48 +28,6 @@ from lpds.pretrain.fits import check_fits
 from lpds.pretrain.recipes import make_data
 from lpds.pretrain.rows import demonstration_rows
 from lpds.types import LatentSpec
-
-
-class Still(gymnasium.Env):
-    """Two numbers, one action, five steps; may fail where a test says."""
-
-    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
-    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-    def __init__(self, fails_at: int = 99, closes: bool = True) -> None:
-        self.fails_at, self.closes, self.count, self.closed = fails_at, closes, 0, 0
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.count = 0
-        return np.zeros(2, np.float32), {}
-
-    def step(self, action):
-        self.count += 1
-        if self.count == self.fails_at:
-            raise RuntimeError("simulator lost")
-        return np.zeros(2, np.float32), float(action[0]), False, self.count == 5, {}
-
-    def close(self):
-        self.closed += 1
-        if not self.closes:
-            raise RuntimeError("Not connected to physics server.")
-
-
-def still_data(lengths=(5, 5), scale=1.0, **more):
-    steps = sum(lengths)
-    rng = np.random.default_rng(0)
-    return Demonstrations(
-        obs=rng.uniform(-1, 1, (steps, 2)).astype(np.float32),
-        actions=(scale * rng.uniform(-1, 1, (steps, 1))).astype(np.float32),
-        episode_lengths=np.asarray(lengths, np.int64),
-        episode_returns=np.zeros(len(lengths)),
-        episode_source=np.zeros(len(lengths), np.int64),
-        rewards=np.zeros(steps, np.float32),
-        final_obs=np.zeros((len(lengths), 2), np.float32),
-        terminated=np.zeros(len(lengths), np.bool_),
-        **more,
-    )
 
 
 def robomimic(path, change):

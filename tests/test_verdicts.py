@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 
-import gymnasium
 import numpy as np
 import pytest
 from scripted import TINY, identity_decoder, toy_decoder
+from small_envs import Two
 from test_compare import write_run
 from test_report import make_run, write_rows
 
@@ -53,29 +53,6 @@ def two_runs(tmp_path):
 
 
 BRIEF = TINY | {"steps": 360, "warmup_steps": 150, "num_envs": 2, "delta": 0.5}
-
-
-class Two(gymnasium.Env):
-    """Two vectors in a dict, whose keys' order is not the alphabet's, and actions in a box of any edges."""
-
-    def __init__(self, low=-1.0, high=1.0):
-        self.observation_space = gymnasium.spaces.Dict(
-            [(name, gymnasium.spaces.Box(-9.0, 9.0, (size,), np.float32)) for name, size in (("place", 2), ("goal", 1))]
-        )
-        self.action_space = gymnasium.spaces.Box(np.full(2, low, np.float32), np.full(2, high, np.float32))
-
-    def _obs(self):
-        return {"place": self.place.astype(np.float32), "goal": np.ones(1, np.float32)}
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.place, self.time = self.np_random.normal(size=2), 0
-        return self._obs(), {}
-
-    def step(self, action):
-        self.time += 1
-        self.place = np.clip(self.place + 0.1 * action, -5.0, 5.0)
-        return self._obs(), -float(np.abs(self.place).sum()), False, self.time >= 12, {}
 
 
 def test_episodes_that_all_went_alike_leave_a_difference_of_success_its_chance():

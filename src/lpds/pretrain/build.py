@@ -78,12 +78,12 @@ def pretrain(
     if episodes < 0:
         raise LpdsError(f"episodes must be at least 0, not {episodes}")
     there = [name for name in (*WEIGHTS, "card.json") if (out / name).exists()]
-    if there and not overwrite:
-        raise LpdsError(f"{out} holds {', '.join(there)} already: choose another --out, or pass --overwrite")
     recipe, changes = ZOO.get(name), dict(changes or {})
     ours, other = WEIGHTS if changes.get("kind") in MAKERS else WEIGHTS[::-1]
     if other in there:  # both would be in one folder, and another policy than the card's would open
         raise LpdsError(f"{out} holds a decoder of another kind ({other}; this one's is {ours}): choose another --out")
+    if there and not overwrite:
+        raise LpdsError(f"{out} holds {', '.join(there)} already: choose another --out, or pass --overwrite")
     demonstrations = open_data(data, normalization)
     task = task or (recipe.task if recipe is not None and env is None else None)
     measured = bool(episodes and (task or env))

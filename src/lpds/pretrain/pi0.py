@@ -93,8 +93,7 @@ def make_pi0(
     if instruction is None or not instruction.strip():
         raise LpdsError("a pi0 is told what to do: pass --instruction")
     import_lerobot("pi0")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as made:
+    with tempfile.TemporaryDirectory() as made:
         train_pi0(data, settings, Path(made), instruction, progress, stop)
         load_decoder(f"lerobot:{made}", flat=True, task=instruction)  # what does not open replaces nothing
         (out / "card.json").unlink(missing_ok=True)  # of what was there
