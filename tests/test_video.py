@@ -92,7 +92,8 @@ def test_a_film_shows_the_episodes_of_the_paired_evaluation(toy, tmp_path, no_pr
         (20, ".mp4", 14, 10),  # every second step
         (20, ".mp4", 4, 4),
         (125, ".gif", None, 25),
-        (125, ".gif", 60, 125 / 3),  # 24 ms a frame are 2 hundredths, the nearest that a GIF has
+        (125, ".gif", 60, 25),  # 24 or 32 ms a frame are no hundredths: 40 are
+        (125, ".gif", 14, 125 / 9),  # 72 ms are nearly 7
     ],
 )
 def test_a_film_plays_in_real_time_whatever_is_asked(toy, tmp_path, no_probe, rate, suffix, asked, stored, monkeypatch):

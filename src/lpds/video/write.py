@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import zlib
@@ -27,6 +28,8 @@ from lpds.video.frames import FASTEST, SMOOTHEST, file_kind, load_writers, open_
 from lpds.video.record import Episode, Shot, picture, recording, shots
 from lpds.video.scene import prepare, release
 
+OFF = 0.05
+"""Share by which a film may miss real time: what a GIF's whole hundredths of a second leave."""
 PAUSE = 0.7
 """Seconds that the last frame of an episode stands."""
 
@@ -73,7 +76,7 @@ def write_video(
         scale: s in ``w = eps + s Delta(s)`` of the right half.
         fps: frames per second at the most, 60 for mp4 and 25 for GIF by default. The file has the environment's real-time
             rate, or the largest whole part of it within that (:attr:`Film.fps`): steps are left out, and it plays in real time,
-            in a GIF to a hundredth of a second a frame.
+            in a GIF within 5 %, since its frames last whole hundredths of a second.
         size: height of the pictures in pixels.
         progress: called with (episodes done, 3 E): frozen and steered ones played, then filmed.
 
@@ -116,7 +119,8 @@ def write_video(
             )
         rate = _real_time(drawing)
         most = FASTEST[kind] if fps is None else min(fps, SMOOTHEST[kind])
-        stride = max(1, math.ceil(rate / most - 1e-9))
+        first = max(1, math.ceil(rate / most - 1e-9))
+        stride = next(n for n in itertools.count(first) if abs(playable(kind, rate / n) * n / rate - 1.0) <= OFF)
         speed = playable(kind, rate / stride)
         labels = ("frozen", "steered" if scale == 1.0 else f"steered, scale {scale:g}")
         count = 0
