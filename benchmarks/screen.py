@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from resets import register
 
-from lpds.api import resolve_preset, resolve_settings, resolve_task
 from lpds.config import RunSettings
 from lpds.fields import to_json
 from lpds.files import write_atomically
 from lpds.log import read_json_lines
+from lpds.presets import resolve_preset, resolve_settings, resolve_task
 from lpds.registry import METHOD_SETTINGS, TASKS, resolve
 from lpds.stats import area_under_curve, bootstrap_mean
 

@@ -10,8 +10,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import lpds
-from lpds.api import resolve_preset, resolve_settings
 from lpds.envs.build import environment_factory
+from lpds.presets import resolve_preset, resolve_settings
 from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Source, roll_out
 from lpds.pretrain.human import human_demonstrations, joined

@@ -169,7 +169,7 @@ def test_later_layers_win_and_whole_numbers_pass_as_either():
 
 @pytest.mark.parametrize("name", TASKS)
 def test_presets_resolve_for_every_method(name):
-    from lpds.api import resolve_settings
+    from lpds.presets import resolve_settings
 
     task = resolve("task", TASKS, name)
     for method in METHODS:
@@ -253,7 +253,7 @@ def test_environments_that_cannot_be_made():
 
 
 def test_a_named_preset_lies_between_the_task_and_the_caller(tmp_path, refused):
-    from lpds.api import resolve_preset, resolve_settings
+    from lpds.presets import resolve_preset, resolve_settings
     from lpds.tasks import HALFCHEETAH, HOPPER, WALKER2D
 
     run, method = resolve_settings(HOPPER, "lpds", {"distill_noises": 3}, resolve_preset("paper", "lpds"))
@@ -274,7 +274,7 @@ def test_a_named_preset_lies_between_the_task_and_the_caller(tmp_path, refused):
 
 def test_the_released_settings_are_those_of_the_task(refused):
     """``rivals.md``'s table: gradient steps over chunks of a block, box, width, warm-up, discount of a chunk."""
-    from lpds.api import resolve_preset, resolve_settings
+    from lpds.presets import resolve_preset, resolve_settings
     from lpds.registry import resolve
 
     known = {
@@ -297,7 +297,7 @@ def test_the_released_settings_are_those_of_the_task(refused):
 
 
 def test_the_residual_on_the_action_has_the_same_settings_and_on_hands_the_papers_delta():
-    from lpds.api import resolve_settings
+    from lpds.presets import resolve_settings
     from lpds.registry import resolve
 
     for name in TASKS:

@@ -15,12 +15,12 @@ from torch import distributions, nn
 from torch.nn import functional as F
 
 import lpds
-from lpds.api import resolve_settings
 from lpds.checkpoint import CheckpointStore
 from lpds.config import DSRLNASettings, DSRLSACSettings
 from lpds.decoders.wrap import wrap_decoder
 from lpds.log import METRIC_KEYS, read_json_lines
 from lpds.methods.dsrl import DSRLNA, DSRLSAC
+from lpds.presets import resolve_settings
 from lpds.tasks import TOY
 from lpds.types import Batch
 

@@ -68,6 +68,7 @@ def test_the_saved_policy_is_that_of_the_best_point_to_the_bit(best):
     kept = json.loads((best.folder / "summary.json").read_text())["kept_step"]
     assert kept == max(points, key=points.get)
     assert 0 < kept < max(points)  # a run whose end is not its best, or this says nothing
+    assert f"the best point of the learning curve: step {kept:,}." in (best.folder / "report.html").read_text()
     played = lpds.evaluate(lpds.load_policy(best.folder, toy_decoder()), "toy", episodes=6, seed=best_seed(best) + CURVE_SEED)
     rows = [row for row in read_json_lines(best.folder / "eval.jsonl") if (row["step"], row["kind"]) == (kept, "curve")]
     assert [row["return"] for row in rows] == list(played.returns)

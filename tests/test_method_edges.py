@@ -10,12 +10,12 @@ import torch
 from scripted import TINY, identity_decoder, toy_decoder
 
 import lpds
-from lpds.api import resolve_settings
 from lpds.config import GoldenTicketSettings
 from lpds.diagnose import frozen_entropy
 from lpds.envs.four_mode import make_four_mode
 from lpds.log import read_json_lines
 from lpds.methods.base import BasePolicy
+from lpds.presets import resolve_settings
 from lpds.registry import TASKS, resolve
 from lpds.tasks import PRESETS
 

@@ -11,7 +11,6 @@ import torch
 from scripted import TINY, toy_decoder
 
 import lpds
-from lpds.api import resolve_settings, resolve_task
 from lpds.cli import main
 from lpds.config import LPDSASettings, RunSettings
 from lpds.decoders.diffusion import DiffusionSampler
@@ -21,6 +20,7 @@ from lpds.envs.four_mode import FourMode, make_four_mode
 from lpds.fields import texts
 from lpds.grid import Cell, _check_settings, grid_cells
 from lpds.methods.lpds_a import LPDSA
+from lpds.presets import resolve_settings, resolve_task
 from lpds.registry import METHOD_SETTINGS, resolve
 
 SHORT = {**TINY, "steps": 400, "eval_every": 0}

@@ -8,8 +8,8 @@ import pytest
 from scripted import TINY
 
 import lpds
-from lpds.api import resolve_settings
 from lpds.grid import grid_cells
+from lpds.presets import resolve_settings
 from lpds.registry import TASKS, resolve
 from lpds.reproduce import REPRODUCTIONS, reproduce
 from lpds.reproduce.grids import Reproduction

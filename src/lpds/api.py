@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from lpds import remarks
 from lpds.checkpoint import CheckpointStore
 from lpds.checks import check_decoder, check_device
 from lpds.compact import refuse_other_pictures
-from lpds.config import DELTA_UNITS, Preset, RunSettings, Task
+from lpds.config import RunSettings
 from lpds.decoders.base import BaseDecoder
 from lpds.decoders.callable import CallableDecoder
 from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
-from lpds.errors import LpdsError, one_line, unknown_name
+from lpds.errors import LpdsError, one_line
 from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.fields import from_json, override, to_json
 from lpds.files import check_writable, locked, write_json
@@ -27,6 +26,7 @@ from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
 from lpds.passport import decoder_facts, make_passport
 from lpds.policy import RunFolder, SteeredPolicy, find_decoder, folder_of, load_policy
+from lpds.presets import resolve_preset, resolve_settings, resolve_task
 from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
 from lpds.run_folder import check_room, make_room, read_config
 from lpds.session import Run, at_home, build_learner, build_runner, drive, read_demonstrations
@@ -270,67 +270,6 @@ def evaluate(
     lanes = lambda count: make_eval_env(env, count, chunk, keep_dict=decoder.spec.takes_dict)  # noqa: E731
     options: dict[str, Any] = {"scale": scale, "noise_scale": noise_scale, "noise_seed": noise_seed, "progress": progress}
     return evaluate_policy(acting, decoder, lanes, episodes=episodes, seed=seed, **options)
-
-
-def resolve_task(task: str | None, decoder: Any, env: Any) -> Task:
-    """Find the preset, or make a nameless one for an own decoder and environment."""
-    if task is not None:
-        preset: Task = resolve("task", TASKS, task)
-        return preset
-    if decoder is None or env is None:
-        raise LpdsError(f"steer needs a task ({', '.join(TASKS)}), or both decoder= and env=")
-    return Task("own", env="", decoder="")
-
-
-def resolve_preset(name: str | None, method: str, task: str | None = None) -> Preset:
-    """Find a method's named settings for a task; nothing for ``None``.
-
-    Raises:
-        LpdsError: the method has no such preset, or it is not known for the task.
-    """
-    if name is None:
-        return Preset()
-    from lpds.tasks import PRESETS
-
-    if name not in PRESETS.get(method, {}):
-        raise unknown_name(f"preset of {method}", name, PRESETS.get(method, {}))
-    named = PRESETS[method][name]
-    if named.tasks and task not in named.tasks:
-        raise LpdsError(
-            f"preset {name} of {method} is not known for {task or 'an own policy'}, only for: {', '.join(named.tasks)}"
-        )
-    return named
-
-
-def resolve_settings(
-    preset: Task, method: str, changes: dict[str, Any], named: Preset | None = None
-) -> tuple[RunSettings, Any]:
-    """Lay the caller's changes over a named preset's over the task's over the defaults, for the run and for the method.
-
-    Raises:
-        LpdsError: a name that neither knows, or a value that is refused.
-    """
-    kind = resolve("method", METHOD_SETTINGS, method)
-    run_names = {field.name for field in fields(RunSettings)}
-    method_names = {field.name for field in fields(kind)}
-    for_run = {key: value for key, value in changes.items() if key in run_names}
-    for_method = {key: value for key, value in changes.items() if key not in run_names}
-    unknown = set(for_method) - method_names
-    if unknown:
-        raise unknown_name("setting", min(unknown), run_names | method_names)
-    shared = {key: value for key, value in preset.method.get("*", {}).items() if key in method_names}
-    named = named or Preset()
-    own = {**preset.method.get(method, {}), **named.method_of(preset.name)}
-    before = override(kind, shared, own)
-    unit = for_method.get("delta_unit")
-    if unit in DELTA_UNITS and "delta" not in for_method and unit != before.delta_unit:
-        raise LpdsError(
-            f"delta_unit {unit} without a delta would read the {before.delta:g} ({before.delta_unit}) of "
-            f"{preset.name or 'the defaults'} in another unit: give both"
-        )
-    return override(RunSettings, preset.run, getattr(kind, "run_defaults", {}), named.run_of(preset.name), for_run), override(
-        kind, shared, own, for_method
-    )
 
 
 def _as_decoder(decoder: Decoder | str) -> Decoder:

@@ -33,6 +33,19 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "rows_at_once": ("--rows-at-once", {"type": int, "help": "cut larger batches into several requests (remote:)"}),
 }
 """By the loaders' name of an option: the flag, and how argparse offers it."""
+ELSEWHERE = ("device", "timeout", "retries", "rows_at_once")
+"""Options of where a decoder runs and how it is reached; it stays the same decoder."""
+SWITCHES = ("flat",)
+"""Words that take no value on the command line, and are ``flat=true`` in a grid."""
+
+
+def word_of(name: str) -> str:
+    """A loader's option as the command line and a grid write it."""
+    return FLAGS[name][0].removeprefix("--").replace("-", "_")
+
+
+MAKES_ANOTHER = {word_of(name): name for name in FLAGS if name not in ELSEWHERE}
+"""Words that make another decoder of the same reference, and their loader's names for them."""
 
 
 def add_decoder_options(parser: argparse.ArgumentParser, names: Iterable[str] = FLAGS) -> None:
@@ -45,15 +58,15 @@ def add_decoder_options(parser: argparse.ArgumentParser, names: Iterable[str] = 
 def decoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, by the loaders' names."""
     values = vars(arguments)
-    options = {name: values.get(flag.removeprefix("--").replace("-", "_")) for name, (flag, _) in FLAGS.items()}
+    options = {name: values.get(word_of(name)) for name in FLAGS}
     return {name: value for name, value in options.items() if value is not None}
 
 
 def shared_words(arguments: argparse.Namespace) -> dict[str, str]:
     """The decoder, the environment and the decoder's options that were given, as a grid writes them."""
     words = {name: getattr(arguments, name) for name in ("decoder", "env")}
-    words |= {FLAGS[name][0].removeprefix("--").replace("-", "_"): value for name, value in decoder_options(arguments).items()}
-    return {word: "true" if value is True else str(value) for word, value in words.items() if value is not None}
+    words |= {word_of(name): value for name, value in decoder_options(arguments).items()}
+    return {key: "true" if value is True else str(value) for key, value in words.items() if value is not None}
 
 
 def moved_files(run: object, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -18,31 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from lpds.config import Preset, RunSettings, Task
+from lpds.decoder_flags import ELSEWHERE, MAKES_ANOTHER, SWITCHES, word_of
 from lpds.errors import LpdsError, unknown_name
 from lpds.fields import parse
 from lpds.files import write_json
+from lpds.presets import OWN, kept_settings, resolve_preset, resolve_settings, resolve_task
 from lpds.registry import DECODER_FILES, METHOD_SETTINGS, METHODS, TASKS, resolve
 
 SUITES: dict[str, tuple[str, ...]] = {"gym": ("hopper", "walker2d", "halfcheetah")}
-DECODER_OPTIONS = {
-    "normalization": "normalization",
-    "ddim_steps": "ddim_steps",
-    "ode_steps": "steps",
-    "denoising_steps": "denoising_steps",
-    "decoder_activation": "activation",
-    "execute": "execute",
-    "flat": "flat",
-    "flat_order": "flat_order",
-    "instruction": "task",
-    "tokenizer": "tokenizer",
-}
-"""Words of the command line that make another decoder of the same reference, and their loader's names for them."""
-NO_SETTINGS = ("preset", "decoder", "env", "decoder_device", "timeout", "retries", "rows_at_once", *DECODER_OPTIONS)
+NO_SETTINGS = ("preset", "decoder", "env", *map(word_of, ELSEWHERE), *MAKES_ANOTHER)
 """Words of the command line that are no fields of the settings."""
-OWN = "own"
-"""In a task's place: a policy of one's own, named by ``decoder`` and ``env``."""
-SWITCHES = ("flat",)
-"""Words that take no value there: ``flat=true`` in a grid."""
 PR_SET_PDEATHSIG = 1
 EVIDENCE = ("config.json", "passport.json", "metrics.jsonl", "episodes.jsonl", "eval.jsonl", "summary.json")
 """What is kept of a run beside its policy."""
@@ -113,7 +98,7 @@ def grid_cells(
 def _fitting(given: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
     """The shared words less those of the shared decoder's options, where a variant has a decoder of its own."""
     own = "decoder" in changes
-    return {key: value for key, value in given.items() if not (own and key in DECODER_OPTIONS)}
+    return {key: value for key, value in given.items() if not (own and key in MAKES_ANOTHER)}
 
 
 def _parse(word: str) -> tuple[str, str, dict[str, str]]:
@@ -273,9 +258,9 @@ def _check_settings(cell: Cell, out: Path) -> None:
     decoder = cell.settings.get("decoder", named.decoders.get(task.name, task.decoder))
     asked = {"task": cell.task, "method": cell.method, "decoder": decoder, **to_json(run), **to_json(method)}
     asked |= {"seed": cell.seed, "env": cell.settings.get("env", task.env)}
-    found = {**config, **config["run"], **config["settings"], "decoder": config["decoder"].get("reference")}
+    found = {**config, **kept_settings(config), "decoder": config["decoder"].get("reference")}
     options = {key: str(value) for key, value in config["decoder"].get("options", {}).items()}
-    for word, name in DECODER_OPTIONS.items():
+    for word, name in MAKES_ANOTHER.items():
         if word in cell.settings or name in options:
             asked[word], found[word] = _option(word, cell.settings.get(word)), options.get(name)
     passing = {"steps"}  # a larger budget is gone on to
@@ -283,8 +268,7 @@ def _check_settings(cell: Cell, out: Path) -> None:
         passing.add("decoder")
     if run.demos and str(found["demos"]) == _as_kept(run.demos):  # evidence
         passing.add("demos")
-    # a run from before a setting existed had its default
-    wrong = [key for key, value in asked.items() if key not in passing and key in found and found[key] != value]
+    wrong = [key for key, value in asked.items() if key not in passing and found[key] != value]
     if wrong:
         said = ", ".join(f"{key} {found[key]} in place of {asked[key]}" for key in wrong[:3])
         raise LpdsError(
@@ -319,8 +303,6 @@ def _place(reference: str | None) -> str | None:
 
 def _resolved(cell: Cell) -> tuple[Task, Preset, RunSettings, Any]:
     """A cell's task, its named preset, and the settings of its loop and its method."""
-    from lpds.api import resolve_preset, resolve_settings, resolve_task
-
     place = None if cell.task == OWN else cell.task
     named = resolve_preset(cell.settings.get("preset"), cell.method, place)
     task = resolve_task(place, cell.settings.get("decoder"), cell.settings.get("env"))

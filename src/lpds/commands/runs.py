@@ -16,7 +16,8 @@ from lpds.decoder_flags import decoder_options, load_given, moved_files
 
 def do_steer(arguments: argparse.Namespace) -> int:
     """Improve a frozen policy."""
-    from lpds.api import resolve_preset, steer
+    from lpds.api import steer
+    from lpds.presets import resolve_preset
     from lpds.registry import TASKS, resolve
 
     reference = arguments.decoder

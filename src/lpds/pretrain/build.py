@@ -161,8 +161,8 @@ def _clone(
 
 def _check_env(data: Demonstrations, task: str | None, env: str | None) -> None:
     """Refuse an environment that is not there, or that is not the data's by shape, by name or by the actions' range."""
-    from lpds.api import resolve_task
     from lpds.envs.build import make_env
+    from lpds.presets import resolve_task
 
     found = make_env(env or resolve_task(task, None, None).env, 1, 1)
     try:

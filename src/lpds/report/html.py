@@ -69,6 +69,7 @@ sup { line-height: 0; }
 .verdict { font-size: 1.05rem; font-weight: 600; }
 .warning { border: 3px solid #c00020; background: #c00020; color: #fff; font-weight: 700; padding: .6rem .9rem;
   margin: .8rem 0; }
+pre { font-size: .82rem; white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0 .6rem; }
 details { margin: .5rem 0; } summary { cursor: pointer; }
 dt { font-family: ui-monospace, monospace; font-size: .88rem; font-weight: 600; }
 dd { margin: 0 0 .4rem 1.2rem; font-size: .92rem; }
@@ -332,7 +333,11 @@ def _card(run: RunData, name: str, wide_open: bool) -> str:
     place = run.folder
     # a page is handed on: of a path from the root, TASK/METHOD/seedN of a grid will do
     folder = f".../{'/'.join(place.parts[-3:])}" if place.is_absolute() else str(place)
-    facts = f"Run folder {folder}; {facts}; environment {env}; decoder {decoder}."
+    kept = run.summary.get("kept_step")
+    best = (
+        "" if kept is None else f" Steered is the best point of its learning curve, step {kept:,}{'' if kept else ', frozen'}."
+    )
+    facts = f"Run folder {folder}; {facts}; environment {env}; decoder {decoder}.{best}"
     parts.append(f'<p class="quiet">{escape(facts)}</p>')
     notes = [*run.notes, CHAIN] if run.acts_by_chain else run.notes
     parts += [f'<p class="quiet">Note: {escape(note)}.</p>' for note in notes]
@@ -359,7 +364,7 @@ def _glossary() -> str:
 
 
 def _details(run: RunData, name: str) -> str:
-    parts = []
+    parts = [f"<p>{escape(name)} is made again by</p>\n<pre>{escape(line)}</pre>" for line in [run.command()] if line]
     for title, facts in (("settings", run.config), ("passport", run.passport)):
         rows = [[key, value] for key, value in _flatten(facts)]
         body = _table(["name", "value"], rows) if rows else "<p>Not there.</p>"

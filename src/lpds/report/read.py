@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lpds.command import steer_command
 from lpds.config import RunSettings, delta_to_sum
 from lpds.errors import LpdsError
 from lpds.fields import to_json
@@ -195,6 +196,13 @@ class RunData:
         if comparison is None:
             return f"{progress}: nothing to compare yet"
         return f"not finished ({progress}); on the curve at step {comparison.step:,}: {comparison.verdict()}"
+
+    def command(self) -> str | None:
+        """The line that makes the run again; none where only Python can, or where its method or task is not known here."""
+        try:
+            return steer_command(self.config)
+        except (LpdsError, KeyError):  # a page shows what is there, however old or odd
+            return None
 
     def _beside(self) -> str:
         """What the run itself adds: what is left of the difference with as little noise, or over its untrained start."""

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lpds.api import resolve_settings, resume, steer
+from lpds.api import resume, steer
 from lpds.errors import LpdsError
 from lpds.fields import from_json, to_json
 from lpds.files import write_atomically, write_json
 from lpds.methods.base import BasePolicy
 from lpds.metrics import mode_coverage
 from lpds.policy import load_policy
+from lpds.presets import resolve_settings
 from lpds.registry import TASKS, resolve
 from lpds.reproduce.paths import COVERED, Rollouts, mode_entropy, roll_out
 from lpds.reproduce.toy_figure import write_figure

@@ -1,0 +1,121 @@
+"""The command that makes a run again is an inverse: what it is read to mean are the settings that the run has."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from html import escape
+from pathlib import Path
+
+import pytest
+from scripted import TINY, toy_decoder
+
+import lpds
+from lpds.cli import main
+from lpds.command import changed_words, steer_command
+from lpds.config import RunSettings
+from lpds.fields import parse, to_json
+from lpds.grid import NO_SETTINGS, finished_cells, grid_cells
+from lpds.presets import kept_settings, resolve_preset, resolve_settings, resolve_task
+from lpds.registry import METHOD_SETTINGS, resolve
+from lpds.report.html import write_report
+
+RESULTS = Path(__file__).parents[1] / "results"
+COMMITTED = sorted(path.parent for path in RESULTS.glob("*/*/seed*/config.json"))
+CHANGED = [
+    "--delta-unit=nats --delta=0.5 --reward-offset=-0.05",
+    "--preset=quiet --eval-average-updates=0 --gamma=0.9974905699336811",
+    "--method=dsrl-na --temperature=0.3 --input-scaling=false",
+    "--method=dppo",
+    "--preset=paper --noise-bound=inf --decoder=toy",
+]
+
+
+def config_of(run):
+    return json.loads((run / "config.json").read_text())
+
+
+@pytest.mark.parametrize("run", COMMITTED, ids=lambda run: "/".join(run.parts[-3:]))
+def test_a_committed_runs_words_mean_its_settings(run):
+    config = config_of(run)
+    words, method = changed_words(config), config["method"]
+    kinds = (RunSettings, resolve("method", METHOD_SETTINGS, method))
+    changes = {key: parse(kinds, key, word) for key, word in words.items() if key not in NO_SETTINGS}
+    changes |= {"seed": config["run"]["seed"], "steps": config["run"]["steps"]}
+    task = resolve_task(config["task"], None, None)
+    found = resolve_settings(task, method, changes, resolve_preset(words.get("preset"), method, config["task"]))
+    assert {**to_json(found[0]), **to_json(found[1])} == kept_settings(config)
+
+
+def test_committed_runs_are_under_their_methods_names():
+    for run in COMMITTED:
+        config = config_of(run)
+        method, _, variant = run.parent.name.partition("+")
+        assert method == config["method"], run
+        assert run.parents[1].name == config["task"].replace(":", "-"), run
+        assert run.name == f"seed{config['run']['seed']}", run
+        if not variant:  # a name without a variant is the preset's own, where the task has a policy of its own
+            assert not changed_words(config).keys() - {"decoder", "flat", "instruction", "eval_every"}, run
+
+
+def test_the_index_has_every_committed_run():
+    page = (RESULTS / "INDEX.md").read_text()
+    for run in COMMITTED:
+        config = config_of(run)
+        line = steer_command({**config, "run": {**config["run"], "seed": "N"}})
+        rows = [row for row in page.splitlines() if row.startswith(f"| `{run.parent.name}` |") and f"`{line}`" in row]
+        assert any(str(config["run"]["seed"]) in row.split("|")[2].replace(",", " ").split() for row in rows), (
+            f"{run}: python benchmarks/run_index.py"
+        )
+
+
+@pytest.mark.parametrize("words", CHANGED)
+def test_a_command_read_back_from_its_run_makes_the_same_run(words, tmp_path):
+    short = "--steps 64 --warmup-steps 32 --eval-every 0 --final-episodes 2 --seed 3 --num-envs 2"
+    main(["steer", "toy", *words.split(), *short.split(), "--out", str(tmp_path / "first")])
+    first = config_of(tmp_path / "first")
+    line = steer_command(first)
+    assert line.startswith("lpds steer toy ")
+    main([*shlex.split(line)[1:], "--out", str(tmp_path / "second")])
+    assert config_of(tmp_path / "second") == first
+    write_report([tmp_path / "first"], tmp_path / "page.html")
+    assert escape(line) in (tmp_path / "page.html").read_text()
+
+
+def test_a_plain_run_has_a_plain_command():
+    config = config_of(RESULTS / "hopper" / "lpds" / "seed0")
+    assert steer_command(config) == "lpds steer hopper --seed 0 --steps 100000"
+
+
+def test_a_value_that_begins_with_a_minus_is_no_flag():
+    config = config_of(RESULTS / "hopper" / "lpds" / "seed0")
+    config["run"]["reward_offset"] = -0.05
+    assert "--reward-offset=-0.05" in shlex.split(steer_command(config))
+
+
+def test_a_setting_younger_than_the_run_had_its_default_and_not_the_presets():
+    """Today's preset takes a mean of the weights; a run from before there was one did not."""
+    config = config_of(RESULTS / "hopper" / "lpds+quiet-100k" / "seed0")
+    assert "eval_average_updates" not in changed_words(config)
+    del config["settings"]["eval_average_updates"]
+    assert changed_words(config)["eval_average_updates"] == "0"
+
+
+def test_objects_have_no_command(tmp_path):
+    run = lpds.steer("toy", decoder=toy_decoder(), out=tmp_path / "run", **TINY)
+    assert steer_command(config_of(run.folder)) is None
+
+
+def test_a_grid_does_not_take_an_older_run_for_todays_preset(tmp_path, refused):
+    """The older run lacks the preset's newest setting, so it is another run."""
+    cells = grid_cells("toy", ["lpds+quiet:preset=quiet"], 1, 64)
+    folder = tmp_path / cells[0].path
+    main(f"steer toy --preset quiet --steps 64 --warmup-steps 32 --eval-every 0 --final-episodes 2 --out {folder}".split())
+    config = config_of(folder)
+    quick = {key: str(config["run"][key]) for key in ("warmup_steps", "eval_every", "final_episodes")}
+    cells = grid_cells("toy", ["lpds+quiet:preset=quiet"], 1, 64, quick)
+    assert len(finished_cells(cells, tmp_path)) == 1
+    del config["settings"]["eval_average_updates"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with refused("eval_average_updates 0 in place of"):
+        finished_cells(cells, tmp_path)
