@@ -334,9 +334,7 @@ def _card(run: RunData, name: str, wide_open: bool) -> str:
     # a page is handed on: of a path from the root, TASK/METHOD/seedN of a grid will do
     folder = f".../{'/'.join(place.parts[-3:])}" if place.is_absolute() else str(place)
     kept = run.summary.get("kept_step")
-    best = (
-        "" if kept is None else f" Steered is the best point of its learning curve, step {kept:,}{'' if kept else ', frozen'}."
-    )
+    best = "" if kept is None else f" Steered is the best point of the learning curve: step {kept:,}."
     facts = f"Run folder {folder}; {facts}; environment {env}; decoder {decoder}.{best}"
     parts.append(f'<p class="quiet">{escape(facts)}</p>')
     notes = [*run.notes, CHAIN] if run.acts_by_chain else run.notes
