@@ -4,6 +4,7 @@
 #   make test-core  the tests that need no simulator but Gymnasium's own, without lint
 #   make check      lint and types only
 #   make bench      the learner's speed
+#   make tables     the tables of results/ again, from the runs in it
 #   make zoo EXPERTS=FOLDER   make the shipped decoders again from expert actors
 
 PYTHON ?= python3
@@ -29,7 +30,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LEROBOT := $(VENV)/.lerobot
 
-.PHONY: run test test-core check bench zoo clean
+.PHONY: run test test-core check bench tables zoo clean
 
 run: $(READY)
 	$(BIN)/lpds steer hopper --steps $(STEPS) --out runs/hopper --overwrite
@@ -47,6 +48,11 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/lpds bench learner
+
+tables: $(READY)
+	$(BIN)/python benchmarks/make_table.py
+	$(BIN)/python benchmarks/rival_tables.py
+	$(BIN)/python benchmarks/run_index.py
 
 ZOO := toy toy-flow hopper hopper-flow hopper-c8 walker2d halfcheetah adroit-pen adroit-hammer adroit-door adroit-relocate robomimic-lift robomimic-can \
 	robomimic-square adroit-pen-flow adroit-pen-c8 robomimic-can-flow robomimic-can-c8

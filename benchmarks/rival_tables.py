@@ -1,4 +1,4 @@
-"""Make the two tables of LP-DS and its rivals, and the comparisons under them, in results/README.md from the committed runs.
+"""Make the two tables of LP-DS and its rivals, in results/README.md, and the comparisons in results/gym.md from the committed runs.
 
     python benchmarks/rival_tables.py
 
@@ -84,15 +84,15 @@ def put(page: str, name: str, lines: list[str]) -> str:
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, found, rest = page.partition(start)
     if not found or end not in rest:
-        raise SystemExit(f"results/README.md has no marks {start} and {end}")
+        raise SystemExit(f"a page of results/ has no marks {start} and {end}")
     return "\n".join([before + start, "", *lines, "", end + rest.partition(end)[2]])
 
 
 def main() -> None:
     """Write tables, comparisons and their numbers."""
     os.chdir(RESULTS.parent)  # the notes name runs, and a machine's paths are nobody's affair
-    path = RESULTS / "README.md"
-    page, kept = path.read_text(), {}
+    path, notes = RESULTS / "README.md", RESULTS / "gym.md"
+    page, under, kept = path.read_text(), notes.read_text(), {}
     for name, methods in TABLES.items():
         reports = {
             task: compare(runs_of(task, [folder_of(task, method) for method in methods]), folder_of(task, "lpds"))
@@ -113,9 +113,10 @@ def main() -> None:
             *EQUAL,
         ]
         names += [f"{method}{end}" for method in ("dsrl-na", "dsrl-sac") for end in BLOCKS]
-        page = put(page, f"comparison, {task}", ["```", str(compare(runs_of(task, names))), "```"])
+        under = put(under, f"comparison, {task}", ["```", str(compare(runs_of(task, names))), "```"])
     write_json(RESULTS / "rivals.json", {"format_version": 1, "command": "python benchmarks/rival_tables.py", "tables": kept})
     path.write_text(page)
+    notes.write_text(under)
 
 
 if __name__ == "__main__":
