@@ -1,4 +1,4 @@
-"""Make the two tables of LP-DS and its rivals, in results/README.md, and the comparisons in results/gym.md from the committed runs.
+"""Make the tables of LP-DS and its rivals: two in results/README.md, the comparisons in results/gym.md, of the committed runs.
 
     python benchmarks/rival_tables.py
 
