@@ -296,14 +296,15 @@ def test_the_released_settings_are_those_of_the_task(refused):
             resolve_preset("released", "dsrl-na", task)
 
 
-def test_the_residual_on_the_action_has_the_same_settings_and_on_hands_the_papers_delta():
+def test_the_residual_on_the_action_has_the_same_settings_and_on_hands_and_arms_the_papers_delta():
     from lpds.presets import resolve_settings
     from lpds.registry import resolve
 
     for name in TASKS:
         task = resolve("task", TASKS, name)
         on_noise, on_action = (resolve_settings(task, method, {})[1] for method in ("lpds", "lpds-a"))
-        papers = {"adroit-pen": 0.66}.get(name, 0.35 if name.startswith("adroit-") else on_noise.delta)
+        usual = 0.35 if name.startswith(("adroit-", "robomimic-")) else on_noise.delta
+        papers = {"adroit-pen": 0.66, "robomimic-lift": 0.10}.get(name, usual)
         assert (papers, on_noise.actor_lr) == (on_action.delta, on_action.actor_lr)
 
 

@@ -17,6 +17,7 @@ from lpds.cli import main
 from lpds.envs import robosuite
 from lpds.envs.build import environment_factory
 from lpds.envs.robosuite import rendering_backend
+from lpds.presets import resolve_preset, resolve_settings
 from lpds.pretrain.datasets import open_data
 from lpds.pretrain.recipes import SCRIPTED
 from lpds.pretrain.scripted import transport
@@ -241,13 +242,21 @@ def test_another_version_is_refused(monkeypatch, refused):
         environment_factory("robomimic-can")[0]()
 
 
-def test_presets_are_dsrls_and_the_papers():
+def test_presets_have_dsrls_rewards_and_discounts_and_a_budget_for_a_coordinate():
     tasks = {task: resolve("task", TASKS, f"robomimic-{task}") for task in SIZES}
     assert {task.run["reward_offset"] for task in tasks.values()} == {-1.0}
-    assert [tasks[task].run["warmup_steps"] for task in ("lift", "can", "square")] == [24_000, 24_000, 32_000]
     assert tasks["can"].run["gamma"] ** 4 == pytest.approx(0.99)
     assert tasks["square"].run["gamma"] ** 4 == pytest.approx(0.999)
-    assert tasks["lift"].method["lpds"]["delta"] == 0.10
+    for name in ("lift", "can", "square"):
+        assert tasks[name].method["lpds"]["delta"] / 28 == pytest.approx(0.07, abs=0.005)
+        assert tasks[name].run["warmup_steps"] == 16_000
+
+
+@pytest.mark.parametrize(("name", "delta"), [("lift", 0.10), ("can", 0.35), ("square", 0.35)])
+def test_the_paper_preset_has_the_papers_budget(name, delta):
+    task = resolve("task", TASKS, f"robomimic-{name}")
+    run, method = resolve_settings(task, "lpds", {}, resolve_preset("paper", "lpds", task.name))
+    assert (method.delta, method.delta_unit, run.updates_per_decision) == (delta, "sum", 1.0)
 
 
 def test_angles():
