@@ -48,7 +48,19 @@ def _grid(arguments: argparse.Namespace) -> int:
 
         report = compare(finished)
         print(json.dumps(report.to_json()) if arguments.json else report)
+        _write_page(finished, out)
     return 0 if len(finished) == len(cells) else 1
+
+
+def _write_page(runs: list[Path], out: Path) -> None:
+    """One page of all runs. A grid without one is as good, so what went wrong is said and no more."""
+    from lpds.errors import one_line
+    from lpds.report import write_report
+
+    try:
+        say(f"report: {write_report(runs, out / 'report.html')}")
+    except Exception as error:  # a drawing must not cost a grid its comparison
+        say(f"no report: {one_line(error)}")
 
 
 def do_reproduce(arguments: argparse.Namespace) -> int:

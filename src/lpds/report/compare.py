@@ -11,33 +11,24 @@ from typing import Any
 import numpy as np
 
 from lpds.errors import LpdsError
-from lpds.report.paired import Array, Comparison
+from lpds.report.paired import Comparison
 from lpds.report.read import Group, RunData, evaluation_points, group_runs, read_runs
-from lpds.report.sides import BESIDE, NAN3, Over, Side, alike, frozen_of, frozen_sides, over, side_of
+from lpds.report.sides import BESIDE, NAN3, Over, Side, frozen_sides, over, side_of
+from lpds.report.standing import against, standing
 from lpds.report.worlds import APART, by_task, untold
 from lpds.stats import (
     FEWEST_PAIRS,
     Interval,
     area_under_curve,
     crossed_bootstrap,
-    crossed_difference,
     crossed_mean,
-    episodes_to_decide,
     iqm,
     mean_over_seeds,
-    paired_gain,
-    paired_share_gain,
-    pairs_that_differ,
-    probability_of_improvement,
-    share_difference,
     share_over_seeds,
     told,
     told_apart,
     unsigned_zero,
 )
-
-FEWEST_SEEDS = 5
-"""Below so many runs a side a bootstrap's interval of P(better) says nothing."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class Row:
     """Paired with the reference's episodes: this minus the reference."""
     improvement: Interval
     """Probability that a run of this is better than one of the reference; over seeds' means, of which each has several, with
-    bounds from :data:`FEWEST_SEEDS` a side."""
+    bounds from :data:`lpds.report.standing.FEWEST_SEEDS` a side."""
     more: int | None
     """Episodes that would decide the difference's sign: 0 if it is decided, ``None`` if none would."""
     pairs: int
@@ -253,16 +244,15 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
         most = max((len(side_of(Group("", (run,))).keys) for run in side.runs), default=0)
         if len(side.keys) < most:
             notes.append(f"{task}: {side.label} by the {len(side.keys)} episodes that all of its seeds played, of {most}")
-        against = chosen or own[side.decoder]
-        if side.runs and 0 < row.pairs < max(len(side.keys), len(against.keys)):
+        other = chosen or own[side.decoder]
+        if side.runs and 0 < row.pairs < max(len(side.keys), len(other.keys)):
             notes.append(
                 f"{task}: the difference of {side.label} is over {row.pairs} shared episodes, its return over "
-                f"{len(side.keys)}, that of {against.label} over {len(against.keys)}"
+                f"{len(side.keys)}, that of {other.label} over {len(other.keys)}"
             )
-        if side is not (chosen or own[side.decoder]) and not row.pairs:
-            notes.append(
-                f"{task}: {side.label} shares no episode with {(chosen or own[side.decoder]).label}: another eval_seed?"
-            )
+        if side is not other and not row.pairs:
+            notes.append(f"{task}: {side.label} shares no episode with {other.label}: another eval_seed?")
+    notes += standing(task, sides)
     return rows, chosen.label if chosen else "frozen" if len(own) == 1 else "each one's own frozen policy"
 
 
@@ -287,35 +277,7 @@ def _each_seed_once(task: str, group: Group, notes: list[str]) -> Group:
 
 
 def _row(task: str, side: Side, reference: Side, steps: int, end: int) -> Row:
-    returns = side.columns["return"]
-    difference, success, improvement, more, pairs, differ, same = NAN3, NAN3, NAN3, None, 0, 0, False
-    if side is not reference:
-        # a run and the frozen policy that it played are a pair; seeds of two methods are draws of their own
-        own = side.decoder == reference.decoder and (side.method == "frozen") != (reference.method == "frozen")
-        mine, other = side, reference
-        if own and reference.runs:
-            mine = frozen_of(reference)
-        elif own:
-            other = frozen_of(side)
-        shared = sorted(set(mine.keys) & set(other.keys))
-
-        def both(what: str) -> list[Array]:
-            return [s.columns[what][:, [s.keys.index(key) for key in shared]] for s in (other, mine)]
-
-        (a, b), pairs = both("return"), len(shared)
-        if shared:
-            ends = both("return"), both("length")
-            same = all(np.array_equal(x, y, equal_nan=True) if own else alike([x, y]) for x, y in ends)
-            differ = pairs_that_differ(np.zeros((1, pairs)), b - a) if own else pairs_that_differ(a, b)
-            difference = paired_gain(a, b) if own else crossed_difference(a, b)
-            more = episodes_to_decide(np.zeros((1, pairs)), b - a) if own else episodes_to_decide(a, b)
-            c, d = both("success")
-            if not (np.isnan(c).any() or np.isnan(d).any()):
-                success = (paired_share_gain if own else share_difference)(c, d, same=same)
-        if shared and len(a) > 1 and len(b) > 1 and not own:  # a run against a single one is no probability
-            improvement = probability_of_improvement(a.mean(1), b.mean(1))
-            if min(len(a), len(b)) < FEWEST_SEEDS:  # resampling three runs that are all better finds no other world
-                improvement = (improvement[0], *NAN3[1:])
+    returns, found = side.columns["return"], against(side, reference)
     points = [evaluation_points(run, "return") for run in side.runs]
     areas = [area_under_curve([s for s, _ in p], [np.nanmean(v) for _, v in p], end) for p in points if p]
     return Row(
@@ -326,15 +288,15 @@ def _row(task: str, side: Side, reference: Side, steps: int, end: int) -> Row:
         crossed_mean(returns),
         crossed_bootstrap(returns, iqm),
         share_over_seeds(list(side.columns["success"])),
-        success,
+        found.success,
         mean_over_seeds([[area] for area in areas]),
-        difference,
-        improvement,
-        more,
-        pairs,
-        differ,
-        same,
-        {word: found for word in BESIDE if (found := over(side, word)) is not None},
+        found.difference,
+        found.improvement,
+        found.more,
+        found.pairs,
+        found.differ,
+        found.same,
+        {word: left for word in BESIDE if (left := over(side, word)) is not None},
     )
 
 

@@ -1,0 +1,117 @@
+"""One method beside another on the episodes that both played, and which of several methods are the highest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lpds.report.paired import Array
+from lpds.report.sides import NAN3, Side, alike, frozen_of
+from lpds.stats import (
+    Interval,
+    crossed_difference,
+    episodes_to_decide,
+    paired_gain,
+    paired_share_gain,
+    pairs_that_differ,
+    probability_of_improvement,
+    share_difference,
+    told_apart,
+)
+
+FEWEST_SEEDS = 5
+"""Below so many runs a side a bootstrap's interval of P(better) says nothing."""
+
+
+@dataclass(frozen=True)
+class Against:
+    """A method less another; fields as those of :class:`lpds.report.compare.Row`."""
+
+    difference: Interval = NAN3
+    success: Interval = NAN3
+    improvement: Interval = NAN3
+    more: int | None = None
+    pairs: int = 0
+    differ: int = 0
+    same: bool = False
+
+
+def against(side: Side, reference: Side) -> Against:
+    """The differences over the episodes that both played; of a method from itself there are none."""
+    if side is reference:
+        return Against()
+    # a run and the frozen policy that it played are a pair; seeds of two methods are draws of their own
+    own = side.decoder == reference.decoder and (side.method == "frozen") != (reference.method == "frozen")
+    mine, other = side, reference
+    if own and reference.runs:
+        mine = frozen_of(reference)
+    elif own:
+        other = frozen_of(side)
+    shared = sorted(set(mine.keys) & set(other.keys))
+    if not shared:
+        return Against()
+
+    def both(what: str) -> list[Array]:
+        return [s.columns[what][:, [s.keys.index(key) for key in shared]] for s in (other, mine)]
+
+    (a, b), pairs = both("return"), len(shared)
+    ends, nothing = (both("return"), both("length")), np.zeros((1, pairs))
+    same = all(np.array_equal(x, y, equal_nan=True) if own else alike([x, y]) for x, y in ends)
+    success, improvement = NAN3, NAN3
+    c, d = both("success")
+    if not (np.isnan(c).any() or np.isnan(d).any()):
+        success = (paired_share_gain if own else share_difference)(c, d, same=same)
+    if len(a) > 1 and len(b) > 1 and not own:  # a run against a single one is no probability
+        improvement = probability_of_improvement(a.mean(1), b.mean(1))
+        if min(len(a), len(b)) < FEWEST_SEEDS:  # resampling three runs that are all better finds no other world
+            improvement = (improvement[0], *NAN3[1:])
+    return Against(
+        paired_gain(a, b) if own else crossed_difference(a, b),
+        success,
+        improvement,
+        episodes_to_decide(nothing, b - a) if own else episodes_to_decide(a, b),
+        pairs,
+        pairs_that_differ(nothing, b - a) if own else pairs_that_differ(a, b),
+        same,
+    )
+
+
+def standing(task: str, sides: Sequence[Side]) -> list[str]:
+    """One line that says which method is the highest, by success where all tell it, and which may be as high; for two and more.
+
+    A method is below the highest where the interval of their difference excludes zero, each pair by itself: among many, one in
+    forty is put there by chance.
+    """
+    if sum(side.method != "frozen" for side in sides) < 2:
+        return []
+    told = not any(np.isnan(side.columns["success"]).any() for side in sides)
+    what = "success" if told else "return"
+
+    def height(side: Side) -> tuple[float, float]:
+        return float(side.columns[what].mean()), float(side.columns["return"].mean())
+
+    best = max(sides, key=height)
+    level, below, apart = [], 0, 0
+    for side in sorted(sides, key=height, reverse=True):
+        found = against(side, best)
+        if side is best:
+            continue
+        if not found.pairs:
+            apart += 1
+        elif found.success[2] < 0.0 if told else told_apart(found.difference, found.differ) < 0:
+            below += 1
+        else:
+            level.append(_named(side))
+    top = height(best)[0]
+    said = f"{100.0 * top:.0f} %" if told else f"{top:.4g}" if math.fabs(top) < 1000.0 else f"{top:,.0f}"
+    rest = [f"{below} below it"] if below else []
+    rest += [f"{apart} on other episodes"] if apart else []
+    beside = f"not told apart from it: {', '.join(level)}" if level else "all others are below it"
+    return [f"{task}: highest {what}: {_named(best)}, {said}; {beside}" + (f" ({', '.join(rest)})" if level and rest else "")]
+
+
+def _named(side: Side) -> str:
+    return f"{side.label} (one seed)" if side.method != "frozen" and len(side.runs) == 1 else side.label

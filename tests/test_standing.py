@@ -1,0 +1,76 @@
+"""Which of several methods is the highest, and which may be as high."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_compare import write_run
+
+import lpds
+from lpds.report.sides import Side
+from lpds.report.standing import against, standing
+from lpds.stats import crossed_difference
+
+EPISODES = [(0, episode) for episode in range(12)]
+
+
+def side(label, returns, successes=None):
+    """A method whose seeds are the rows."""
+    returns = np.asarray(returns, float)
+    told = np.full_like(returns, np.nan) if successes is None else np.asarray(successes, float)
+    columns = {"return": returns, "success": told, "length": np.ones_like(returns)}
+    return Side(label, label.partition("+")[0], (object(),) * len(returns), "d", list(EPISODES), columns)
+
+
+def noisy(mean, spread, seed=0, seeds=3):
+    rng = np.random.default_rng(seed)
+    return mean + rng.normal(0.0, 1.0, 12) + rng.normal(0.0, spread, (seeds, 1)) + rng.normal(0.0, 0.1, (seeds, 12))
+
+
+def test_a_method_is_below_where_the_interval_of_the_difference_excludes_zero():
+    high, near, low = side("dql", noisy(10.0, 0.3)), side("lpds", noisy(9.9, 0.3, 1)), side("idql", noisy(2.0, 0.3, 2))
+    (line,) = standing("toy", [near, low, high])
+    top = max(high.columns["return"].mean(), near.columns["return"].mean())
+    best, other = (high, near) if high.columns["return"].mean() == top else (near, high)
+    assert line == f"toy: highest return: {best.label}, {top:.4g}; not told apart from it: {other.label} (1 below it)"
+    assert crossed_difference(best.columns["return"], low.columns["return"])[2] < 0.0
+
+
+def test_where_all_are_below_that_is_said():
+    assert standing("toy", [side("lpds", noisy(10.0, 0.1)), side("dql", noisy(1.0, 0.1, 1))])[0].endswith(
+        "; all others are below it"
+    )
+
+
+def test_success_ranks_before_return_where_every_method_tells_it():
+    rich, sure = side("dql", noisy(90.0, 0.1), np.zeros((3, 12))), side("lpds", noisy(1.0, 0.1, 1), np.ones((3, 12)))
+    assert standing("toy", [rich, sure]) == ["toy: highest success: lpds, 100 %; all others are below it"]
+    untold = side("dql", noisy(90.0, 0.1))
+    assert standing("toy", [untold, sure])[0].startswith("toy: highest return: dql")
+
+
+def test_one_method_has_no_standing_and_one_seed_is_said_to_be_one():
+    assert standing("toy", [side("lpds", noisy(1.0, 0.1))]) == []
+    line = standing("toy", [side("lpds", noisy(1.0, 0.1)), side("dql", noisy(9.0, 0.1, 1, seeds=1))])[0]
+    assert "highest return: dql (one seed)" in line
+
+
+def test_identical_methods_are_level():
+    same = noisy(5.0, 0.2)
+    assert standing("toy", [side("lpds", same), side("lpds+again", same)])[0].endswith("not told apart from it: lpds+again")
+
+
+def test_a_method_has_no_difference_from_itself():
+    one = side("lpds", noisy(1.0, 0.1))
+    assert np.isnan(against(one, one).difference[0])
+    assert against(one, one).pairs == 0
+
+
+@pytest.mark.parametrize("gain", [0.0, 50.0])
+def test_the_frozen_policy_is_one_of_those_that_may_be_as_high(gain, tmp_path):
+    """Steering that adds nothing to the frozen policy's 0 is not told apart from it."""
+    returns = gain + np.linspace(-1.0, 1.0, 8)
+    runs = [write_run(tmp_path / f"a{s}", "lpds", s, list(returns)) for s in range(3)]
+    runs += [write_run(tmp_path / f"b{s}", "dql", s, list(returns - 100.0)) for s in range(3)]
+    (line,) = [note for note in lpds.compare(runs).notes if "highest return" in note]
+    assert ("frozen" in line) == (gain == 0.0)
