@@ -85,6 +85,8 @@ class CompareReport:
     references: dict[str, str]
     """By task, the method that the others are compared with."""
     notes: tuple[str, ...]
+    standings: tuple[str, ...] = ()
+    """Of every task with several methods: which is the highest, and which may be as high."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON values; NaN becomes null."""
@@ -97,10 +99,11 @@ class CompareReport:
             return None if isinstance(value, float) and math.isnan(value) else value
 
         rows = [{key: plain(value) for key, value in asdict(row).items()} | {"verdict": row.verdict} for row in self.rows]
-        return {"format_version": 1, "references": self.references, "rows": rows, "notes": list(self.notes)}
+        said = {"notes": list(self.notes), "standings": list(self.standings)}
+        return {"format_version": 1, "references": self.references, "rows": rows, **said}
 
     def __str__(self) -> str:
-        """One table a task, then the notes."""
+        """One table a task, then the notes, then who stands where."""
         lines: list[str] = []
         for task, reference in self.references.items():
             rows = [row for row in self.rows if row.task == task]
@@ -131,7 +134,7 @@ class CompareReport:
                 )
                 lines.append("  ".join([label, *rest, word]).rstrip())
             lines.append("")
-        return "\n".join([*lines, *self.notes]).rstrip()
+        return "\n".join([*lines, *self.notes, *self.standings]).rstrip()
 
 
 def compare(runs: str | Path | Sequence[str | Path], reference: str | None = None) -> CompareReport:
@@ -156,6 +159,7 @@ def compare(runs: str | Path | Sequence[str | Path], reference: str | None = Non
     rows: list[Row] = []
     references: dict[str, str] = {}
     notes: list[str] = []
+    standings: list[str] = []
     for task, members in tasks.items():
         if APART in task:
             notes.append(
@@ -175,19 +179,20 @@ def compare(runs: str | Path | Sequence[str | Path], reference: str | None = Non
         if left_out:
             notes.append(f"{task}: left out: {', '.join(left_out)}")
         groups = [_each_seed_once(task, group, notes) for group in group_runs([run for run in members if _finished(run)])]
-        found, name = _compare_task(task, groups, reference, notes)
+        found, name, stands = _compare_task(task, groups, reference, notes)
+        standings += stands
         rows += found
         if found:
             references[task] = name
     if not rows:
         raise LpdsError(f"nothing to compare: {', '.join(_left_out(run) for run in found_runs)}")
-    return CompareReport(tuple(rows), references, tuple(notes))
+    return CompareReport(tuple(rows), references, tuple(notes), tuple(standings))
 
 
-def _compare_task(task: str, groups: list[Group], reference: str | None, notes: list[str]) -> tuple[list[Row], str]:
+def _compare_task(task: str, groups: list[Group], reference: str | None, notes: list[str]) -> tuple[list[Row], str, list[str]]:
     sides = [*frozen_sides(task, groups, notes), *(side_of(group) for group in groups)]
     if not sides:
-        return [], ""
+        return [], "", []
     # each against the frozen policy that it was made from, unless one is named for all
     own = {side.decoder: side for side in sides[::-1] if side.method == "frozen"}
     chosen = None
@@ -252,8 +257,8 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
             )
         if side is not other and not row.pairs:
             notes.append(f"{task}: {side.label} shares no episode with {other.label}: another eval_seed?")
-    notes += standing(task, sides)
-    return rows, chosen.label if chosen else "frozen" if len(own) == 1 else "each one's own frozen policy"
+    name = chosen.label if chosen else "frozen" if len(own) == 1 else "each one's own frozen policy"
+    return rows, name, standing(task, sides)
 
 
 def _say_over(found: Over) -> str:

@@ -250,6 +250,7 @@ def _comparison(folders: Sequence[Path]) -> list[str]:
     lines = [COMPARED.format(said, BETTER if better else ""), *report.notes]
     return [
         "<h2>Comparison</h2>",
+        *(f'<p class="verdict">{escape(line)}.</p>' for line in report.standings),
         f'<div class="wide tight">{_table(heads, rows, numbers=2)}</div>',
         f'<div class="wide tight">{_table([*heads[:3], "success", "difference"], shares, numbers=2)}</div>' if shares else "",
         *(f'<p class="quiet">{escape(line)}</p>' for line in lines),
