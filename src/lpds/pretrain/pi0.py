@@ -116,7 +116,7 @@ def train_pi0(
     weights: LeRobot's policy would leave those columns' velocities as random as they began.
     """
     sizes = settings.sizes
-    tokenizer = _tokenizer(instruction, sizes.vocabulary)
+    tokenizer = words_of(instruction, sizes.vocabulary)
     tokens = torch.tensor(tokenizer(instruction)["input_ids"])
     config = _config(data, settings, len(tokens))
     stats = {STATE: statistics(data.obs), ACTION: statistics(data.actions)}
@@ -126,7 +126,7 @@ def train_pi0(
         _fit(policy, data, stats, settings, tokens, progress, stop)
     folder.mkdir(parents=True, exist_ok=True)
     write_sizes(folder, sizes)
-    _save(policy, stats, tokenizer, folder)
+    save(policy, stats, tokenizer, folder)
 
 
 def statistics(values: np.ndarray[Any, Any]) -> dict[str, Tensor]:
@@ -177,7 +177,7 @@ def _build(config: Any, sizes: TinySizes) -> Any:
         return module.PI0Policy(config)
 
 
-def _tokenizer(instruction: str, vocabulary: int) -> Any:
+def words_of(instruction: str, vocabulary: int) -> Any:
     """One token for each word of the instruction, after one for padding and one for every other word."""
     tokenizers, transformers = importlib.import_module("tokenizers"), importlib.import_module("transformers")
     words = ["<pad>", "<unk>", *sorted(set(instruction.split()))]
@@ -190,7 +190,7 @@ def _tokenizer(instruction: str, vocabulary: int) -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", unk_token="<unk>")
 
 
-def _save(policy: Any, stats: dict[str, dict[str, Tensor]], tokenizer: Any, folder: Path) -> None:
+def save(policy: Any, stats: dict[str, dict[str, Tensor]], tokenizer: Any, folder: Path) -> None:
     """Configuration, weights, both processors and the tokenizer, as LeRobot saves them."""
     module = importlib.import_module("lerobot.policies.pi0.processor_pi0")
     steps: Any = importlib.import_module("lerobot.processor.tokenizer_processor")
