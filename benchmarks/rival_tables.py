@@ -99,7 +99,8 @@ def main() -> None:
             for task in TASKS
         }
         kept[name] = {task: report.to_json() for task, report in reports.items()}
-        page = put(page, f"rivals, {name}", table(methods, reports))
+        stands = [f"- {line}." for report in reports.values() for line in report.standings]
+        page = put(page, f"rivals, {name}", [*table(methods, reports), "", "By folder (each pair by itself):", "", *stands])
     for task in TASKS:
         names = [
             "lpds",
