@@ -101,6 +101,13 @@ def test_a_setting_younger_than_the_run_had_its_default_and_not_the_presets():
     assert changed_words(config)["eval_average_updates"] == "0"
 
 
+@pytest.mark.parametrize(("options", "end"), [({"flat": True}, " --flat"), ({"flat": False}, ""), ({"mine": 1}, None)])
+def test_a_switch_that_is_off_is_no_flag_and_an_option_without_one_has_no_command(options, end):
+    config = config_of(RESULTS / "hopper" / "lpds" / "seed0")
+    config["decoder"]["options"] = options
+    assert steer_command(config) == (None if end is None else f"lpds steer hopper --seed 0 --steps 100000{end}")
+
+
 def test_objects_have_no_command(tmp_path):
     run = lpds.steer("toy", decoder=toy_decoder(), out=tmp_path / "run", **TINY)
     assert steer_command(config_of(run.folder)) is None

@@ -284,6 +284,7 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     """Offer every setting of the run and of the chosen method, with the preset's value as the default shown."""
     from lpds.config import Preset, RunSettings, Task
     from lpds.fields import texts
+    from lpds.presets import OWN
     from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
     from lpds.tasks import PRESETS
 
@@ -307,7 +308,7 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     seen, _ = peek.parse_known_args([word for word in words if word not in ("-h", "--help")])
     if seen.method not in METHODS:
         raise unknown_name("method", seen.method, METHODS)
-    preset: Task = resolve("task", TASKS, seen.task) if seen.task in TASKS else Task("own", "", "")
+    preset: Task = resolve("task", TASKS, seen.task) if seen.task in TASKS else Task(OWN, "", "")
     shared = preset.method.get("*", {})
     group = parser.add_argument_group("run settings (defaults are the preset's)")
     kind = resolve("method", METHOD_SETTINGS, seen.method)

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from lpds.decoder_flags import SWITCHES, word_of
+from lpds.decoder_flags import FLAGS, SWITCHES, word_of
 from lpds.fields import to_json
 from lpds.presets import OWN, kept_settings, resolve_preset, resolve_settings, resolve_task
 
@@ -35,7 +35,8 @@ def changed_words(config: Mapping[str, Any]) -> dict[str, str]:
         words["decoder"] = kept.get("reference")
     if config["env"] != chosen.env:
         words["env"] = config["env"]
-    words |= {word_of(name): value for name, value in kept.get("options", {}).items()}
+    # a switch that is off is left out, as it was when the decoder was first named
+    words |= {word_of(name): value for name, value in kept.get("options", {}).items() if value is not False}
     run, method = resolve_settings(chosen, config["method"], {}, named)
     usual, found = {**to_json(run), **to_json(method)}, kept_settings(config)
     changed = {key: found[key] for key in usual if found[key] != usual[key]}
@@ -52,12 +53,14 @@ def steer_command(config: Mapping[str, Any]) -> str | None:
         config: what its ``config.json`` holds.
 
     Returns:
-        The line for a shell; ``None`` where decoder or environment were objects, which only Python can give again.
+        The line for a shell; ``None`` where decoder or environment were objects, or the decoder has an option without a flag,
+        which only Python can give again.
 
     Raises:
         LpdsError: as :func:`changed_words`.
     """
-    if config["env"] is None or config["decoder"].get("reference") is None:
+    kept = config["decoder"]
+    if config["env"] is None or kept.get("reference") is None or kept.get("options", {}).keys() - FLAGS.keys():
         return None
     words = ["lpds", "steer", *([] if config["task"] == OWN else [config["task"]])]
     words += [] if config["method"] == USUAL_METHOD else ["--method", config["method"]]
