@@ -41,7 +41,7 @@ def follow(means: dict[int, ShiftPolicy]) -> None:
         if not critics_only:
             for length in LENGTHS:
                 mean = means.setdefault(length, copy.deepcopy(self.online))
-                rate = 1.0 / min(length, 1.0 + (int(self.ascents) - 1) / 2.0)
+                rate = 1.0 / min(length, 1.0 + (int(self.region.ascents) - 1) / 2.0)
                 polyak(list(mean.parameters()), list(self.online.parameters()), rate)
         return told
 

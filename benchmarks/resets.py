@@ -55,11 +55,10 @@ class ResettingLPDS(LPDS):
             self._hold -= 1
             obs = self.online.scaling(batch.obs)
             metrics = self._td(batch, obs, noise.get("next")) | self._distill(batch, obs.detach(), noise)
-            for slow, fast in self._pairs:
-                polyak(slow, fast, self.settings.tau)
+            polyak(self.slow, self.fast, self.settings.tau)
             return metrics
         metrics = super().update(batch, noise, critics_only=critics_only)
-        if every and not critics_only and int(self.ascents) % every == 0:
+        if every and not critics_only and int(self.region.ascents) % every == 0:
             self._begin_anew()
         return metrics
 

@@ -216,7 +216,7 @@ def test_the_verdict_says_so_when_it_got_worse():
 
 @pytest.mark.parametrize("size", [3e-9, 0.02, 0.7, 4.0, 30.0, 2757.06])
 def test_figures_tell_three_digits_whatever_the_size_of_the_rewards(size):
-    from lpds.stats import told
+    from lpds.digits import told
     from lpds.verdict import verdict_line
 
     assert [float(word) for word in told([size, size / 3.0])] == pytest.approx([size, size / 3.0], rel=0.03)

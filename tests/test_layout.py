@@ -58,6 +58,8 @@ def offenders(folder, forbidden, **options):
         ("metrics", "methods envs runner collect api log decoders replay types"),
         ("stats", "methods envs runner collect api log decoders replay types"),
         ("runner", "methods decoders api cli report zoo"),
+        ("learning", "methods decoders envs runner collect checkpoint api cli report zoo"),
+        ("schedule", "methods decoders envs runner collect learning log files"),
     ],
 )
 def test_data_flows_one_way(folder, forbidden):
@@ -97,6 +99,13 @@ def test_no_method_is_known_by_name_outside_the_registry():
             if isinstance(node, ast.Compare) and "method" in ast.dump(node.left):
                 values = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
                 assert not values & set(METHODS), f"{path}:{node.lineno} switches on a method's name"
+
+
+def test_files_stay_short_enough_to_be_read():
+    lines = {path: len(path.read_text().splitlines()) for path in FILES}
+    assert [path.name for path, count in lines.items() if count > 400] == []
+    assert [path.name for path, count in lines.items() if path.parent.name == "methods" and count > 300] == []
+    assert lines[ROOT / "methods" / "lpds.py"] < 250
 
 
 def test_names_of_files_say_what_is_inside():

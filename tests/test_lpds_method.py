@@ -14,7 +14,8 @@ from torch import nn
 
 from lpds.config import LPDSSettings, delta_from_sum, delta_to_sum
 from lpds.decoders.wrap import wrap_decoder
-from lpds.methods.lpds import LPDS, ShiftPolicy
+from lpds.methods.lpds import LPDS
+from lpds.methods.shift import ShiftPolicy
 from lpds.types import Batch, LatentSpec
 
 SMALL = {"width": 24, "depth": 1, "kept_noises": 0}
@@ -67,9 +68,9 @@ def steer_towards(goal, latent_value, rounds, *, size=64, **changes):
         b = Batch(*(torch.empty(0),) * 7)
         object.__setattr__(b, "obs", obs)
         out = method._ascend(b, obs, torch.randn(size, len(goal), generator=generator))
-        method.ascents += 1
+        method.region.ascents += 1
         norms.append(float(out["delta_sq_mean"]))
-        alphas.append(float(method.alpha))
+        alphas.append(float(method.region.alpha))
     return method, np.asarray(norms), np.asarray(alphas)
 
 
@@ -106,10 +107,10 @@ def test_the_budget_may_grow_and_delta_goes_with_it():
     grown = learner(delta=2.0, delta_updates=10)
     budgets = []
     for count in (0, 4, 9, 500):
-        grown.ascents.fill_(count)
-        budgets.append(grown.budget)
+        grown.region.ascents.fill_(count)
+        budgets.append(grown.region.budget)
     assert budgets == pytest.approx([0.2, 1.0, 2.0, 2.0])
-    assert learner(delta=2.0).budget == 2.0
+    assert learner(delta=2.0).region.budget == 2.0
     common = {"actor_lr": 3e-3, "noise_bound": math.inf, "dual_step": 0.03}
     _, norms, alphas = steer_towards([3.0, -4.0], linear([3.0, -4.0]), 1600, delta=1.2, delta_updates=1000, **common)
     for at in (400, 700, 1300):
@@ -158,7 +159,7 @@ def test_the_scale_of_rewards_changes_nothing_to_the_bit(power):
     assert np.array_equal(runs[0][1], runs[1][1])
     assert np.array_equal(runs[0][2], runs[1][2])
     assert same(weights(runs[0][0].policy), weights(runs[1][0].policy))
-    assert float(runs[1][0].q_scale) == float(runs[0][0].q_scale) * 2.0**power
+    assert float(runs[1][0].region.q_scale) == float(runs[0][0].region.q_scale) * 2.0**power
 
 
 def test_a_thousandfold_reward_gives_the_same_trace_to_rounding():
@@ -166,7 +167,7 @@ def test_a_thousandfold_reward_gives_the_same_trace_to_rounding():
     runs = [steer_towards(goal, linear(goal, scale), 150, actor_lr=1e-3) for scale in (1.0, 1000.0)]
     np.testing.assert_allclose(runs[0][1], runs[1][1], rtol=1e-3, atol=1e-7)
     np.testing.assert_allclose(runs[0][2], runs[1][2], rtol=1e-3)
-    assert float(runs[1][0].q_scale / runs[0][0].q_scale) == pytest.approx(1000.0, rel=1e-5)
+    assert float(runs[1][0].region.q_scale / runs[0][0].region.q_scale) == pytest.approx(1000.0, rel=1e-5)
 
 
 def bandit(goal, rounds, **changes):
@@ -194,14 +195,14 @@ def test_bandit_with_a_binding_constraint_settles_on_delta():
     assert norms[-200:].mean() == pytest.approx(delta, rel=0.1)
     wanted = torch.tensor(goal) / 1.5 * math.sqrt(delta)
     assert (shift.mean(0) - wanted).norm() < 0.12
-    assert float(method.alpha) > 0.2
+    assert float(method.region.alpha) > 0.2
     assert float(out["q_action"]) == pytest.approx(-(2.0 + (1.5 - 0.6) ** 2), rel=0.3)  # E r at the optimum
 
 
 def test_bandit_with_a_slack_constraint_reaches_the_optimum_with_alpha_zero():
     goal = [0.6, -0.3]
     method, _, shift, out = bandit(goal, 700, delta=5.0, dual_step=0.03)
-    assert float(method.alpha) == 0.0
+    assert float(method.region.alpha) == 0.0
     assert float(out["alpha"]) == 0.0
     assert (shift.mean(0) - torch.tensor(goal)).norm() < 0.15
 
@@ -295,9 +296,9 @@ def test_units_of_delta(delta, d):
 def test_units_count_free_coordinates_only():
     decoder = identity_decoder((4, 3), free=(True, False, True))
     assert decoder.spec.free_size == 8
-    assert learner(decoder, delta=0.5, delta_unit="mean").delta == 4.0
-    assert learner(decoder, delta=0.5, delta_unit="rms").delta == 2.0
-    assert learner(decoder, delta=0.5, delta_unit="nats").delta == 1.0
+    assert learner(decoder, delta=0.5, delta_unit="mean").region.delta == 4.0
+    assert learner(decoder, delta=0.5, delta_unit="rms").region.delta == 2.0
+    assert learner(decoder, delta=0.5, delta_unit="nats").region.delta == 1.0
     assert learner(decoder, delta=0.5, delta_unit="nats", state_cap=3.0).policy.cap_sq == 3.0
 
 
@@ -402,9 +403,9 @@ def test_pessimism_of_the_actor():
     g = torch.tensor([2.0, 0.0])
     heads = lambda obs, w: torch.stack([w @ g, 3.0 * (w @ g)])  # noqa: E731
     low = steer_towards([2.0, 0.0], heads, 1, pessimism="mean")[0]
-    assert float(low.q_scale) == pytest.approx(4.0)  # mean slope (1 + 3) / 2 * |g|
+    assert float(low.region.q_scale) == pytest.approx(4.0)  # mean slope (1 + 3) / 2 * |g|
     mixed = steer_towards([2.0, 0.0], heads, 1, pessimism="min", size=4000)[0]
-    assert float(mixed.q_scale) == pytest.approx(4.0, rel=0.05)  # 3 |g| below zero, |g| above, equally often
+    assert float(mixed.region.q_scale) == pytest.approx(4.0, rel=0.05)  # 3 |g| below zero, |g| above, equally often
 
 
 # -- what must not be touched --------------------------------------------------------------------------------------------
@@ -455,10 +456,10 @@ def test_critics_only_leaves_what_acts_to_the_bit():
     for _ in range(3):
         method.update(batch(method.decoder.spec, 8, generator), noise(method, 8, generator))
     # the slow copy moves on towards Delta: that is not what acts
-    before, alpha, critic = weights(method.policy), float(method.alpha), weights(method.q_action)
+    before, alpha, critic = weights(method.policy), float(method.region.alpha), weights(method.q_action)
     out = method.update(batch(method.decoder.spec, 8, generator), noise(method, 8, generator), critics_only=True)
     assert same(before, weights(method.policy))
-    assert float(method.alpha) == alpha
+    assert float(method.region.alpha) == alpha
     assert not same(critic, weights(method.q_action))
     assert "delta_sq_mean" not in out
 

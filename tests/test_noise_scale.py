@@ -196,7 +196,7 @@ def test_a_checkpoint_from_before_updates_were_counted_opens():
     old = {name: value for name, value in made.tensors().items() if name != "ascents"}
     again.load_tensors(old)
     assert all(torch.equal(value, again.tensors()[name]) for name, value in old.items())
-    assert (int(again.ascents), again.policy.noise_scale) == (0, 0.5)
+    assert (int(again.region.ascents), again.policy.noise_scale) == (0, 0.5)
 
 
 def test_what_is_refused(refused):

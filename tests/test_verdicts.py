@@ -13,6 +13,7 @@ from test_compare import write_run
 from test_report import make_run, write_rows
 
 import lpds
+from lpds.digits import told, unsigned_zero
 from lpds.envs.four_mode import make_four_mode
 from lpds.evaluation import EvalReport
 from lpds.log import read_json_lines
@@ -22,17 +23,7 @@ from lpds.report.html import _pooled
 from lpds.report.paired import Comparison
 from lpds.report.read import group_runs, read_runs
 from lpds.reproduce.grids import _cell_of
-from lpds.stats import (
-    crossed_bootstrap,
-    iqm,
-    paired_share_gain,
-    pairs_that_differ,
-    share_difference,
-    told,
-    told_apart,
-    unsigned_zero,
-    wilson,
-)
+from lpds.stats import crossed_bootstrap, iqm, paired_share_gain, pairs_that_differ, share_difference, told_apart, wilson
 from lpds.tell import differences
 from lpds.verdict import against_line, verdict_line
 

@@ -137,7 +137,7 @@ class LPDSSettings(CriticSettings):
     dual: str = "adaptive"
     """adaptive (eq. 7), fixed (a penalty of weight ``alpha_init``) or off (no Lagrangian)."""
     dual_step: float = 0.01
-    """eta_alpha, relative (see methods/lpds.py): alpha moves by this share of its natural size per unit of relative
+    """eta_alpha, relative (see methods/trust_region.py): alpha moves by this share of its natural size per unit of relative
     violation."""
     alpha_init: float = 1.0
     """First alpha, as a multiple of its natural size; with ``dual=fixed`` the penalty's weight."""

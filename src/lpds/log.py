@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from lpds.digits import told
 from lpds.errors import LpdsError
-from lpds.stats import told
 
 FORMAT_VERSION = 1
 

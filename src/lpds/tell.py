@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lpds.digits import brackets, told, unsigned_zero
 from lpds.evaluation import EvalReport
-from lpds.stats import Interval, brackets, noise_share, paired_difference, share_bounds, told, unsigned_zero
+from lpds.stats import Interval, noise_share, paired_difference, share_bounds
 
 
 def table(rows: Sequence[tuple[str, EvalReport]]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy.typing as npt
 
-from lpds.stats import FEWEST_PAIRS, Interval, brackets, paired_difference, pairs_that_differ, told, told_apart
+from lpds.digits import brackets, told
+from lpds.stats import FEWEST_PAIRS, Interval, paired_difference, pairs_that_differ, told_apart
 
 UNTRAINED = "what it starts from, untrained"
 """A method's own actor before it learned anything, where that is not the frozen policy: a chain, a squashed Gaussian."""

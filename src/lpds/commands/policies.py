@@ -18,8 +18,8 @@ def do_list(arguments: argparse.Namespace) -> int:
     """Print tasks, methods and decoders."""
     import json
 
+    from lpds.digits import brackets, told
     from lpds.registry import DECODER_FORMS, METHODS, TASKS, resolve
-    from lpds.stats import brackets, told
     from lpds.zoo import FOLDER, names
 
     print("tasks:")
@@ -94,9 +94,9 @@ def do_demos(arguments: argparse.Namespace) -> int:
     """Roll out the data of a recipe."""
     import numpy as np
 
+    from lpds.digits import told
     from lpds.files import check_writable
     from lpds.pretrain.recipes import SCRIPTED, make_data
-    from lpds.stats import told
 
     check_writable(arguments.out)
     if arguments.out.exists() and not arguments.overwrite:
@@ -121,9 +121,9 @@ def do_demos(arguments: argparse.Namespace) -> int:
 
 def do_pretrain(arguments: argparse.Namespace) -> int:
     """Train a decoder."""
+    from lpds.digits import brackets, told
     from lpds.files import check_writable
     from lpds.pretrain.build import pretrain
-    from lpds.stats import brackets, told
 
     check_writable(arguments.out / "card.json" if arguments.out.is_dir() else arguments.out)
     told_of = "stopping after this step; what is trained by then will be kept (Ctrl-C again to break off)"

@@ -87,85 +87,31 @@ def do_eval(arguments: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from lpds.api import evaluate
-    from lpds.errors import LpdsError, unknown_name
     from lpds.evaluation import seed_ignored, silence_is_failure
-    from lpds.files import how_to_resume
     from lpds.log import finite
-    from lpds.policy import load_policy
-    from lpds.registry import DECODER_FORMS
-    from lpds.run_folder import read_config
     from lpds.stats import FEWEST_PAIRS
     from lpds.tell import difference_lines, table, what_noise_decides
-    from lpds.zoo import is_unknown, names
 
-    folder = Path(arguments.run)
-    is_run = (folder / "policy").is_dir()
-    if not is_run and (folder / "config.json").is_file():
-        lost = (folder / "summary.json").is_file()
-        why = (
-            "has lost its policy, which going on brings back"
-            if lost
-            else "has no policy yet, which its first checkpoint brings"
-        )
-        raise LpdsError(f"the run in {folder} {why}: {how_to_resume(folder)}")
-    if not is_run and arguments.scale != 1.0:
-        raise LpdsError(f"{arguments.run} is a frozen policy, which has no Delta that --scale could turn down")
-    if not is_run and arguments.decoder is not None:
-        raise LpdsError(f"{arguments.run} is a decoder: --decoder says where a run's is")
-    if not is_run and is_unknown(arguments.run):
-        if len(folder.parts) > 1:
-            raise LpdsError(f"unknown run or decoder {arguments.run!r}: that folder does not exist")
-        raise unknown_name("run or decoder", arguments.run, [*names(), *DECODER_FORMS])
-    policy: Any = (
-        load_policy(folder, arguments.decoder, files=moved_files(folder, arguments))
-        if is_run
-        else load_given(arguments.run, arguments)
-    )
-    if is_run and not (folder / "summary.json").is_file():
-        print(f"{folder} is not finished: this is its last checkpoint's policy", file=sys.stderr)
-    env, task = arguments.env, arguments.task
-    if env is None and task is None and is_run:
-        env = read_config(folder)["env"]
-    env = env or where_it_acts(arguments.run, arguments)
-    where: dict[str, Any] = {"env": env, "episodes": arguments.episodes, "seed": arguments.seed}
-    factors = list(dict.fromkeys(arguments.noise_scale))
+    policy, is_run = _opened(arguments)
     shift: Any = getattr(policy, "policy", None)
     own = float(shift.quiet(arguments.scale)) if hasattr(shift, "quiet") else 1.0
-    asked = {"frozen": (0.0, 1.0)}
-    # less noise alone is worth something: what the shift adds is against the frozen policy with as little
-    for factor in dict.fromkeys(own * k for k in factors):
-        if factor != 1.0:
-            asked[f"frozen, noise x{factor:g}"] = (0.0, factor)
-    for k in factors if is_run else ():
-        asked[f"scale {arguments.scale:g}" + (f", noise x{k:g}" if k != 1.0 else "")] = (arguments.scale, k)
-    noises = arguments.noises
-    if noises < 1:
-        raise LpdsError(f"noises must be at least 1, not {noises}")
-    played: list[Any] = []
-    ways = [(*how, arguments.seed + index) for how in asked.values() for index in range(noises)]
-    with progress_bar("episodes") as advance, suppress(KeyboardInterrupt):
-        for scale, noise, noise_seed in ways:
-            before, whole = len(played) * arguments.episodes, len(ways) * arguments.episodes
-            told: dict[str, Any] = {"progress": lambda done, _, before=before, whole=whole: advance(before + done, whole)}
-            how = {"scale": scale, "noise_scale": noise, "noise_seed": noise_seed}
-            played.append(evaluate(policy, task, **where, **how, **told))
-    interrupted = len(played) < len(ways)
-    del played[len(played) // noises * noises :]
+    asked = _asked(arguments, own, is_run)
+    noises: int = arguments.noises
+    whole = len(asked) * noises
+    played, interrupted = _played(arguments, policy, is_run, list(asked.values()))
     if not played:
         raise KeyboardInterrupt
     asked = dict(list(asked.items())[: len(played) // noises])  # what was played to its end is told
     played = silence_is_failure(played)
-    reports = played[::noises]
     if any(not np.array_equal(report.first_obs, played[0].first_obs) for report in played):
-        print(seed_ignored(env or task), file=sys.stderr)
+        print(seed_ignored(_where(arguments, is_run)["env"] or arguments.task), file=sys.stderr)
     if arguments.json:
         for index, report in enumerate(played):
             for row in report.rows():
                 under = {"noise_seed": arguments.seed + index % noises} if noises > 1 else {}
                 print(json.dumps(finite(row | under), allow_nan=False))
         return 130 if interrupted else 0
-    rows = list(zip(asked, reports, strict=True))
+    rows = list(zip(asked, played[::noises], strict=True))
     pairs = [(row, rows[0]) for row in rows[1:]]
     at = {name: number for number, name in enumerate(asked)}
     for (scale, k), steered in zip(asked.values(), rows, strict=True):
@@ -178,8 +124,83 @@ def do_eval(arguments: argparse.Namespace) -> int:
     if arguments.episodes < FEWEST_PAIRS:
         print(f"fewer than {FEWEST_PAIRS} episodes: the intervals are too narrow to decide anything")
     if interrupted:
-        print(f"interrupted: {len(played)} of {len(ways)} evaluations are told", file=sys.stderr)
+        print(f"interrupted: {len(played)} of {whole} evaluations are told", file=sys.stderr)
     return 130 if interrupted else 0
+
+
+def _opened(arguments: argparse.Namespace) -> tuple[Any, bool]:
+    """What is to be evaluated, and whether it is a run's policy."""
+    from lpds.errors import LpdsError, unknown_name
+    from lpds.files import how_to_resume
+    from lpds.policy import load_policy
+    from lpds.registry import DECODER_FORMS
+    from lpds.zoo import is_unknown, names
+
+    folder = Path(arguments.run)
+    finished = (folder / "summary.json").is_file()
+    if (folder / "policy").is_dir():
+        policy = load_policy(folder, arguments.decoder, files=moved_files(folder, arguments))
+        if not finished:
+            print(f"{folder} is not finished: this is its last checkpoint's policy", file=sys.stderr)
+        return policy, True
+    if (folder / "config.json").is_file():
+        lost = "has lost its policy, which going on brings back"
+        why = lost if finished else "has no policy yet, which its first checkpoint brings"
+        raise LpdsError(f"the run in {folder} {why}: {how_to_resume(folder)}")
+    if arguments.scale != 1.0:
+        raise LpdsError(f"{arguments.run} is a frozen policy, which has no Delta that --scale could turn down")
+    if arguments.decoder is not None:
+        raise LpdsError(f"{arguments.run} is a decoder: --decoder says where a run's is")
+    if is_unknown(arguments.run):
+        if len(folder.parts) > 1:
+            raise LpdsError(f"unknown run or decoder {arguments.run!r}: that folder does not exist")
+        raise unknown_name("run or decoder", arguments.run, [*names(), *DECODER_FORMS])
+    return load_given(arguments.run, arguments), False
+
+
+def _where(arguments: argparse.Namespace, is_run: bool) -> dict[str, Any]:
+    """Environment, number and seed of the episodes."""
+    from lpds.run_folder import read_config
+
+    env = arguments.env
+    if env is None and arguments.task is None and is_run:
+        env = read_config(Path(arguments.run))["env"]
+    env = env or where_it_acts(arguments.run, arguments)
+    return {"env": env, "episodes": arguments.episodes, "seed": arguments.seed}
+
+
+def _asked(arguments: argparse.Namespace, own: float, is_run: bool) -> dict[str, tuple[float, float]]:
+    """Scale and factor of the noise of every evaluation, by name; ``own`` is the factor that the policy itself has."""
+    factors = list(dict.fromkeys(arguments.noise_scale))
+    asked = {"frozen": (0.0, 1.0)}
+    # less noise alone is worth something: what the shift adds is against the frozen policy with as little
+    for factor in dict.fromkeys(own * k for k in factors):
+        if factor != 1.0:
+            asked[f"frozen, noise x{factor:g}"] = (0.0, factor)
+    for k in factors if is_run else ():
+        asked[f"scale {arguments.scale:g}" + (f", noise x{k:g}" if k != 1.0 else "")] = (arguments.scale, k)
+    return asked
+
+
+def _played(
+    arguments: argparse.Namespace, policy: Any, is_run: bool, asked: list[tuple[float, float]]
+) -> tuple[list[Any], bool]:
+    """Reports of all noises of every way that was played to its end, and whether some were not."""
+    from lpds.api import evaluate
+    from lpds.errors import LpdsError
+
+    where, noises, played = _where(arguments, is_run), arguments.noises, list[Any]()
+    if noises < 1:
+        raise LpdsError(f"noises must be at least 1, not {noises}")
+    ways = [(*how, arguments.seed + index) for how in asked for index in range(noises)]
+    with progress_bar("episodes") as advance, suppress(KeyboardInterrupt):
+        for scale, noise, noise_seed in ways:
+            before, whole = len(played) * arguments.episodes, len(ways) * arguments.episodes
+            told: dict[str, Any] = {"progress": lambda done, _, before=before, whole=whole: advance(before + done, whole)}
+            how = {"scale": scale, "noise_scale": noise, "noise_seed": noise_seed}
+            played.append(evaluate(policy, arguments.task, **where, **how, **told))
+    interrupted = len(played) < len(ways)
+    return played[: len(played) // noises * noises], interrupted
 
 
 def do_report(arguments: argparse.Namespace) -> int:
@@ -211,8 +232,8 @@ def do_compare(arguments: argparse.Namespace) -> int:
 
 def do_video(arguments: argparse.Namespace) -> int:
     """Film frozen and steered side by side."""
+    from lpds.digits import told
     from lpds.files import check_writable
-    from lpds.stats import told
     from lpds.video import write_video
 
     if arguments.out is not None:

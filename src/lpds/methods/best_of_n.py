@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lpds.config import BestOfNSettings
 from lpds.errors import LpdsError
 from lpds.methods.learner import Learner
-from lpds.methods.state import adam
+from lpds.methods.state import adam, descend
 from lpds.nn import EnsembleMLP, Scaling, polyak
 from lpds.types import Batch, Decision, Decoder, LatentSpec, Metrics, Shape
 
@@ -115,9 +115,7 @@ class BestOfN(Learner[BestOfNPolicy]):
             y = self.reward_scale * batch.reward + batch.discount * following
         q = self.policy.heads(batch.obs, batch.action)
         loss = (q - y).square().sum(0).mean()
-        self.adam.zero_grad(set_to_none=True)
-        loss.backward()
-        self.adam.step()
+        descend(self.adam, loss)
         polyak(list(self.slow.critic.parameters()), list(self.policy.critic.parameters()), self.settings.tau)
         return {"td_loss": loss.detach() / self.reward_scale**2, "q_action": q.detach().mean() / self.reward_scale}
 

@@ -78,10 +78,3 @@ class TwinQ(nn.Module):
 def twin_loss(q: Tensor, target: Tensor) -> Tensor:
     """Sum over the heads [2, B] of the mean squared error to one target [B]."""
     return (q - target).square().mean(1).sum()
-
-
-def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One gradient step."""
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    optimiser.step()

@@ -25,9 +25,9 @@ from torch import Tensor
 from lpds.checks import positive
 from lpds.errors import LpdsError
 from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, DenoisingChain, copies, untrained
-from lpds.methods.critics import TwinQ, descend, twin_loss
+from lpds.methods.critics import TwinQ, twin_loss
 from lpds.methods.learner import Learner
-from lpds.methods.state import adam
+from lpds.methods.state import adam, descend
 from lpds.nn import polyak
 from lpds.types import Batch, Decoder, Metrics, Shape
 

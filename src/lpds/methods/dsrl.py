@@ -46,7 +46,7 @@ from torch import Tensor
 from lpds.config import DSRLNASettings, DSRLSACSettings
 from lpds.methods.gaussian import GaussianLatentPolicy, input_scaling
 from lpds.methods.learner import Learner, typicality_of
-from lpds.methods.state import adam
+from lpds.methods.state import adam, descend
 from lpds.nn import EnsembleMLP, Scaling, polyak
 from lpds.types import Batch, Decoder, Experience, Metrics, Shape
 
@@ -128,9 +128,7 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
     def _temper(self, log_prob: Tensor) -> None:
         """Step 1: alpha falls while the entropy is above its target."""
         loss = -(self.log_alpha * (log_prob + self.settings.target_entropy)).mean()
-        self.adam_alpha.zero_grad(set_to_none=True)
-        loss.backward()
-        self.adam_alpha.step()
+        descend(self.adam_alpha, loss)
 
     def _td(self, batch: Batch, next_eps: Tensor, alpha: Tensor, *, frozen: bool) -> Metrics:
         """Step 2: the bootstrapped value is soft; that of the frozen policy, which the warm-up's returns are of, is not."""
@@ -142,9 +140,7 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
             y = self.reward_scale * batch.reward + batch.discount * (next_q - alpha * log_prob)
         q = self._value(self.critic, batch.obs, self._stored(batch))
         loss = 0.5 * (q - y).square().sum(0).mean()
-        self.adam_critic.zero_grad(set_to_none=True)
-        loss.backward()
-        self.adam_critic.step()
+        descend(self.adam_critic, loss)
         return {
             "td_loss": 2.0 * loss.detach() / self.reward_scale**2,
             "q_action": q.detach().mean() / self.reward_scale,
@@ -266,9 +262,7 @@ class DSRLNA(_SoftActorCritic):
             target = self._value(self.critic, obs, self._decode(obs, eps))
         q = self._latent_value(obs, eps / self.settings.box)
         loss = 0.5 * (q - target).square().sum(0).mean()
-        self.adam_latent.zero_grad(set_to_none=True)
-        loss.backward()
-        self.adam_latent.step()
+        descend(self.adam_latent, loss)
         return {
             "distill_loss": 2.0 * loss.detach() / self.reward_scale**2,
             "distill_gap_base": (q.detach() - target).mean() / self.reward_scale,

@@ -16,6 +16,13 @@ def adam(module: nn.Module, lr: float, *, without: nn.Module | None = None) -> t
     return torch.optim.Adam([p for p in module.parameters() if id(p) not in left_out], lr=lr, fused=True)
 
 
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One gradient step."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()
+
+
 class LearnerState:
     """Named modules, optimisers and scalars of a method, saved and restored together."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lpds.digits import told, unsigned_zero
 from lpds.errors import LpdsError
 from lpds.report.paired import Comparison
 from lpds.report.read import Group, RunData, evaluation_points, group_runs, read_runs
@@ -25,9 +26,7 @@ from lpds.stats import (
     iqm,
     mean_over_seeds,
     share_over_seeds,
-    told,
     told_apart,
-    unsigned_zero,
 )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lpds.digits import unsigned_zero
 from lpds.errors import LpdsError, one_line
 from lpds.files import write_atomically
 from lpds.report.compare import Row, compare, hint
@@ -23,15 +24,7 @@ from lpds.report.panels import FigureData, to_csv
 from lpds.report.read import Group, RunData, group_runs, read_runs
 from lpds.report.series import figures_of
 from lpds.report.worlds import by_task
-from lpds.stats import (
-    Interval,
-    crossed_difference,
-    mean_over_seeds,
-    paired_share_gain,
-    share_difference,
-    share_over_seeds,
-    unsigned_zero,
-)
+from lpds.stats import Interval, crossed_difference, mean_over_seeds, paired_share_gain, share_difference, share_over_seeds
 
 CHAIN = (
     "steered acts by the decoder's whole chain, frozen by its sampler, which may make much of the difference by itself "

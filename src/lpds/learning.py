@@ -1,0 +1,280 @@
+"""What a run learns from and how much: the replay, the draws that belong to it, and the updates that are owed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium.spaces import Box
+from torch import Tensor
+
+from lpds import remarks
+from lpds.compact import as_learned
+from lpds.config import RunSettings
+from lpds.diagnose import SHOWN, probe_rows
+from lpds.errors import LpdsError, RunFault
+from lpds.policy import save_states
+from lpds.records import Records
+from lpds.replay import Replay
+from lpds.scale import reward_scale
+from lpds.types import Batch, Decoder, Method, Metrics
+
+
+class Learning:
+    """The side of a run that learns: it takes rounds of rows and has the method update; a :class:`lpds.types.Experience`."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        method_name: str,
+        method: Method,
+        decoder: Decoder,
+        out: Path,
+        *,
+        given: int,
+        generator: torch.Generator,
+        device: torch.device,
+        records: Records,
+        say: Callable[[str], None],
+    ) -> None:
+        """Make room for what is to come.
+
+        Args:
+            settings: of the run.
+            method_name: told where it asks for too much.
+            method: the learning rule.
+            decoder: frozen.
+            out: the run folder, for the states that a report decodes at.
+            given: decisions of demonstrations that the replay begins with.
+            generator: source of every draw of learning.
+            device: of everything that is drawn.
+            records: take what the updates tell.
+            say: takes a line for the user.
+
+        Raises:
+            LpdsError: the replay is too small for demonstrations and warm-up, or for what the method learns from at once.
+        """
+        self.c, self.method_name, self.method = settings, method_name, method
+        self.decoder, self.out, self.given = decoder, out, given
+        self._generator, self._device, self._records, self._say = generator, device, records, say
+        c, chunk = settings, decoder.spec.action_shape[0]
+        # a decision takes at least one step, so a run never inserts more rows than it has steps
+        capacity = min(c.replay_size, c.steps + c.num_envs + given)
+        least = given + -(-c.warmup_steps // chunk)
+        if given and c.replay_size < least:
+            raise LpdsError(
+                f"replay_size {c.replay_size:,} does not hold the {given:,} decisions of the demonstrations beside the "
+                f"warm-up's: {least:,} would"
+            )
+        self._block = method.block_rounds(c.steps // (c.num_envs * chunk))
+        """Rounds that are learned from at once; those of the first budget for a run whose budget grew."""
+        block = self._block * c.num_envs
+        if getattr(method, "recalls", False) and block > capacity:
+            raise LpdsError(
+                f"replay_size {c.replay_size:,} does not hold the {block:,} decisions that {method_name} learns from at once: "
+                "a larger --replay-size, or fewer --num-envs"
+            )
+        self.learned = as_learned(decoder)
+        """What decodes at the rows of the replay: the decoder, or what stands for it where the rows hold features."""
+        kept = (method.kept_noises, c.num_envs, device, method.extras, method.kept_next)
+        self.replay = Replay(self.learned.spec, capacity, *kept, expected=given + c.steps // chunk + c.num_envs)
+        self._ignored = getattr(method, "ignores", ())
+        self._warmup = 1 if "warmup_steps" in self._ignored else c.warmup_steps
+        self.updates = 0
+        self.warm = False
+        self.probe = torch.empty(0, self.learned.spec.obs_size, device=device)
+        """States of the warm-up at which what acts is looked at [S, O]; none before its end."""
+        self._owed, self._rounds = 0.0, 0
+        self._behind = False  # a fault came between a round and what is learned from it
+
+    def describe(self) -> list[str]:
+        """What a user should know before it begins."""
+        c, method = self.c, self.method
+        lines = [self.replay.describe_memory()]
+        if method.remark:
+            lines.append(method.remark)
+        if method.learns and self._warmup > c.steps:
+            lines.append(
+                f"WARNING: the warm-up of {c.warmup_steps:,} steps takes the whole budget of {c.steps:,}, so nothing will be "
+                "learned: a smaller --warmup-steps, or more --steps"
+            )
+        if method.kept_next:
+            lines.append(
+                f"targets: {method.kept_next} chunks of the next state, decoded when a decision is made and kept with it"
+            )
+        return lines
+
+    def begin_with(self, rows: dict[str, Tensor]) -> None:
+        """Insert the rows of demonstrations."""
+        n = self.c.num_envs
+        for start in range(0, self.given, n):
+            self.replay.insert({name: value[start : start + n] for name, value in rows.items()})
+
+    def due(self, step: int) -> bool:
+        """Whether a round that ended at this step is to be learned from."""
+        return self.method.learns and step >= self._warmup
+
+    def catch_up(self, step: int, action_space: Box) -> None:
+        """Learn from the round that a fault left behind, if there is one."""
+        if self._behind:
+            self.learn(step, action_space)
+
+    def learn(self, step: int, action_space: Box) -> None:
+        """Learn from a round; a decoder that is lost on the way leaves everything as if that had not begun."""
+        before = self._copies() if getattr(self.decoder, "can_be_lost", False) else None
+        try:
+            if not self.warm:
+                self._end_warmup(step, action_space)
+            self._update()
+        except RunFault:
+            if before is not None:
+                self._go_back(*before)
+                self._behind = True
+            raise
+        self._behind = False
+
+    def _end_warmup(self, step: int, action_space: Box) -> None:
+        """Fix every scale by the warm-up's rows, and fit the critics to its returns."""
+        c = self.c
+        self.warm = True
+        first, last = self.given, len(self.replay)
+        self.probe = self.replay.states(probe_rows(first, last).to(self._device))
+        if self.learned is self.decoder:  # a report decodes at them; features are no observations
+            save_states(self.out, self.replay.states(probe_rows(first, last, SHOWN).to(self._device)))
+        returns = self.replay.returns_to_go()
+        scale = 1.0
+        if "reward_scale" not in self._ignored:
+            scale = c.reward_scale or reward_scale(returns[0][first:], self._say)
+        actions = self.replay.everything("action")
+        self.method.calibrate(self.replay.everything("obs"), actions, scale)
+        for line in remarks.of_actions(actions[first:], action_space):
+            self._say(line)
+        fits = 0 if "warmup_fits" in self._ignored else c.warmup_fits
+        for _ in range(fits):
+            batch = self.replay.sample(c.batch_size, self._generator, self._noises, returns)
+            self._records.add(self.method.update(batch, self._noise(self._generator), critics_only=True))
+        fitted = f": critics fitted {fits} times to its returns" if fits else ""
+        self._say(f"{step:>8,}  warm-up done{fitted}")
+
+    def _update(self) -> None:
+        """Do the updates that a round adds to what is owed, in whole blocks of rounds."""
+        self._owed += self.c.updates_per_decision * self.c.num_envs
+        self._rounds += 1
+        if self._rounds % self._block == 0:
+            updates = int(self._owed)
+            self._owed -= updates
+            for metrics in self.method.learn(self, updates):
+                self._records.add(metrics)
+                self.updates += 1
+
+    # -- what a method draws from ----------------------------------------------------------------------------------
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Source of every draw of learning."""
+        return self._generator
+
+    def draw(self) -> tuple[Batch, dict[str, Tensor]]:
+        """A batch of the replay and the noise of one update."""
+        batch = self.replay.sample(self.c.batch_size, self._generator, self._noises, n_step=self.c.n_step)
+        return batch, self._noise(self._generator)
+
+    def recent(self, rounds: int) -> dict[str, Tensor]:
+        """The last rounds of rows; see :meth:`Replay.recent`."""
+        return self.replay.recent(rounds)
+
+    def diagnosis(self, seed: int) -> Metrics | None:
+        """What the method tells of itself on a batch and noise of a seed; ``None`` while there is nothing to tell."""
+        if not self.updates or len(self.replay) < 8:
+            return None
+        generator = torch.Generator().manual_seed(seed)
+        batch = self.replay.sample(self.c.batch_size, generator, self._noises)
+        return self.method.diagnose(batch, self._noise(generator))
+
+    @property
+    def _noises(self) -> int:
+        return getattr(getattr(self.method, "settings", None), "distill_noises", 1)
+
+    def _noise(self, generator: torch.Generator) -> dict[str, Tensor]:
+        shapes = self.method.noise_shapes(self.c.batch_size)
+        return {name: torch.randn(shape, generator=generator).to(self._device) for name, shape in shapes.items()}
+
+    # -- what came of it -------------------------------------------------------------------------------------------
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the method has anything to show yet; what learns nothing always has."""
+        return not self.method.learns or (self.warm and getattr(self.method, "found", self.updates > 0))
+
+    @property
+    def why_not(self) -> str:
+        """Why nothing was learned."""
+        if not self.warm:
+            return f"the warm-up of {self.c.warmup_steps:,} steps took the whole budget"
+        if hasattr(self.method, "found"):
+            return "no episode ended after the warm-up"
+        after, block = f"the {self._rounds * self.c.num_envs:,} decisions after the warm-up", self._block * self.c.num_envs
+        if self._rounds < self._block:
+            return f"{after} are fewer than the {block:,} that {self.method_name} learns from at once"
+        return f"updates_per_decision {self.c.updates_per_decision:g} came to no update in {after}"
+
+    def check_finite(self, step: int) -> None:
+        """Stop a learner that diverged, before it is written over a checkpoint that did not.
+
+        Raises:
+            LpdsError: what was learned holds NaN or infinity.
+        """
+        shift = self.method.policy.shift(self.probe) if len(self.probe) else None
+        learned = [*self.method.policy_tensors().values(), *(() if shift is None else (shift,))]
+        if all(bool(torch.isfinite(value).all()) for value in learned):
+            return
+        kept = (self.out / "checkpoint" / "checkpoint.json").is_file()
+        raise LpdsError(
+            f"learning diverged: at step {step} {self.method_name} holds or gives NaN or infinity, which is no fault of "
+            "decoder or environment; try a lower lr, or another reward_scale"
+            + (f" (the last checkpoint, and the policy in {self.out / 'policy'}, are from before)" if kept else "")
+        )
+
+    # -- exact resume ----------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The part of a checkpoint that is tensors; the replay is saved by itself."""
+        method = {f"method.{key}": value for key, value in self.method.tensors().items()}
+        return method | {"generator": self._generator.get_state(), "probe": self.probe}
+
+    def facts(self) -> dict[str, Any]:
+        """The part of a checkpoint that is JSON."""
+        return {
+            "updates": self.updates,
+            "owed": self._owed,
+            "warm": self.warm,
+            "rounds": self._rounds,
+            "block": self._block,
+            "given": self.given,
+            "behind": self._behind,
+        }
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Go back to :meth:`tensors` and :meth:`facts`, to the bit."""
+        self.method.load_tensors({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
+        self._generator.set_state(tensors["generator"])
+        self.probe = tensors["probe"].to(self._device)
+        self.updates, self._owed, self.warm = (facts[key] for key in ("updates", "owed", "warm"))
+        self._rounds, self._behind = facts.get("rounds", 0), facts.get("behind", False)
+        self._block = facts.get("block", self._block)
+
+    def _copies(self) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Tensor, tuple[Any, ...]]:
+        """Copies of all that :meth:`learn` changes."""
+        sums = {key: value.clone() for key, value in self._records.sums.items()}
+        counters = (self.warm, self._owed, self._rounds, self.updates)
+        return self.method.tensors(), self._generator.get_state(), sums, self.probe, counters
+
+    def _go_back(
+        self, method: dict[str, Tensor], generator: Tensor, sums: dict[str, Tensor], probe: Tensor, counters: tuple[Any, ...]
+    ) -> None:
+        self.method.load_tensors(method)
+        self._generator.set_state(generator)
+        self._records.sums, self.probe = sums, probe
+        self.warm, self._owed, self._rounds, self.updates = counters
