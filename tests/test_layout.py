@@ -108,6 +108,19 @@ def test_files_stay_short_enough_to_be_read():
     assert lines[ROOT / "methods" / "lpds.py"] < 250
 
 
+def test_functions_stay_short_enough_to_be_read():
+    def length(node):
+        return node.end_lineno - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
+
+    functions = [
+        (path.name, node.name, length(node))
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert [found for found in functions if found[2] > 80] == []
+
+
 def test_names_of_files_say_what_is_inside():
     assert not {path.stem for path in FILES} & {"utils", "util", "common", "misc", "helpers", "core", "base_utils"}
 

@@ -29,6 +29,7 @@ from lpds.policy import RunFolder, SteeredPolicy, find_decoder, folder_of, load_
 from lpds.presets import resolve_preset, resolve_settings, resolve_task
 from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
 from lpds.run_folder import check_room, make_room, read_config
+from lpds.runner import Runner
 from lpds.session import Run, at_home, build_learner, build_runner, drive, read_demonstrations
 from lpds.threads import learning
 from lpds.types import Decoder
@@ -150,32 +151,10 @@ def resume(
     check_writable(folder / "config.json")
     with locked(folder), ExitStack() as closing:
         frozen = find_decoder(config["decoder"], decoder, f"the run in {folder}", folder, files)
-        chosen_env = env if env is not None else config["env"]
-        if chosen_env is None:
-            raise LpdsError(
-                f"the run in {folder} used the environment factory {config['env_name']!r}: pass it as env= (--env takes an id)"
-            )
-        if isinstance(chosen_env, str) and chosen_env != (config["env"] or chosen_env):
-            raise LpdsError(
-                f"the run in {folder} ran in {config['env']!r}, not in {chosen_env!r}: what it learned is of that one"
-            )
-        begun = (folder / "checkpoint" / "checkpoint.json").is_file()
-        if not begun and (folder / "summary.json").is_file():
-            if any((folder / "checkpoint").glob("state-*")):
-                raise LpdsError(f"the run in {folder} cannot go on: checkpoint/checkpoint.json is missing")
-            raise LpdsError(
-                f"the run in {folder} is finished and keeps no checkpoint, as committed results do: it cannot go on"
-            )
-        settings = before = from_json(RunSettings, config["run"])
-        if steps is not None:
-            settings = override(RunSettings, to_json(before), {"steps": steps})
-        if settings.steps > before.steps and getattr(resolve("method", METHODS, config["method"]), "divides_budget", False):
-            raise LpdsError(
-                f"{config['method']} divides its budget into phases, so {settings.steps} steps are another search than the "
-                f"{before.steps} of {folder}: begin anew"
-            )
-        if settings.steps < before.steps:
-            raise LpdsError(f"the run in {folder} has a budget of {before.steps} steps; it can grow, not shrink to {steps}")
+        chosen_env = _same_environment(folder, config, env)
+        begun = _begun(folder)
+        before = from_json(RunSettings, config["run"])
+        settings = before if steps is None else _grown(folder, config["method"], before, steps)
         method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
         check_env(chosen_env, frozen)
         display = Display(settings.steps, quiet=quiet)
@@ -205,13 +184,7 @@ def resume(
         )
         closing.callback(runner.close)
         if begun:
-            try:
-                runner.restore()
-            except (torch.OutOfMemoryError, LpdsError):
-                raise
-            except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
-                fit = f"the checkpoint in {folder} and the run's config.json do not fit together"
-                raise LpdsError(f"{fit} ({one_line(error)})") from error
+            _restore(runner)
         else:  # killed before the first checkpoint: the whole run is one deterministic function of its settings
             (folder / "summary.json").unlink(missing_ok=True)
             runner.records.open({"metrics": 0, "episodes": 0, "eval": 0})
@@ -222,6 +195,53 @@ def resume(
         if settings != before or known != config["decoder"]:
             write_json(folder / "config.json", {**config, "decoder": known, "run": to_json(settings)})
         return drive(runner, display)
+
+
+def _same_environment(folder: Path, config: Mapping[str, Any], env: EnvLike | None) -> EnvLike:
+    """The environment of a run, or what was passed in its place."""
+    chosen: EnvLike | None = env if env is not None else config["env"]
+    if chosen is None:
+        raise LpdsError(
+            f"the run in {folder} used the environment factory {config['env_name']!r}: pass it as env= (--env takes an id)"
+        )
+    if isinstance(chosen, str) and chosen != (config["env"] or chosen):
+        raise LpdsError(f"the run in {folder} ran in {config['env']!r}, not in {chosen!r}: what it learned is of that one")
+    return chosen
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run has a checkpoint to go on from; refuse one that cannot go on at all."""
+    if (folder / "checkpoint" / "checkpoint.json").is_file():
+        return True
+    if (folder / "summary.json").is_file():
+        if any((folder / "checkpoint").glob("state-*")):
+            raise LpdsError(f"the run in {folder} cannot go on: checkpoint/checkpoint.json is missing")
+        raise LpdsError(f"the run in {folder} is finished and keeps no checkpoint, as committed results do: it cannot go on")
+    return False
+
+
+def _grown(folder: Path, method: str, before: RunSettings, steps: int) -> RunSettings:
+    """Settings of a run with another budget, which can only grow."""
+    settings = override(RunSettings, to_json(before), {"steps": steps})
+    if settings.steps > before.steps and getattr(resolve("method", METHODS, method), "divides_budget", False):
+        raise LpdsError(
+            f"{method} divides its budget into phases, so {settings.steps} steps are another search than the "
+            f"{before.steps} of {folder}: begin anew"
+        )
+    if settings.steps < before.steps:
+        raise LpdsError(f"the run in {folder} has a budget of {before.steps} steps; it can grow, not shrink to {steps}")
+    return settings
+
+
+def _restore(runner: Runner) -> None:
+    """Go back to the checkpoint, or say in a line that it is of another run."""
+    try:
+        runner.restore()
+    except (torch.OutOfMemoryError, LpdsError):
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        fit = f"the checkpoint in {runner.out} and the run's config.json do not fit together"
+        raise LpdsError(f"{fit} ({one_line(error)})") from error
 
 
 def evaluate(

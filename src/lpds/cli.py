@@ -66,7 +66,19 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     _command(commands, "list", "tasks, methods, decoders and what they are", policies.do_list)
     steer = _command(commands, "steer", "improve a frozen policy by online RL", runs.do_steer)
     _steer_options(steer, words)
+    _run_commands(commands)
+    _policy_commands(commands)
+    _data_commands(commands)
+    _page_commands(commands)
+    _grid_commands(commands)
+    _serve_command(commands)
+    if words and not words[0].startswith("-") and words[0] not in commands.choices:
+        raise unknown_name("command", words[0], list(commands.choices))
+    return parser
 
+
+def _run_commands(commands: Any) -> None:
+    """Going on with a run, evaluating it."""
     resume = _command(commands, "resume", "go on with a run, to the bit", runs.do_resume)
     resume.add_argument("run", type=Path, help="a run folder")
     resume.add_argument("--steps", type=int, help="a larger budget, to go on with a finished run")
@@ -97,6 +109,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="one JSON line an episode")
     add_decoder_options(evaluate)
 
+
+def _policy_commands(commands: Any) -> None:
+    """Looking at a frozen policy before it is steered."""
     look = _command(commands, "look", "what the frozen policy does with less noise and more sampler steps", policies.do_look)
     look.add_argument("decoder", help=f"zoo name, {', '.join(DECODER_FORMS)}")
     look.add_argument("--task", help="whose environment (default: that of the task of the same name)")
@@ -115,6 +130,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     add_decoder_options(check)
 
+
+def _data_commands(commands: Any) -> None:
+    """Making a frozen policy."""
     demos = _command(commands, "demos", "roll out the data of a zoo recipe", policies.do_demos)
     demos.add_argument("name")
     demos.add_argument("--experts", type=Path, help="folder of expert actors (.npz); scripted experts need none")
@@ -140,6 +158,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     pretrain.add_argument("--instruction", help="what the robot is told (--kind pi0)")
     _clone_options(pretrain)
 
+
+def _page_commands(commands: Any) -> None:
+    """What is looked at of runs that are finished."""
     report = _command(commands, "report", "one HTML file with figures and tables from run folders", runs.do_report)
     report.add_argument("runs", nargs="+", type=Path, help="run folders")
     report.add_argument(
@@ -166,6 +187,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     video.add_argument("--size", type=int, default=320, help="height of the pictures in pixels")
 
+
+def _grid_commands(commands: Any) -> None:
+    """Many runs."""
     bench = _command(
         commands, "bench", "measure the learner's speed, or run a grid of tasks, methods and seeds", grids.do_bench
     )
@@ -184,6 +208,18 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     bench.add_argument("--env", help="of every run: a Gymnasium id in place of the task's")
     add_decoder_options(bench)
 
+    reproduce = _command(commands, "reproduce", "the paper's figures", grids.do_reproduce)
+    reproduce.add_argument("figure", help="toy, gym, fig2, ablation, delta, residual or flow")
+    reproduce.add_argument("--out", type=Path, default=None, help="default: results/reproduce-FIGURE")
+    reproduce.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of every cell")
+    reproduce.add_argument("--steps", type=int, help="primitive steps of a run (default: the figure's)")
+    reproduce.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
+    reproduce.add_argument("--runs", type=Path, help="root of the run folders (default: OUT/runs); finished ones are used")
+    reproduce.add_argument("--no-run", action="store_true", help="draw what is finished, run nothing")
+
+
+def _serve_command(commands: Any) -> None:
+    """A decoder for other processes."""
     serve = _command(
         commands, "serve-decoder", "let a decoder be steered from another process or machine", policies.do_serve_decoder
     )
@@ -197,18 +233,6 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     serve.add_argument("--max-batch", type=int, default=4096, help="most rows of a request")
     serve.add_argument("--max-kept", type=int, default=256, help="most rows of prepared observations that are kept")
     add_decoder_options(serve)
-
-    reproduce = _command(commands, "reproduce", "the paper's figures", grids.do_reproduce)
-    reproduce.add_argument("figure", help="toy, gym, fig2, ablation, delta, residual or flow")
-    reproduce.add_argument("--out", type=Path, default=None, help="default: results/reproduce-FIGURE")
-    reproduce.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of every cell")
-    reproduce.add_argument("--steps", type=int, help="primitive steps of a run (default: the figure's)")
-    reproduce.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
-    reproduce.add_argument("--runs", type=Path, help="root of the run folders (default: OUT/runs); finished ones are used")
-    reproduce.add_argument("--no-run", action="store_true", help="draw what is finished, run nothing")
-    if words and not words[0].startswith("-") and words[0] not in commands.choices:
-        raise unknown_name("command", words[0], list(commands.choices))
-    return parser
 
 
 class _Parser(argparse.ArgumentParser):
