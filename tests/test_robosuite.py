@@ -259,6 +259,13 @@ def test_the_paper_preset_has_the_papers_budget(name, delta):
     assert (method.delta, method.delta_unit, run.updates_per_decision) == (delta, "sum", 1.0)
 
 
+@pytest.mark.parametrize("method", ["dppo", "idql", "dql"])
+@pytest.mark.parametrize(("name", "rate"), [*((f"robomimic-{task}", 1e-5) for task in SIZES), ("hopper", 1e-4)])
+def test_what_trains_the_chain_learns_at_the_released_rate(name, rate, method):
+    _, settings = resolve_settings(resolve("task", TASKS, name), method, {}, resolve_preset(None, method, name))
+    assert settings.actor_lr == rate
+
+
 def test_angles():
     assert wrapped(3 * np.pi / 2) == pytest.approx(-np.pi / 2)
     assert wrapped(0.3 + np.pi, np.pi) == pytest.approx(0.3)
