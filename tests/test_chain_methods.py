@@ -216,6 +216,25 @@ def test_the_first_step_of_an_iteration_has_ratio_one(make_diffusion):
     assert all(torch.equal(value, before[key]) for key, value in method.policy_tensors().items())
 
 
+def test_dql_without_its_q_term_clones_the_data_as_idql_does(make_diffusion):
+    """``clone="data"`` is the paper's term: with eta 0 the same step to the bit, where the released one is another."""
+    decoder = make_diffusion()
+    rows = {
+        key: value.flatten(0, 1) for key, value in rollout(learner("idql", decoder), decoder, lambda a: a.sum((1, 2))).items()
+    }
+    none = torch.empty(len(rows["obs"]), 0, 6)
+    batch = Batch(*(rows[key] for key in ("obs", "action", "reward", "discount", "next_obs")), none, none)
+    generator = torch.Generator().manual_seed(0)
+    dql = {clone: learner("dql", decoder, eta=0.0, clone=clone) for clone in ("data", "samples")}
+    idql = learner("idql", decoder)
+    noise = {key: torch.randn(shape, generator=generator) for key, shape in dql["data"].noise_shapes(len(none)).items()}
+    for method in (*dql.values(), idql):
+        method.update(batch, noise)
+    wanted = idql.chain.net.state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in dql["data"].chain.net.state_dict().items())
+    assert not all(torch.equal(value, wanted[key]) for key, value in dql["samples"].chain.net.state_dict().items())
+
+
 @pytest.mark.parametrize("name", ["dql", "idql"])
 def test_after_the_warm_up_fits_the_slow_critics_are_the_fitted_ones(name, make_diffusion):
     """V of IDQL and both targets go by the slow copy; at its own rate some hundred fits would leave it where it began."""
@@ -388,9 +407,10 @@ def test_decoders_without_a_chain_are_refused(name, make_flow, refused):
         learner(name, identity_decoder())
 
 
-def test_idql_needs_the_whole_chunk_executed(make_diffusion, refused):
-    with refused("idql", "'small'", "decodes 3 steps", "executes 2"):
-        learner("idql", make_diffusion(spec=LatentSpec((5,), (3, 2), (2, 2))))
+@pytest.mark.parametrize(("name", "settings"), [("idql", {}), ("dql", {"clone": "data"})])
+def test_who_clones_the_data_needs_the_whole_chunk_executed(name, settings, make_diffusion, refused):
+    with refused(name, "'small'", "decodes 3 steps", "executes 2"):
+        learner(name, make_diffusion(spec=LatentSpec((5,), (3, 2), (2, 2))), **settings)
 
 
 @pytest.mark.parametrize(
@@ -402,6 +422,7 @@ def test_idql_needs_the_whole_chunk_executed(make_diffusion, refused):
         (DPPOSettings(), {"advantage_low": 0.9, "advantage_high": 0.1}, ("quantiles",)),
         (DQLSettings(), {"eta": -1.0}, ("eta",)),
         (DQLSettings(), {"tau": 2.0}, ("tau", "at most 1")),
+        (DQLSettings(), {"clone": "date"}, ("clone", "'date'", "data")),
         (IDQLSettings(), {"expectile": 1.0}, ("expectile", "(0, 1)")),
         (IDQLSettings(), {"candidates": 0}, ("candidates",)),
     ],

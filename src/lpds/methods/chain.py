@@ -230,6 +230,16 @@ class DecoderChain(DenoisingChain):
         return self.normaliser.normalise_action(action.unflatten(1, self.spec.action_shape)).flatten(1)
 
 
+def check_whole(decoder: Decoder, method: str) -> None:
+    """Refuse to clone executed chunks with a decoder that decodes further than it executes."""
+    spec = decoder.spec
+    if spec.action_shape != spec.latent_shape:
+        raise LpdsError(
+            f"{method} trains on executed chunks, but decoder {decoder.name!r} decodes {spec.latent_shape[0]} steps and "
+            f"executes {spec.action_shape[0]}: open it so that it executes all of them"
+        )
+
+
 class ChainPolicy:
     """Acts by the chain: eps is its start, the further draws are the noises of its steps."""
 

@@ -10,7 +10,7 @@ Polyak averaging.
 
 Deviations from the released code: rewards are multiplied by the scale calibrated on the warm-up instead of 0.01; the
 discount is that of the batch, exact inside a chunk. That the behaviour cloning term uses the sampled chunk and not the
-replayed one is the released code's, not the paper's.
+replayed one is the released code's, not the paper's, which ``clone="data"`` gives.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lpds.checks import positive
+from lpds.checks import choose, positive
 from lpds.errors import LpdsError
-from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, DenoisingChain, copies, untrained
+from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, DenoisingChain, check_whole, copies, untrained
 from lpds.methods.critics import TwinQ, twin_loss
 from lpds.methods.learner import Learner
 from lpds.methods.state import adam, descend
@@ -43,10 +43,13 @@ class DQLSettings(ChainSettings):
     """Weight of the Q term."""
     tau: float = 0.005
     """Polyak rate of the target critics."""
+    clone: str = "samples"
+    """Which chunks L_noise clones: samples (the actor's own, as released) or data (the replayed ones, the paper's)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "tau")
+        choose("clone", self.clone, ("samples", "data"))
         if not self.eta >= 0.0:
             raise LpdsError(f"eta must not be negative, not {self.eta}")
 
@@ -67,8 +70,9 @@ def actor_loss(
     clone: Tensor,
     coin: Tensor,
     eta: float,
+    cloned: Tensor | None = None,
 ) -> Tensor:
-    """L_noise on the sampled chunk plus eta times the Q term.
+    """L_noise plus eta times the Q term.
 
     Args:
         chain: its gradient passes through all K steps.
@@ -79,9 +83,10 @@ def actor_loss(
         clone: [B, C], the noise of L_noise.
         coin: one number, positive or not.
         eta: weight of the Q term.
+        cloned: normalised chunks [B, C] to clone; the sampled ones by default.
     """
     chunk = chain.sample(obs, noise)[:, -1]
-    return chain.noise_loss(chunk, time, clone, obs) + eta * q_term(q(chunk), coin)
+    return chain.noise_loss(chunk if cloned is None else cloned, time, clone, obs) + eta * q_term(q(chunk), coin)
 
 
 class DQL(Learner[ChainPolicy]):
@@ -97,12 +102,14 @@ class DQL(Learner[ChainPolicy]):
             device: of everything.
 
         Raises:
-            LpdsError: a decoder without a denoising chain.
+            LpdsError: a decoder without a denoising chain, or for ``clone=data`` one that executes a part of its chunk.
         """
         super().__init__()
         c, spec = settings, decoder.spec
         self.settings = c
         self.chain = DecoderChain(decoder, "dql", device, min_std=c.sampling_std)
+        if c.clone == "data":
+            check_whole(decoder, "dql with clone=data")
         self.policy = ChainPolicy(self.chain, "dql", evaluation=True)
         self.sampling = ChainPolicy(self.chain, "dql", evaluation=False)
 
@@ -143,7 +150,8 @@ class DQL(Learner[ChainPolicy]):
         with torch.no_grad():
             next_action = self.chain.executed(self.chain.sample(next_obs, noise["next"])[:, -1])
             y = self.reward_scale * batch.reward + batch.discount * self.q_slow(next_obs, next_action).amin(0)
-        q = self.q(obs, self.chain.normalise_action(batch.action))
+        action = self.chain.normalise_action(batch.action)
+        q = self.q(obs, action)
         loss = twin_loss(q, y)
         descend(self.adam_q, loss)
         if not critics_only:
@@ -156,6 +164,7 @@ class DQL(Learner[ChainPolicy]):
                 noise["clone"],
                 noise["coin"],
                 self.settings.eta,
+                cloned=action if self.settings.clone == "data" else None,
             )
             descend(self.adam_actor, actor)
         # the fits are too few for a slow copy to follow

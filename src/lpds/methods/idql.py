@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lpds.checks import positive
 from lpds.errors import LpdsError
-from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, copies, part, untrained
+from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, check_whole, copies, part, untrained
 from lpds.methods.critics import TwinQ, ValueMLP, twin_loss
 from lpds.methods.learner import Learner
 from lpds.methods.state import adam, descend
@@ -136,11 +136,7 @@ class IDQL(Learner[CandidatePolicy]):
         c, spec = settings, decoder.spec
         self.settings = c
         self.chain = DecoderChain(decoder, "idql", device, min_std=c.sampling_std)
-        if spec.action_shape != spec.latent_shape:
-            raise LpdsError(
-                f"idql trains on executed chunks, but decoder {decoder.name!r} decodes {spec.latent_shape[0]} steps and "
-                f"executes {spec.action_shape[0]}: open it so that it executes all of them"
-            )
+        check_whole(decoder, "idql")
         self.value = ValueMLP(spec.obs_size, c.width, c.depth, generator).to(device)
         self.q, self.q_slow = (_critic(spec.obs_size + spec.action_size, c, generator).to(device) for _ in range(2))
         self.q_slow.requires_grad_(False).load_state_dict(self.q.state_dict())
