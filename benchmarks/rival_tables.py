@@ -27,10 +27,19 @@ RELEASED = {
     "dppo": "PPO",
     "idql": "0.128 of 1,000",
     "dql": "0.016 of 1,000",
+    "dql+data-slow": "0.016 of 1,000",
 }
 EQUAL = {"dsrl-na+equal": "1", "dsrl-na+equal-alpha0.3": "1", "dsrl-sac+equal": "1", "idql+equal": "1", "dql+equal": "1"}
 TABLES = {"released": FLOOR | SAME | RELEASED, "equal": FLOOR | SAME | EQUAL}
 """Methods by the names of their folders, and their updates a decision."""
+SAID = {
+    "frozen": "frozen policy",
+    "lpds+quiet-100k": "`lpds --preset quiet`",
+    "dql+data-slow": "`dql`, clones the data, at 1e-5",
+    **dict.fromkeys(("dsrl-na+alpha0.3", "dsrl-na+equal-alpha0.3"), "`dsrl-na`, temperature 0.3"),
+    **{name: f"`{name.removesuffix('+equal')}`" for name in EQUAL if name.endswith("+equal")},
+}
+"""What a row is called, where that is not its folder's name."""
 EQUAL_STEPS = {"walker2d": {"lpds": "lpds+100k"}}
 """Folders of the tables' rows where a method's own runs are longer than its rivals'."""
 BLOCKS = ("+noiseless", "+raw", "+equal-raw", "+equal-alpha0.3-raw", "+fits-raw")
@@ -68,14 +77,7 @@ def table(methods: dict[str, str], reports: dict[str, CompareReport]) -> list[st
         ]
         if not any(rows):
             continue
-        label = (
-            name.replace("+quiet-100k", " --preset quiet")
-            .removesuffix("-alpha0.3")
-            .removesuffix("+equal")
-            .removesuffix("+alpha0.3")
-        )
-        label = f"`{label}`" + (", temperature 0.3" if name.endswith("alpha0.3") else "")
-        lines.append(f"| {'frozen policy' if name == 'frozen' else label} | {updates} | " + " ".join(map(cell, rows)))
+        lines.append(f"| {SAID.get(name, f'`{name}`')} | {updates} | " + " ".join(map(cell, rows)))
     return lines
 
 
