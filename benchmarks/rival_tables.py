@@ -26,6 +26,7 @@ RELEASED = {
     "dsrl-sac": "2.5",
     "dppo": "PPO",
     "idql": "0.128 of 1,000",
+    "idql+fits": "0.128 of 1,000",
     "dql": "0.016 of 1,000",
     "dql+data-slow": "0.016 of 1,000",
 }
@@ -35,6 +36,7 @@ TABLES = {"released": FLOOR | SAME | RELEASED, "equal": FLOOR | SAME | EQUAL}
 SAID = {
     "frozen": "frozen policy",
     "lpds+quiet-100k": "`lpds --preset quiet`",
+    "idql+fits": "`idql`, 3,000 fits",
     "dql+data-slow": "`dql`, clones the data, at 1e-5",
     **dict.fromkeys(("dsrl-na+alpha0.3", "dsrl-na+equal-alpha0.3"), "`dsrl-na`, temperature 0.3"),
     **{name: f"`{name.removesuffix('+equal')}`" for name in EQUAL if name.endswith("+equal")},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import gymnasium
 import numpy as np
 import pytest
@@ -364,30 +366,50 @@ def test_the_target_is_the_mean_over_the_kept_chunks():
     torch.testing.assert_close(method._td(data, method.policy.scaling(data.obs), None)["td_loss"], wanted.detach())
 
 
+class Lost(CallableDecoder):
+    """Gone after so many calls."""
+
+    left = 10**9
+    can_be_lost = True
+
+    def decode(self, context, w):
+        self.left -= 1
+        if self.left < 0:
+            raise DecoderFault("the decoder was lost")
+        return super().decode(context, w)
+
+
 def test_kept_targets_learn_on_plain_vectors_and_resume_to_the_bit(tmp_path):
     """The decoder is lost right after the environment has moved, and elsewhere; nothing of the round is kept twice."""
-
-    class Lost(CallableDecoder):
-        left = 10**9
-        can_be_lost = True
-
-        def decode(self, context, w):
-            self.left -= 1
-            if self.left < 0:
-                raise DecoderFault("the decoder was lost")
-            return super().decode(context, w)
-
-    plain = toy_decoder()
     settings = TINY | {"steps": 400, "kept_noises": 2, "target_actions": "kept", "kept_next": 2}
-    lpds.steer("toy", decoder=plain, env=make_four_mode, out=tmp_path / "whole", **settings)
-    for number in (61, 62, 63):
+    assert not any(check_lost(tmp_path, "lpds", settings, (61, 62, 63)))  # no update decodes
+
+
+@pytest.mark.parametrize("method", ["lpds", "lpds-a", "dsrl-na", "best-of-n"])
+def test_a_decoder_lost_in_the_middle_of_an_update_leaves_nothing_of_it(method, tmp_path):
+    """Whatever the method: critics may have moved already when the decoder goes."""
+    settings = {key: value for key, value in TINY.items() if key not in ("kept_noises", "distill_noises")} | {"steps": 400}
+    assert any(check_lost(tmp_path, method, settings, (150, 151, 152, 153)))
+
+
+def check_lost(tmp_path, method, settings, numbers):
+    """A run that loses its decoder after so many calls, and goes on, is the run that never lost it.
+
+    Returns whether it was lost in a round's updates, for each number.
+    """
+    plain = toy_decoder()
+    lpds.steer("toy", method, decoder=plain, env=make_four_mode, out=tmp_path / "whole", **settings)
+    behind = []
+    for number in numbers:
         lost = Lost(plain._fn, plain.spec, plain.name)
         assert lost.fingerprint == plain.fingerprint
         lost.left, folder = number, tmp_path / str(number)
         with pytest.raises(DecoderFault, match="the run is saved"):
-            lpds.steer("toy", decoder=lost, env=make_four_mode, out=folder, **settings)
+            lpds.steer("toy", method, decoder=lost, env=make_four_mode, out=folder, **settings)
+        behind.append(json.loads((folder / "checkpoint" / "checkpoint.json").read_text())["behind"])
         lpds.resume(folder, decoder=toy_decoder(), env=make_four_mode, quiet=True)
         assert_same_run(tmp_path / "whole", folder)
+    return behind
 
 
 # -- memory --------------------------------------------------------------------------------------------------------------

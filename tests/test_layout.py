@@ -125,6 +125,13 @@ def test_names_of_files_say_what_is_inside():
     assert not {path.stem for path in FILES} & {"utils", "util", "common", "misc", "helpers", "core", "base_utils"}
 
 
+def test_every_module_of_the_package_is_in_the_map():
+    text = (ROOT.parents[1] / "docs" / "architecture.md").read_text()
+    modules = [path.name for path in FILES if path.parent == ROOT and not path.name.startswith("__")]
+    folders = [f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("__")]
+    assert [name for name in modules + folders if f"`{name}" not in text] == []
+
+
 def test_no_module_shadows_a_public_name():
     modules = {path.stem for path in ROOT.iterdir()} - {"metrics"}
     assert not modules & set(lpds.__all__)

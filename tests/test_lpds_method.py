@@ -544,6 +544,19 @@ def test_metrics_are_in_reward_units():
             {"dual": "off", "state_cap": 2.0},
             {"shift_rank", "kept_next", "eval_noise_updates", "dual_step", "alpha_init", "delta_updates"},
         ),
+        (
+            {"delta": math.inf, "state_cap": 2.0},
+            {
+                "shift_rank",
+                "kept_next",
+                "eval_noise_updates",
+                "dual_step",
+                "alpha_init",
+                "delta_unit",
+                "delta_updates",
+                "state_cap",
+            },
+        ),
     ],
 )
 def test_settings_that_others_leave_idle_are_named(changes, idle):

@@ -296,3 +296,29 @@ def test_a_learner_that_diverges_is_told_as_that_and_keeps_what_was_saved_before
         lpds.steer("toy", out=tmp_path / "run", lr=1e30, actor_lr=1e30, **tiny, **given)
     policy = lpds.load_policy(tmp_path / "run", **given)
     assert np.isfinite(policy.act(np.zeros((1, 2), np.float32))).all()
+
+
+def test_environments_that_fail_at_the_first_reset_are_closed(tmp_path):
+    """The refusal came before anything was there that would have closed them."""
+    made = []
+
+    class Unready(Odd):
+        closed = 0
+
+        def reset(self, *, seed=None, options=None):
+            if len(made) > 1:  # the first was only asked whether it fits
+                raise RuntimeError("no licence")
+            return super().reset(seed=seed)
+
+        def close(self):
+            self.closed += 1
+
+    def factory():
+        made.append(Unready())
+        return made[-1]
+
+    with pytest.raises(EnvironmentFault, match="no licence"):
+        lpds.steer(decoder=decoder(), env=factory, out=tmp_path / "run", **TINY)
+    assert len(made) > 1
+    assert [env.closed for env in made] == [1] * len(made)
+    assert not (tmp_path / "run").exists()

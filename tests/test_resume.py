@@ -142,6 +142,16 @@ def test_iterations_of_a_run_whose_budget_grew_are_as_long_as_they_were(tmp_path
     assert set(seen[before:]) == {usual}
 
 
+def test_a_larger_budget_asks_for_no_larger_replay_than_its_iterations_had(tmp_path):
+    """It was refused for the iterations that a run of the larger budget would have, which this one has not."""
+    options = {"warmup_steps": 40, "eval_every": 0, "final_episodes": 2, "quiet": True, "min_iterations": 4, "epochs": 1}
+    lpds.steer("toy", "dppo", out=tmp_path / "run", steps=640, replay_size=120, **options)
+    with pytest.raises(LpdsError, match="does not hold"):
+        lpds.steer("toy", "dppo", out=tmp_path / "anew", steps=6400, replay_size=120, **options)
+    grown = lpds.resume(tmp_path / "run", steps=6400, quiet=True)
+    assert grown.finished
+
+
 def test_a_reader_that_is_gone_costs_the_words_and_not_the_run(tmp_path):
     """``lpds steer ... 2>&1 | head -1``: the run ended in silence, unsaved."""
     words = ["steer", "toy", "--steps", "600", "--warmup-steps", "200", "--warmup-fits", "2", "--eval-every", "0"]

@@ -143,16 +143,20 @@ def resume(
         quiet: print nothing.
         tensorboard: write TensorBoard scalars too.
 
+    Returns:
+        The run, with its last evaluations.
+
     Raises:
         LpdsError: no run there, a broken checkpoint, or a decoder that differs.
+        RunFault: an environment failed, or a remote decoder was lost; the run is saved.
     """
     folder = folder_of(run)
     config = read_config(folder)
     check_writable(folder / "config.json")
     with locked(folder), ExitStack() as closing:
         frozen = find_decoder(config["decoder"], decoder, f"the run in {folder}", folder, files)
-        chosen_env = _same_environment(folder, config, env)
-        begun = _begun(folder)
+        chosen_env = _environment_of(folder, config, env)
+        begun = _has_checkpoint(folder)
         before = from_json(RunSettings, config["run"])
         settings = before if steps is None else _grown(folder, config["method"], before, steps)
         method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
@@ -162,7 +166,8 @@ def resume(
         device = _device(settings.device)
         learner, generator = build_learner(settings, config["method"], method_settings, frozen, device)
         # once there is a checkpoint they are in its replay, and their file may be gone or another one
-        held = CheckpointStore(folder / "checkpoint").facts().get("given") if begun else None
+        facts = CheckpointStore(folder / "checkpoint").facts() if begun else {}
+        held = facts.get("given")
         named = (settings, config["method"], learner, frozen, chosen_env)
         rows = None if held is not None else read_demonstrations(*named, display.say)
         if not (folder / "passport.json").is_file():  # a kill came before it
@@ -181,6 +186,7 @@ def resume(
             tensorboard,
             rows,
             held or 0,
+            facts.get("block"),
         )
         closing.callback(runner.close)
         if begun:
@@ -197,7 +203,7 @@ def resume(
         return drive(runner, display)
 
 
-def _same_environment(folder: Path, config: Mapping[str, Any], env: EnvLike | None) -> EnvLike:
+def _environment_of(folder: Path, config: Mapping[str, Any], env: EnvLike | None) -> EnvLike:
     """The environment of a run, or what was passed in its place."""
     chosen: EnvLike | None = env if env is not None else config["env"]
     if chosen is None:
@@ -209,7 +215,7 @@ def _same_environment(folder: Path, config: Mapping[str, Any], env: EnvLike | No
     return chosen
 
 
-def _begun(folder: Path) -> bool:
+def _has_checkpoint(folder: Path) -> bool:
     """Whether a run has a checkpoint to go on from; refuse one that cannot go on at all."""
     if (folder / "checkpoint" / "checkpoint.json").is_file():
         return True

@@ -83,7 +83,7 @@ class CriticSettings:
     lr: float = 3e-4
     """Adam's, of the critics."""
     tau: float = 0.005
-    """Polyak rate of the target networks."""
+    """Polyak rate of the target networks, and of the running scale of Q's slope in LP-DS."""
 
     def __post_init__(self) -> None:
         choose("activation", self.activation, ("relu", "tanh"))

@@ -34,6 +34,7 @@ class Learning:
         out: Path,
         *,
         given: int,
+        block: int | None = None,
         generator: torch.Generator,
         device: torch.device,
         records: Records,
@@ -48,6 +49,7 @@ class Learning:
             decoder: frozen.
             out: the run folder, for the states that a report decodes at.
             given: decisions of demonstrations that the replay begins with.
+            block: rounds that are learned from at once, of a run that goes on: a larger budget does not change them.
             generator: source of every draw of learning.
             device: of everything that is drawn.
             records: take what the updates tell.
@@ -68,23 +70,23 @@ class Learning:
                 f"replay_size {c.replay_size:,} does not hold the {given:,} decisions of the demonstrations beside the "
                 f"warm-up's: {least:,} would"
             )
-        self._block = method.block_rounds(c.steps // (c.num_envs * chunk))
+        self._block = block or method.block_rounds(c.steps // (c.num_envs * chunk))
         """Rounds that are learned from at once; those of the first budget for a run whose budget grew."""
-        block = self._block * c.num_envs
-        if getattr(method, "recalls", False) and block > capacity:
+        at_once = self._block * c.num_envs
+        if getattr(method, "recalls", False) and at_once > capacity:
             raise LpdsError(
-                f"replay_size {c.replay_size:,} does not hold the {block:,} decisions that {method_name} learns from at once: "
-                "a larger --replay-size, or fewer --num-envs"
+                f"replay_size {c.replay_size:,} does not hold the {at_once:,} decisions that {method_name} learns from at "
+                "once: a larger --replay-size, or fewer --num-envs"
             )
-        self.learned = as_learned(decoder)
+        self.state_decoder = as_learned(decoder)
         """What decodes at the rows of the replay: the decoder, or what stands for it where the rows hold features."""
         kept = (method.kept_noises, c.num_envs, device, method.extras, method.kept_next)
-        self.replay = Replay(self.learned.spec, capacity, *kept, expected=given + c.steps // chunk + c.num_envs)
+        self.replay = Replay(self.state_decoder.spec, capacity, *kept, expected=given + c.steps // chunk + c.num_envs)
         self._ignored = getattr(method, "ignores", ())
         self._warmup = 1 if "warmup_steps" in self._ignored else c.warmup_steps
         self.updates = 0
         self.warm = False
-        self.probe = torch.empty(0, self.learned.spec.obs_size, device=device)
+        self.probe = torch.empty(0, self.state_decoder.spec.obs_size, device=device)
         """States of the warm-up at which what acts is looked at [S, O]; none before its end."""
         self._owed, self._rounds = 0.0, 0
         self._behind = False  # a fault came between a round and what is learned from it
@@ -107,7 +109,7 @@ class Learning:
         return lines
 
     def begin_with(self, rows: dict[str, Tensor]) -> None:
-        """Insert the rows of demonstrations."""
+        """Insert the rows of demonstrations [R, ...]; what R has beyond whole rounds is left out."""
         n = self.c.num_envs
         for start in range(0, self.given, n):
             self.replay.insert({name: value[start : start + n] for name, value in rows.items()})
@@ -117,12 +119,16 @@ class Learning:
         return self.method.learns and step >= self._warmup
 
     def catch_up(self, step: int, action_space: Box) -> None:
-        """Learn from the round that a fault left behind, if there is one."""
+        """Learn from the round that a fault left behind, if there is one; see :meth:`learn`."""
         if self._behind:
             self.learn(step, action_space)
 
     def learn(self, step: int, action_space: Box) -> None:
-        """Learn from a round; a decoder that is lost on the way leaves everything as if that had not begun."""
+        """Learn from a round.
+
+        Raises:
+            RunFault: a decoder failed; one that can be lost leaves everything as if this had not begun.
+        """
         before = self._copies() if getattr(self.decoder, "can_be_lost", False) else None
         try:
             if not self.warm:
@@ -136,12 +142,12 @@ class Learning:
         self._behind = False
 
     def _end_warmup(self, step: int, action_space: Box) -> None:
-        """Fix every scale by the warm-up's rows, and fit the critics to its returns."""
+        """Fix every scale by the rows so far, and fit the critics to their returns; demonstrations are among them."""
         c = self.c
         self.warm = True
         first, last = self.given, len(self.replay)
         self.probe = self.replay.states(probe_rows(first, last).to(self._device))
-        if self.learned is self.decoder:  # a report decodes at them; features are no observations
+        if self.state_decoder is self.decoder:  # a report decodes at them; features are no observations
             save_states(self.out, self.replay.states(probe_rows(first, last, SHOWN).to(self._device)))
         returns = self.replay.returns_to_go()
         scale = 1.0
@@ -195,7 +201,7 @@ class Learning:
 
     @property
     def _noises(self) -> int:
-        return getattr(getattr(self.method, "settings", None), "distill_noises", 1)
+        return self.method.drawn_noises
 
     def _noise(self, generator: torch.Generator) -> dict[str, Tensor]:
         shapes = self.method.noise_shapes(self.c.batch_size)

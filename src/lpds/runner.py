@@ -48,23 +48,32 @@ class Runner:
         tensorboard: bool = False,
         demonstrations: dict[str, Tensor] | None = None,
         held: int = 0,
+        block: int | None = None,
     ) -> None:
-        # held: decisions of demonstrations that a checkpoint's replay has, in place of the demonstrations themselves
+        """Make everything; nothing is written yet.
+
+        Args:
+            settings: of the run.
+            method_name: its name in the registry.
+            method: the learning rule.
+            decoder: the frozen policy.
+            env: its environments, which this opens and closes.
+            out: the run folder.
+            generator: source of every draw of learning.
+            device: of what learns.
+            display: where a user is told.
+            tensorboard: write its scalars, too.
+            demonstrations: rows for the replay [N, ...], or
+            held: how many of them a checkpoint's replay has.
+            block: rounds that a checkpoint's run learns from at once.
+
+        Raises:
+            LpdsError: settings that do not go together, or an environment that does not fit.
+            RunFault: an environment or a decoder that fails at the first reset; no environment stays open.
+        """
         self.c, self.method_name, self.method, self.decoder, self.out = settings, method_name, method, decoder, out
         self._env, self._device, self._display = env, device, display
         c, chunk = settings, decoder.spec.action_shape[0]
-        self.collector = Collector(
-            make_env(env, c.num_envs, chunk, c.seed, end_at_success=c.end_at_success, keep_dict=decoder.spec.takes_dict),
-            decoder,
-            seed=c.seed,
-            gamma=c.gamma,
-            discount=c.discount,
-            reward_offset=c.reward_offset,
-            kept_noises=method.kept_noises,
-            device=device,
-            extras=method.extras,
-            kept_next=method.kept_next,
-        )
         self.records = Records(out, device=device, say=display.say, tensorboard=tensorboard)
         self.learning = Learning(
             c,
@@ -73,15 +82,33 @@ class Runner:
             decoder,
             out,
             given=held if demonstrations is None else len(demonstrations["obs"]) // c.num_envs * c.num_envs,
+            block=block,
             generator=generator,
             device=device,
             records=self.records,
             say=display.say,
         )
-        for line in (*remarks.of_order(end_to_end(self.collector.env.first)), *self.learning.describe()):
-            display.say(line)
-        if demonstrations is not None:
-            self.learning.begin_with(self.collector.complete(demonstrations, method.target))
+        lanes = make_env(env, c.num_envs, chunk, c.seed, end_at_success=c.end_at_success, keep_dict=decoder.spec.takes_dict)
+        try:
+            self.collector = Collector(
+                lanes,
+                decoder,
+                seed=c.seed,
+                gamma=c.gamma,
+                discount=c.discount,
+                reward_offset=c.reward_offset,
+                kept_noises=method.kept_noises,
+                device=device,
+                extras=method.extras,
+                kept_next=method.kept_next,
+            )
+            for line in (*remarks.of_order(end_to_end(lanes.first)), *self.learning.describe()):
+                display.say(line)
+            if demonstrations is not None:
+                self.learning.begin_with(self.collector.complete(demonstrations, method.target))
+        except BaseException:
+            lanes.close()
+            raise
         self._best = BestPoint() if c.keep == "best" else None
         self._none_better = False
         """Whether what is looked at is the frozen policy, which no point of the curve is above."""
@@ -165,7 +192,7 @@ class Runner:
         told = self.learning.diagnosis(self.c.seed)
         if told is not None:
             measured |= {key: float(value) for key, value in told.items()}
-            decoder, probe = self.learning.learned, self.learning.probe
+            decoder, probe = self.learning.state_decoder, self.learning.probe
             if decoder.decodes_states:
                 if self._frozen_entropy is None:  # a function of the probe's states, so a resumed run finds the same
                     self._frozen_entropy = frozen_entropy(self.method.policy, decoder, probe)

@@ -171,6 +171,7 @@ def build_runner(
     tensorboard: bool,
     demonstrations: dict[str, Tensor] | None = None,
     held: int = 0,
+    block: int | None = None,
 ) -> Runner:
     """Make the loop around a method."""
     return Runner(
@@ -186,6 +187,7 @@ def build_runner(
         tensorboard=tensorboard,
         demonstrations=demonstrations,
         held=held,
+        block=block,
     )
 
 

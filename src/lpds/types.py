@@ -200,6 +200,8 @@ class Method(Protocol):
 
     kept_noises: int
     """M base noises per state that the collector shall decode and store with a transition."""
+    drawn_noises: int
+    """How many of them a batch has."""
     kept_next: int
     """K chunks per next state that the collector shall decode, with :attr:`target`, and store with a transition."""
     decodes: bool
@@ -251,7 +253,7 @@ class Method(Protocol):
         ...
 
     def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
-        """Do one update; ``critics_only`` leaves what acts untouched. Returns detached scalars, still on the device."""
+        """Do one update, or one of the critics alone (which choose in best-of-n and IDQL); returns scalars on the device."""
         ...
 
     def diagnose(self, batch: Batch, noise: dict[str, Tensor]) -> Metrics:

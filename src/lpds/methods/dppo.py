@@ -8,7 +8,7 @@ of weights theta, and PPO trains them on the advantage of the decision.
 with rho_k the ratio of the densities of step k (the mean over the chunk's scalars, not their sum, in the exponent).
 
 One iteration: some rounds of decisions under fixed weights; values and GAE; then epochs of shuffled (decision, step) pairs
-in minibatches, policy and value together, broken off where the KL passes ``target_kl``. Nothing is ever used twice.
+in minibatches, policy and value together, broken off where the KL passes ``target_kl``. No row serves two iterations.
 
 Deviations from the released code:
 

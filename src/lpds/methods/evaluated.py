@@ -10,7 +10,11 @@ from lpds.nn import polyak
 
 
 class Evaluated:
-    """A view on Delta as it learns; nothing that learns sees it."""
+    """A view on Delta as it learns.
+
+    Without a mean it is Delta itself, whose ``noise_scale`` is then the evaluation's: what collects and learns asks for its own
+    (:attr:`ShiftLearner.behaviour`, ``target``).
+    """
 
     def __init__(self, settings: LPDSSettings, online: ShiftPolicy) -> None:
         """Begin at Delta as it is."""

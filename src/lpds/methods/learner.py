@@ -54,6 +54,7 @@ class Learner(ABC, Generic[P]):
 
     learns = True
     kept_noises = 0
+    drawn_noises = 1
     kept_next = 0
     decodes = True
     sees_pictures = False

@@ -12,11 +12,12 @@ Where the paper is silent, or this differs from it:
   kept relative to s, so that theta does not change when every reward is multiplied by a constant
   (:mod:`lpds.methods.trust_region`, the dual step in these units).
 - *Growing budget.* delta may grow to its size over the first updates of Delta (``delta_updates``); the paper's is constant.
-- *Warm start.* With ``critics_only`` an update stops after (3): the runner fits both critics to the warm-up's returns,
+- *Warm start.* With ``critics_only`` an update stops after (3): a run fits both critics to the warm-up's returns,
   which are on-policy for the frozen policy, before Delta moves (``warmup_fits``; 0 is the paper's loop).
 - *Kept noises.* The distillation pairs (eps, Phi(s, eps)) of a state may be decoded once and kept (``kept_noises``).
 - *Kept targets.* So may the next state's chunks in (2), with Delta' as it is when the row is made (``target_actions=kept``):
-  then no update calls the decoder, and theta' lags by the age of the row. The mean over K of them stands for (2)'s one.
+  then, with kept noises besides, no update decodes, and theta' lags by the age of the row. The mean over K of them
+  stands for (2)'s one.
 - *Less noise.* ``noise_scale`` k < 1 acts, and learns, with w = k eps + Delta; eq. 3 stays at the whole noise.
 - *What is evaluated* and saved may be quieter still, or a running mean of theta (:mod:`lpds.methods.evaluated`).
 - *Pictures* in the state go through an encoder (:mod:`lpds.methods.encoder`) that (2) trains; all else sees it detached.

@@ -65,7 +65,11 @@ class LPDSA(LPDS):
     @torch.no_grad()
     def diagnose(self, batch: Batch, noise: dict[str, Tensor]) -> Metrics:
         """The tail of ||Delta||^2."""
-        return {"delta_sq_p95": torch.quantile(self.online(batch.obs).square().sum(1), 0.95)}
+        norm_sq = self.online(batch.obs).square().sum(1)
+        return {
+            "delta_sq_p95": torch.quantile(norm_sq, 0.95),
+            "delta_sq_beyond": (norm_sq > self.region.budget).float().mean(),
+        }
 
     def _ascend(self, batch: Batch, obs: Tensor, eps: Tensor) -> Metrics:
         metrics = super()._ascend(batch, obs, eps)

@@ -21,7 +21,7 @@ from lpds.types import Decoder, LatentSpec, Shape
 
 
 class ShiftLearner(Learner[ShiftPolicy]):
-    """A learner of Delta (``online``; ``policy`` is what is evaluated) with critics of chunks and of latents."""
+    """A learner of Delta (``online``; ``policy`` is what is evaluated) with a critic of chunks and one of latents."""
 
     policy_kind: type[ShiftPolicy] = ShiftPolicy
     sees_pictures = shifts = True
@@ -34,11 +34,14 @@ class ShiftLearner(Learner[ShiftPolicy]):
             decoder: frozen; only called.
             generator: draws the initial weights.
             device: of everything.
+
+        Raises:
+            LpdsError: a ``shift_rank`` beyond the latent's steps.
         """
         super().__init__()
         c, spec = settings, decoder.spec
         self.settings, self.decoder = c, decoder
-        self.kept_noises = c.kept_noises
+        self.kept_noises, self.drawn_noises = c.kept_noises, c.distill_noises
         kept = c.target_actions == "kept" or (c.target_actions == "auto" and not decoder.decodes_states)
         self.kept_next = c.kept_next if kept else 0
         self.decodes = not (self.kept_noises and self.kept_next)

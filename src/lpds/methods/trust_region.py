@@ -27,18 +27,20 @@ class TrustRegion:
         """Set the budget for ``free_size`` coordinates that Delta shifts."""
         c = self.settings = settings
         self.free_size, self.delta = free_size, delta_to_sum(c.delta, c.delta_unit, free_size)
-        free = c.dual == "off" or (c.dual == "adaptive" and math.isinf(self.delta))
-        self.alpha = torch.tensor(0.0 if free else c.alpha_init, device=device)  # the multiple a
+        self.alpha = torch.tensor(0.0 if self._unheld else c.alpha_init, device=device)  # the multiple a
         self.q_scale = torch.zeros((), device=device)  # s; zero until the first actor update
         self.ascents = torch.zeros((), dtype=torch.long)  # updates of Delta
         self.scalars = {"alpha": self.alpha, "q_scale": self.q_scale, "ascents": self.ascents}
 
     def gradient(self, slope: Tensor, shift: Tensor) -> Tensor:
-        """Equation 6 over s, which this moves first: dL/dDelta = slope / s - a Delta / sqrt(delta) [B, D].
+        """Equation 6 over s, which this moves first: dL/dDelta = slope / s - a Delta / sqrt(delta).
 
         Args:
-            slope: dQ^W/dw [B, D].
-            shift: Delta(s) [B, D], detached.
+            slope: dQ^W/dw [B, H * L], zero where Delta cannot go; of LP-DS-A dQ^A/da, [B, T * A].
+            shift: Delta(s), of the same shape, detached.
+
+        Returns:
+            The gradient, of the same shape.
         """
         norm = slope.norm(dim=1).mean()
         # the first batch sets the scale, the later ones move it
@@ -49,14 +51,19 @@ class TrustRegion:
         return gradient - (self.alpha / math.sqrt(self._finite)) * shift
 
     def dual_step(self, mean_sq: Tensor) -> None:
-        """Equation 7: a -> max(0, a + eta (E||Delta||^2 / delta - 1))."""
+        """Equation 7: a -> max(0, a + eta (E||Delta||^2 / delta - 1)), for the mean square norm of a batch, a scalar."""
         if self.settings.dual == "adaptive":
             self.alpha.add_(self.settings.dual_step * (mean_sq / self.budget - 1.0)).clamp_(min=0.0)
 
     def told(self, unit: Tensor) -> Metrics:
-        """Equation 7's alpha, and s, in units of rewards; Q is ``unit`` times larger."""
+        """Equation 7's alpha, and s, in units of rewards; Q is ``unit``, a scalar, times larger."""
         alpha = self.alpha * self.q_scale / (2.0 * math.sqrt(self._finite) * unit)
         return {"alpha": alpha, "q_scale": self.q_scale / unit}
+
+    @property
+    def _unheld(self) -> bool:
+        """Whether nothing pulls Delta back."""
+        return self.settings.dual == "off" or (self.settings.dual == "adaptive" and math.isinf(self.delta))
 
     @property
     def budget(self) -> float:
@@ -72,8 +79,10 @@ class TrustRegion:
     def remark(self) -> str:
         """What a run should say of it."""
         c, each = self.settings, self.delta / self.free_size
-        if c.dual != "adaptive" or not math.isfinite(self.delta):
-            return "no trust region holds Delta: " + ("a penalty of fixed weight" if c.dual == "fixed" else f"dual {c.dual}")
+        if c.dual == "fixed":
+            return "no trust region holds Delta: a penalty of fixed weight"
+        if self._unheld:
+            return "no trust region holds Delta: " + ("dual off" if c.dual == "off" else "delta inf")
         grows = f", growing to that over {c.delta_updates:,} updates" if c.delta_updates else ""
         size = f"{each:.1g} for each of {self.free_size} free coordinates"
         told = f"trust region: ||Delta||^2 <= {self.delta:.3g} in the mean, {size}"
@@ -83,11 +92,13 @@ class TrustRegion:
     @property
     def ignores(self) -> tuple[str, ...]:
         """Settings of the region that others leave without an effect."""
-        c = self.settings
+        c, endless = self.settings, math.isinf(self.delta)
         idle = {
-            "dual_step": c.dual != "adaptive",
-            "alpha_init": c.dual == "off",
-            **dict.fromkeys(("delta", "delta_unit"), c.dual == "off" and math.isinf(c.state_cap)),
-            "delta_updates": c.dual == "off",
+            "dual_step": c.dual != "adaptive" or endless,
+            "alpha_init": self._unheld,
+            "delta": c.dual == "off" and math.isinf(c.state_cap),
+            "delta_unit": endless or (c.dual == "off" and math.isinf(c.state_cap)),
+            "delta_updates": c.dual == "off" or endless,
+            "state_cap": endless and math.isfinite(c.state_cap),  # a multiple of delta
         }
         return tuple(name for name, is_idle in idle.items() if is_idle)
