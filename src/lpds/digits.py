@@ -18,8 +18,8 @@ def told(found: npt.ArrayLike, sign: bool = False, least: int = 1) -> list[str]:
 
 
 def unsigned_zero(word: str) -> str:
-    """A figure in words; one that was rounded to nothing says no sign of what it was."""
-    return word.lstrip("+-") if float(word.rstrip("%")) == 0.0 else word
+    """A figure in words; one that was rounded to nothing is not negative."""
+    return word.removeprefix("-") if float(word.rstrip("%")) == 0.0 else word
 
 
 def brackets(low: str, high: str) -> str:
