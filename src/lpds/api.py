@@ -30,7 +30,7 @@ from lpds.presets import resolve_preset, resolve_settings, resolve_task
 from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
 from lpds.run_folder import check_room, make_room, read_config
 from lpds.runner import Runner
-from lpds.session import Run, at_home, build_learner, build_runner, drive, read_demonstrations
+from lpds.session import Run, at_home, build_learner, drive, read_demonstrations
 from lpds.threads import learning
 from lpds.types import Decoder
 from lpds.wire import spec_to_wire
@@ -94,8 +94,18 @@ def steer(
     with ExitStack() as closing:  # whatever is refused from here on leaves no bar on the terminal and no environment open
         display = Display(run_settings.steps, quiet=quiet)
         closing.callback(display.close)
-        runner = build_runner(
-            run_settings, method, learner, generator, frozen, chosen_env, folder, device, display, tensorboard, rows
+        runner = Runner(
+            run_settings,
+            method,
+            learner,
+            frozen,
+            chosen_env,
+            folder,
+            generator=generator,
+            device=device,
+            display=display,
+            tensorboard=tensorboard,
+            demonstrations=rows,
         )
         closing.callback(runner.close)
         for name in sorted(settings.keys() & set(getattr(learner, "ignores", ()))):
@@ -173,20 +183,20 @@ def resume(
         if not (folder / "passport.json").is_file():  # a kill came before it
             passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
             write_json(folder / "passport.json", passport)
-        runner = build_runner(
+        runner = Runner(
             settings,
             config["method"],
             learner,
-            generator,
             frozen,
             chosen_env,
             folder,
-            device,
-            display,
-            tensorboard,
-            rows,
-            held or 0,
-            facts.get("block"),
+            generator=generator,
+            device=device,
+            display=display,
+            tensorboard=tensorboard,
+            demonstrations=rows,
+            held=held or 0,
+            block=facts.get("block"),
         )
         closing.callback(runner.close)
         if begun:

@@ -31,7 +31,8 @@ class Records:
         self._wall, self._started, self._last = 0.0, time.perf_counter(), (0.0, 0, 0)
 
     def open(self, sizes: Mapping[str, int] | None = None) -> None:
-        """Start the files, or cut them back to the sizes of a checkpoint."""
+        """Start the clock, and the files or cut them back to the sizes of a checkpoint."""
+        self._started = time.perf_counter()  # what it took to make environments is no part of a rate
         self._files = {name: JsonLines(self._out / f"{name}.jsonl", sizes[name] if sizes else None) for name in FILES}
         for name, stream in self._files.items():
             if stream.lost:

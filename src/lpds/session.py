@@ -158,39 +158,6 @@ def at_home(settings: RunSettings) -> RunSettings:
     return replace(settings, demos=str(Path(settings.demos).resolve()))
 
 
-def build_runner(
-    settings: RunSettings,
-    method: str,
-    learner: Method,
-    generator: torch.Generator,
-    decoder: Decoder,
-    env: EnvLike,
-    folder: Path,
-    device: torch.device,
-    display: Display,
-    tensorboard: bool,
-    demonstrations: dict[str, Tensor] | None = None,
-    held: int = 0,
-    block: int | None = None,
-) -> Runner:
-    """Make the loop around a method."""
-    return Runner(
-        settings,
-        method,
-        learner,
-        decoder,
-        env,
-        folder,
-        generator=generator,
-        device=device,
-        display=display,
-        tensorboard=tensorboard,
-        demonstrations=demonstrations,
-        held=held,
-        block=block,
-    )
-
-
 def drive(runner: Runner, display: Display) -> Run:
     """Train to the end of the budget, or to a request to stop, and evaluate, frozen and steered."""
     folder = runner.out
