@@ -101,6 +101,17 @@ def test_no_method_is_known_by_name_outside_the_registry():
                 assert not values & set(METHODS), f"{path}:{node.lineno} switches on a method's name"
 
 
+def test_no_caller_guesses_what_a_method_has():
+    """Whatever is asked of a method stands in the protocol, which a checker reads; a default is the method's own."""
+    names = {"method", "learner"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
+                asked = node.args[0]
+                name = asked.attr if isinstance(asked, ast.Attribute) else getattr(asked, "id", "")
+                assert name not in names, f"{path}:{node.lineno} guesses what a method has"
+
+
 def test_files_stay_short_enough_to_be_read():
     lines = {path: len(path.read_text().splitlines()) for path in FILES}
     assert [path.name for path, count in lines.items() if count > 400] == []

@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import gymnasium
@@ -21,11 +22,13 @@ from scripted import CPU, TINY, assert_same_run, comparable, toy_decoder
 import lpds
 from lpds.checkpoint import CheckpointStore
 from lpds.collect import Collector
+from lpds.config import RunSettings
 from lpds.envs.four_mode import make_four_mode
 from lpds.errors import EnvironmentFault, LpdsError
 from lpds.files import how_to_resume
 from lpds.log import read_json_lines
 from lpds.methods.dppo import DPPO
+from lpds.registry import METHOD_SETTINGS, METHODS, resolve
 from lpds.replay import Replay
 from lpds.types import LatentSpec
 
@@ -214,6 +217,19 @@ def test_ctrl_c_ends_in_a_checkpoint_and_resume_goes_on(whole, tmp_path, number,
     assert lpds.load_policy(tmp_path / "run", toy_decoder()).shift(np.zeros((1, 2))).any() == (number > 200)
     assert resume(tmp_path / "run", env=make_four_mode).finished
     assert_same_but_for_names(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_whatever_learns_goes_on_where_it_was(tmp_path, method):
+    """Every method, stopped while it learns: a search that is told its budget at the start, iterations that are half-full."""
+    known = {field.name for kind in (RunSettings, resolve("method", METHOD_SETTINGS, method)) for field in fields(kind)}
+    short = {key: value for key, value in TINY.items() if key in known or key == "quiet"}
+    plain = {"method": method, **short, "steps": 1_500}
+    lpds.steer("toy", out=tmp_path / "whole", env=make_four_mode, **plain)
+    run = lpds.steer("toy", out=tmp_path / "run", env=Counter(420, lambda: signal.raise_signal(signal.SIGINT)), **plain)
+    assert not run.finished
+    assert lpds.resume(tmp_path / "run", env=make_four_mode, quiet=True).finished
+    assert_same_but_for_names(tmp_path / "whole", tmp_path / "run")
 
 
 def fail():

@@ -108,7 +108,7 @@ def steer(
             demonstrations=rows,
         )
         closing.callback(runner.close)
-        for name in sorted(settings.keys() & set(getattr(learner, "ignores", ()))):
+        for name in sorted(settings.keys() & set(learner.ignores)):
             display.say(f"{method} makes no use of {name}")
         for line in [*remarks.of_decoder(frozen), *told]:
             display.say(line)
@@ -239,7 +239,7 @@ def _has_checkpoint(folder: Path) -> bool:
 def _grown(folder: Path, method: str, before: RunSettings, steps: int) -> RunSettings:
     """Settings of a run with another budget, which can only grow."""
     settings = override(RunSettings, to_json(before), {"steps": steps})
-    if settings.steps > before.steps and getattr(resolve("method", METHODS, method), "divides_budget", False):
+    if settings.steps > before.steps and resolve("method", METHODS, method).divides_budget:
         raise LpdsError(
             f"{method} divides its budget into phases, so {settings.steps} steps are another search than the "
             f"{before.steps} of {folder}: begin anew"

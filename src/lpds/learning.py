@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gymnasium.spaces import Box
 from torch import Tensor
 
-from lpds import remarks
 from lpds.compact import as_learned
 from lpds.config import RunSettings
 from lpds.diagnose import SHOWN, probe_rows
@@ -70,10 +68,11 @@ class Learning:
                 f"replay_size {c.replay_size:,} does not hold the {given:,} decisions of the demonstrations beside the "
                 f"warm-up's: {least:,} would"
             )
-        self._block = block or method.block_rounds(c.steps // (c.num_envs * chunk))
+        rounds = method.block_rounds(c.steps // (c.num_envs * chunk))  # asked in any case: it tells the method its budget
+        self._block = block or rounds
         """Rounds that are learned from at once; those of the first budget for a run whose budget grew."""
         at_once = self._block * c.num_envs
-        if getattr(method, "recalls", False) and at_once > capacity:
+        if method.recalls and at_once > capacity:
             raise LpdsError(
                 f"replay_size {c.replay_size:,} does not hold the {at_once:,} decisions that {method_name} learns from at "
                 "once: a larger --replay-size, or fewer --num-envs"
@@ -82,7 +81,7 @@ class Learning:
         """What decodes at the rows of the replay: the decoder, or what stands for it where the rows hold features."""
         kept = (method.kept_noises, c.num_envs, device, method.extras, method.kept_next)
         self.replay = Replay(self.state_decoder.spec, capacity, *kept, expected=given + c.steps // chunk + c.num_envs)
-        self._ignored = getattr(method, "ignores", ())
+        self._ignored = method.ignores
         self._warmup = 1 if "warmup_steps" in self._ignored else c.warmup_steps
         self.updates = 0
         self.warm = False
@@ -118,21 +117,22 @@ class Learning:
         """Whether a round that ended at this step is to be learned from."""
         return self.method.learns and step >= self._warmup
 
-    def catch_up(self, step: int, action_space: Box) -> None:
+    def catch_up(self, step: int) -> None:
         """Learn from the round that a fault left behind, if there is one; see :meth:`learn`."""
         if self._behind:
-            self.learn(step, action_space)
+            self.learn(step)
 
-    def learn(self, step: int, action_space: Box) -> None:
+    def learn(self, step: int) -> None:
         """Learn from a round.
 
         Raises:
             RunFault: a decoder failed; one that can be lost leaves everything as if this had not begun.
         """
-        before = self._copies() if getattr(self.decoder, "can_be_lost", False) else None
+        asks = self.method.decodes and getattr(self.decoder, "can_be_lost", False)
+        before = self._copies() if asks else None
         try:
             if not self.warm:
-                self._end_warmup(step, action_space)
+                self._end_warmup(step)
             self._update()
         except RunFault:
             if before is not None:
@@ -141,7 +141,7 @@ class Learning:
             raise
         self._behind = False
 
-    def _end_warmup(self, step: int, action_space: Box) -> None:
+    def _end_warmup(self, step: int) -> None:
         """Fix every scale by the rows so far, and fit the critics to their returns; demonstrations are among them."""
         c = self.c
         self.warm = True
@@ -153,10 +153,7 @@ class Learning:
         scale = 1.0
         if "reward_scale" not in self._ignored:
             scale = c.reward_scale or reward_scale(returns[0][first:], self._say)
-        actions = self.replay.everything("action")
-        self.method.calibrate(self.replay.everything("obs"), actions, scale)
-        for line in remarks.of_actions(actions[first:], action_space):
-            self._say(line)
+        self.method.calibrate(self.replay.everything("obs"), self.replay.everything("action"), scale)
         fits = 0 if "warmup_fits" in self._ignored else c.warmup_fits
         for _ in range(fits):
             batch = self.replay.sample(c.batch_size, self._generator, self._noises, returns)
@@ -212,15 +209,15 @@ class Learning:
     @property
     def has_learned(self) -> bool:
         """Whether the method has anything to show yet; what learns nothing always has."""
-        return not self.method.learns or (self.warm and getattr(self.method, "found", self.updates > 0))
+        return not self.method.learns or (self.warm and self.method.has_learned(self.updates))
 
     @property
     def why_not(self) -> str:
         """Why nothing was learned."""
         if not self.warm:
             return f"the warm-up of {self.c.warmup_steps:,} steps took the whole budget"
-        if hasattr(self.method, "found"):
-            return "no episode ended after the warm-up"
+        if self.method.unlearned:
+            return self.method.unlearned
         after, block = f"the {self._rounds * self.c.num_envs:,} decisions after the warm-up", self._block * self.c.num_envs
         if self._rounds < self._block:
             return f"{after} are fewer than the {block:,} that {self.method_name} learns from at once"
@@ -269,18 +266,11 @@ class Learning:
         self.probe = tensors["probe"].to(self._device)
         self.updates, self._owed, self.warm = (facts[key] for key in ("updates", "owed", "warm"))
         self._rounds, self._behind = facts.get("rounds", 0), facts.get("behind", False)
-        self._block = facts.get("block", self._block)
 
-    def _copies(self) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Tensor, tuple[Any, ...]]:
+    def _copies(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
         """Copies of all that :meth:`learn` changes."""
-        sums = {key: value.clone() for key, value in self._records.sums.items()}
-        counters = (self.warm, self._owed, self._rounds, self.updates)
-        return self.method.tensors(), self._generator.get_state(), sums, self.probe, counters
+        return self.tensors(), self.facts(), {key: value.clone() for key, value in self._records.sums.items()}
 
-    def _go_back(
-        self, method: dict[str, Tensor], generator: Tensor, sums: dict[str, Tensor], probe: Tensor, counters: tuple[Any, ...]
-    ) -> None:
-        self.method.load_tensors(method)
-        self._generator.set_state(generator)
-        self._records.sums, self.probe = sums, probe
-        self.warm, self._owed, self._rounds, self.updates = counters
+    def _go_back(self, tensors: dict[str, Tensor], facts: dict[str, Any], sums: dict[str, Tensor]) -> None:
+        self.restore(tensors, facts)
+        self._records.sums = sums

@@ -138,7 +138,7 @@ class Runner:
     def _train(self) -> bool:
         c, learning, env = self.c, self.learning, self.collector.env
         try:
-            learning.catch_up(self.step, env.primitive_action_space)
+            learning.catch_up(self.step)
             while self.step < c.steps:
                 self._due()
                 if self.stop_requested:
@@ -153,7 +153,11 @@ class Runner:
                 if learning.warm:
                     self.method.observe([record.lane for record in ended], [record.total for record in ended])
                 if learning.due(self.step):
-                    learning.learn(self.step, env.primitive_action_space)
+                    if not learning.warm:
+                        decoded = learning.replay.everything("action")[learning.given :]
+                        for line in remarks.of_actions(decoded, env.primitive_action_space):
+                            self._display.say(line)
+                    learning.learn(self.step)
             if not self.learned:
                 self._display.say(f"NOTHING WAS LEARNED: {self.why_not}")
             self._due(last=True)

@@ -117,7 +117,7 @@ def read_demonstrations(
 
     A relative path is one from the working folder; a run keeps it from the root (:func:`at_home`).
     """
-    if not settings.demos or "demos" in getattr(learner, "ignores", ()):
+    if not settings.demos or "demos" in learner.ignores:
         return None
     if learner.extras:
         raise LpdsError(f"demos cannot serve {method}, which learns from more than chunks: {', '.join(learner.extras)}")
@@ -210,7 +210,7 @@ def _last_evaluations(runner: Runner) -> list[EvalReport]:
     k = getattr(runner.method.policy, "noise_scale", 1.0)
     if runner.learned and k < 1.0:  # less noise alone may do as well
         reports.append(runner.evaluate(c.final_episodes, c.eval_seed, 0.0, "final quiet", noise_scale=k))
-    start = getattr(runner.method, "start", None)
+    start = runner.method.start
     if runner.learned and start is not None:  # so may another sampler of the same network
         reports.append(runner.evaluate(c.final_episodes, c.eval_seed, 1.0, "final start", policy=start))
     return reports

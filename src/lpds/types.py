@@ -214,8 +214,21 @@ class Method(Protocol):
     """Whether a state may hold pictures (:attr:`LatentSpec.pictures`)."""
     shifts: bool
     """Whether what it learns is a Delta(s), which is opened from its weights and the shapes alone."""
+    recalls: bool
+    """Whether it learns from all rounds since it learned last, which the replay then has to hold."""
+    divides_budget: bool
+    """Whether its phases are shares of the budget, so that a larger budget is another run."""
+    ignores: tuple[str, ...]
+    """Settings that it makes no use of, which is said where they are given."""
     remark: str
     """What a run says of it before it starts; empty for nothing."""
+    unlearned: str
+    """Why there may be nothing to show, where that is not that too few updates came; empty for nothing else."""
+
+    @property
+    def start(self) -> Policy | None:
+        """What acts before anything is learned, where that is not the frozen policy as its decoder samples it."""
+        ...
 
     @property
     def policy(self) -> Policy:
@@ -242,6 +255,10 @@ class Method(Protocol):
 
     def learn(self, experience: Experience, updates: int) -> Iterator[Metrics]:
         """Do the updates that are owed, one dict of metrics each."""
+        ...
+
+    def has_learned(self, updates: int) -> bool:
+        """Whether there is anything to show after so many updates."""
         ...
 
     def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
@@ -274,4 +291,9 @@ class Method(Protocol):
 
     def policy_settings(self) -> dict[str, Any]:
         """What is needed beside the weights to build the acting part again."""
+        ...
+
+    @classmethod
+    def open_policy(cls, decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Policy:
+        """Build the acting part of :meth:`policy_tensors` and :meth:`policy_settings` again."""
         ...

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -31,9 +31,9 @@ from torch import Tensor
 
 from lpds.checks import positive
 from lpds.errors import LpdsError
-from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, copies, untrained
+from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain
+from lpds.methods.chain_learner import ChainLearner
 from lpds.methods.critics import ValueMLP
-from lpds.methods.learner import Learner
 from lpds.methods.state import adam
 from lpds.types import Batch, Decoder, Experience, Metrics
 
@@ -153,9 +153,11 @@ def value_loss(value: Tensor, target: Tensor, old: Tensor, clip: float) -> Tenso
     return 0.5 * error.mean()
 
 
-class DPPO(Learner[ChainPolicy]):
+class DPPO(ChainLearner[ChainPolicy]):
     """The learner: the chain's weights and a value network."""
 
+    name = "dppo"
+    settings_kind = DPPOSettings
     ignores = ("updates_per_decision", "n_step")
     recalls = True
 
@@ -171,30 +173,22 @@ class DPPO(Learner[ChainPolicy]):
         Raises:
             LpdsError: a decoder without a denoising chain.
         """
-        super().__init__()
+        super().__init__(settings, decoder, device)
         c = settings
-        self.settings = c
-        self.chain = _open_chain(decoder, c, device)
-        self.policy = ChainPolicy(self.chain, "dppo", evaluation=True)
-        self.sampling = ChainPolicy(self.chain, "dppo", evaluation=False)
+        self.policy, self.sampling = (ChainPolicy(self.chain, self.name, evaluation=last) for last in (True, False))
         self.extras = {"chain": ((self.chain.trained_steps + 1) * decoder.spec.latent_size,)}
         self.value = ValueMLP(decoder.spec.obs_size, c.width, c.depth, generator).to(device)
         self.adam_policy, self.adam_value = adam(self.chain.net, c.actor_lr), adam(self.value, c.lr)
-        self.reward_scale = torch.ones((), device=device)
         self.fresh_rounds = torch.zeros((), dtype=torch.long)  # collected under the present weights, not yet used
-        self.state.modules = {"net": self.chain.net, "value": self.value}
+        self.state.modules |= {"value": self.value}
         self.state.optimisers = {"net": self.adam_policy, "value": self.adam_value}
-        self.state.scalars = {"reward_scale": self.reward_scale, "fresh_rounds": self.fresh_rounds}
+        self.state.scalars |= {"fresh_rounds": self.fresh_rounds}
 
-    @property
-    def start(self) -> ChainPolicy:
-        """The chain as the decoder has it."""
-        return untrained(self.chain, "dppo")
-
-    @property
-    def behaviour(self) -> ChainPolicy:
-        """The same chain with the deviations of learning."""
-        return self.sampling
+    @classmethod
+    def make_chain(cls, settings: DPPOSettings, decoder: Decoder, device: torch.device) -> DecoderChain:
+        """The decoder's chain, whose last F steps are trained."""
+        trained = settings.finetuned_steps
+        return DecoderChain(decoder, cls.name, device, trained_steps=trained, min_std=settings.sampling_std)
 
     def block_rounds(self, total_rounds: int) -> int:
         """Rounds of an iteration: the released number, or less where the budget is short."""
@@ -204,10 +198,6 @@ class DPPO(Learner[ChainPolicy]):
     def observe(self, lanes: list[int], returns: list[float]) -> None:
         """Count the rounds that the chain has collected; the one that ended the warm-up is not among them."""
         self.fresh_rounds += 1
-
-    def calibrate(self, obs: Tensor, action: Tensor, reward_scale: float) -> None:
-        """Fix the rewards' multiplier; inputs are in the decoder's units already."""
-        self.reward_scale.fill_(reward_scale)
 
     def learn(self, experience: Experience, updates: int) -> Iterator[Metrics]:
         """One iteration on the rounds since the last; ``updates`` is for methods with a replay."""
@@ -270,23 +260,3 @@ class DPPO(Learner[ChainPolicy]):
 
     def _metrics(self, value: Tensor, error: Tensor) -> Metrics:
         return {"td_loss": 2.0 * error / self.reward_scale.square(), "q_action": value.mean() / self.reward_scale}
-
-    def policy_tensors(self) -> dict[str, Tensor]:
-        """The trained network."""
-        return copies(self.chain.net)
-
-    def policy_settings(self) -> dict[str, Any]:
-        """What :meth:`open_policy` needs beside the weights."""
-        return asdict(self.settings)
-
-    @staticmethod
-    def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ChainPolicy:
-        """Build the chain of a saved policy."""
-        chain = _open_chain(decoder, DPPOSettings(**settings), torch.device("cpu"))
-        chain.net.load_state_dict(dict(tensors))
-        chain.net.requires_grad_(False)
-        return ChainPolicy(chain, "dppo", evaluation=True)
-
-
-def _open_chain(decoder: Decoder, c: DPPOSettings, device: torch.device) -> DecoderChain:
-    return DecoderChain(decoder, "dppo", device, trained_steps=c.finetuned_steps, min_std=c.sampling_std)

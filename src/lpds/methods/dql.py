@@ -16,7 +16,7 @@ replayed one is the released code's, not the paper's, which ``clone="data"`` giv
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -24,9 +24,9 @@ from torch import Tensor
 
 from lpds.checks import choose, positive
 from lpds.errors import LpdsError
-from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, DenoisingChain, check_whole, copies, untrained
+from lpds.methods.chain import ChainPolicy, ChainSettings, DenoisingChain, check_whole
+from lpds.methods.chain_learner import ChainLearner
 from lpds.methods.critics import TwinQ, twin_loss
-from lpds.methods.learner import Learner
 from lpds.methods.state import adam, descend
 from lpds.nn import polyak
 from lpds.types import Batch, Decoder, Metrics, Shape
@@ -89,8 +89,12 @@ def actor_loss(
     return chain.noise_loss(chunk if cloned is None else cloned, time, clone, obs) + eta * q_term(q(chunk), coin)
 
 
-class DQL(Learner[ChainPolicy]):
+class DQL(ChainLearner[ChainPolicy]):
     """The learner: the chain's weights, two critics and their slow copies."""
+
+    name = "dql"
+    settings_kind = DQLSettings
+    settings: DQLSettings
 
     def __init__(self, settings: DQLSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
         """Copy the decoder's network.
@@ -104,14 +108,11 @@ class DQL(Learner[ChainPolicy]):
         Raises:
             LpdsError: a decoder without a denoising chain, or for ``clone=data`` one that executes a part of its chunk.
         """
-        super().__init__()
+        super().__init__(settings, decoder, device)
         c, spec = settings, decoder.spec
-        self.settings = c
-        self.chain = DecoderChain(decoder, "dql", device, min_std=c.sampling_std)
         if c.clone == "data":
             check_whole(decoder, "dql with clone=data")
-        self.policy = ChainPolicy(self.chain, "dql", evaluation=True)
-        self.sampling = ChainPolicy(self.chain, "dql", evaluation=False)
+        self.policy, self.sampling = (ChainPolicy(self.chain, self.name, evaluation=last) for last in (True, False))
 
         def critic() -> TwinQ:
             return TwinQ(spec.obs_size + spec.action_size, c.width, c.depth, generator).to(device)
@@ -119,30 +120,14 @@ class DQL(Learner[ChainPolicy]):
         self.q, self.q_slow = critic(), critic().requires_grad_(False)
         self.q_slow.load_state_dict(self.q.state_dict())
         self.adam_actor, self.adam_q = adam(self.chain.net, c.actor_lr), adam(self.q, c.lr)
-        self.reward_scale = torch.ones((), device=device)
-        self.state.modules = {"net": self.chain.net, "q": self.q, "q_slow": self.q_slow}
+        self.state.modules |= {"q": self.q, "q_slow": self.q_slow}
         self.state.optimisers = {"net": self.adam_actor, "q": self.adam_q}
-        self.state.scalars = {"reward_scale": self.reward_scale}
-
-    @property
-    def start(self) -> ChainPolicy:
-        """The chain as the decoder has it."""
-        return untrained(self.chain, "dql")
-
-    @property
-    def behaviour(self) -> ChainPolicy:
-        """The same chain with the deviations of learning."""
-        return self.sampling
 
     def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
         """Two chains, the times and noises of the behaviour cloning term, the coin."""
         d = self.chain.spec.latent_size
         chain = (batch_size, self.chain.steps + 1, d)
         return {"next": chain, "actor": chain, "time": (batch_size,), "clone": (batch_size, d), "coin": (1,)}
-
-    def calibrate(self, obs: Tensor, action: Tensor, reward_scale: float) -> None:
-        """Fix the rewards' multiplier; inputs are in the decoder's units already."""
-        self.reward_scale.fill_(reward_scale)
 
     def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
         """Critics, actor, targets on B transitions; returns detached scalars."""
@@ -173,19 +158,3 @@ class DQL(Learner[ChainPolicy]):
             "td_loss": loss.detach() / self.reward_scale.square(),
             "q_action": q.detach().mean() / self.reward_scale,
         }
-
-    def policy_tensors(self) -> dict[str, Tensor]:
-        """The trained network."""
-        return copies(self.chain.net)
-
-    def policy_settings(self) -> dict[str, Any]:
-        """What :meth:`open_policy` needs beside the weights."""
-        return asdict(self.settings)
-
-    @staticmethod
-    def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ChainPolicy:
-        """Build the chain of a saved policy."""
-        chain = DecoderChain(decoder, "dql", torch.device("cpu"), min_std=settings["sampling_std"])
-        chain.net.load_state_dict(dict(tensors))
-        chain.net.requires_grad_(False)
-        return ChainPolicy(chain, "dql", evaluation=True)

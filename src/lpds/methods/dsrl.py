@@ -116,12 +116,13 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
     def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
         """One gradient step on B transitions; ``critics_only`` leaves actor and temperature alone."""
         alpha = self.log_alpha.detach().exp()  # before its own step
-        a, log_prob = self.policy.sample(batch.obs, noise["actor"])
-        if not critics_only and not self.settings.temperature:
-            self._temper(log_prob.detach())
-        metrics = self._td(batch, noise["next"], alpha, frozen=critics_only)
-        if not critics_only:
-            metrics |= self._climb(batch, a, log_prob, alpha)
+        if critics_only:
+            metrics = self._td(batch, noise["next"], alpha, frozen=True)
+        else:
+            a, log_prob = self.policy.sample(batch.obs, noise["actor"])
+            if not self.settings.temperature:
+                self._temper(log_prob.detach())
+            metrics = self._td(batch, noise["next"], alpha, frozen=False) | self._climb(batch, a, log_prob, alpha)
         polyak(list(self.slow.parameters()), list(self.critic.parameters()), self.settings.tau)
         return metrics | {"alpha": alpha.squeeze(0) / self.reward_scale}
 
@@ -133,9 +134,10 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
     def _td(self, batch: Batch, next_eps: Tensor, alpha: Tensor, *, frozen: bool) -> Metrics:
         """Step 2: the bootstrapped value is soft; that of the frozen policy, which the warm-up's returns are of, is not."""
         with torch.no_grad():
-            a, log_prob = self.policy.sample(batch.next_obs, next_eps)
             if frozen:
-                a, log_prob = next_eps / self.settings.box, torch.zeros_like(log_prob)
+                a, log_prob = next_eps / self.settings.box, torch.zeros_like(batch.reward)
+            else:
+                a, log_prob = self.policy.sample(batch.next_obs, next_eps)
             next_q = self._value(self.slow, batch.next_obs, self._asked(batch.next_obs, a)).amin(0)
             y = self.reward_scale * batch.reward + batch.discount * (next_q - alpha * log_prob)
         q = self._value(self.critic, batch.obs, self._stored(batch))

@@ -68,7 +68,7 @@ class GoldenTicket(Learner[LatentPolicy]):
         *("gamma", "discount", "reward_scale", "reward_offset", "warmup_steps"),
     )
     divides_budget = True
-    """A larger budget is another search: its phases are shares of the whole."""
+    unlearned = "no episode ended after the warm-up"
 
     def __init__(
         self, settings: GoldenTicketSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device
@@ -105,9 +105,8 @@ class GoldenTicket(Learner[LatentPolicy]):
         """The best survivor."""
         return TicketPolicy(self.tickets[self.best], self.free)
 
-    @property
-    def found(self) -> bool:
-        """Whether any ticket was played to the end of an episode."""
+    def has_learned(self, updates: int) -> bool:
+        """Whether any ticket was played to the end of an episode; there are no updates."""
         return bool((self.plays > 0).any())
 
     @property

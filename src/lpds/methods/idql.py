@@ -17,7 +17,7 @@ discount is that of the batch, exact inside a chunk.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -25,9 +25,9 @@ from torch import Tensor
 
 from lpds.checks import positive
 from lpds.errors import LpdsError
-from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, check_whole, copies, part, untrained
+from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, check_whole, copies, part
+from lpds.methods.chain_learner import ChainLearner
 from lpds.methods.critics import TwinQ, ValueMLP, twin_loss
-from lpds.methods.learner import Learner
 from lpds.methods.state import adam, descend
 from lpds.nn import polyak
 from lpds.types import Batch, Decision, Decoder, Metrics, Shape
@@ -117,8 +117,12 @@ class CandidatePolicy(ChainPolicy):
         return Decision(self.chain.action(chosen))
 
 
-class IDQL(Learner[CandidatePolicy]):
+class IDQL(ChainLearner[CandidatePolicy]):
     """The learner: the chain's weights, V, two critics and their slow copies."""
+
+    name = "idql"
+    settings_kind = IDQLSettings
+    settings: IDQLSettings
 
     def __init__(self, settings: IDQLSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
         """Copy the decoder's network.
@@ -132,10 +136,8 @@ class IDQL(Learner[CandidatePolicy]):
         Raises:
             LpdsError: a decoder without a denoising chain, or one whose chunk is not executed to its end.
         """
-        super().__init__()
+        super().__init__(settings, decoder, device)
         c, spec = settings, decoder.spec
-        self.settings = c
-        self.chain = DecoderChain(decoder, "idql", device, min_std=c.sampling_std)
         check_whole(decoder, "idql")
         self.value = ValueMLP(spec.obs_size, c.width, c.depth, generator).to(device)
         self.q, self.q_slow = (_critic(spec.obs_size + spec.action_size, c, generator).to(device) for _ in range(2))
@@ -144,28 +146,12 @@ class IDQL(Learner[CandidatePolicy]):
         self.sampling = CandidatePolicy(self.chain, self.q_slow, self.value, c)
         self.adam_chain = adam(self.chain.net, c.actor_lr)
         self.adam_value, self.adam_q = adam(self.value, c.lr), adam(self.q, c.lr)
-        self.reward_scale = torch.ones((), device=device)
-        self.state.modules = {"net": self.chain.net, "value": self.value, "q": self.q, "q_slow": self.q_slow}
+        self.state.modules |= {"value": self.value, "q": self.q, "q_slow": self.q_slow}
         self.state.optimisers = {"net": self.adam_chain, "value": self.adam_value, "q": self.adam_q}
-        self.state.scalars = {"reward_scale": self.reward_scale}
-
-    @property
-    def start(self) -> ChainPolicy:
-        """The chain as the decoder has it."""
-        return untrained(self.chain, "idql")
-
-    @property
-    def behaviour(self) -> CandidatePolicy:
-        """The weighted draw, with the deviations of learning."""
-        return self.sampling
 
     def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
         """Times and noises of the chain's loss."""
         return {"time": (batch_size,), "clone": (batch_size, self.chain.spec.latent_size)}
-
-    def calibrate(self, obs: Tensor, action: Tensor, reward_scale: float) -> None:
-        """Fix the rewards' multiplier; inputs are in the decoder's units already."""
-        self.reward_scale.fill_(reward_scale)
 
     def update(self, batch: Batch, noise: dict[str, Tensor], *, critics_only: bool = False) -> Metrics:
         """V, Q, Qbar, chain on B transitions; returns detached scalars."""
@@ -194,21 +180,13 @@ class IDQL(Learner[CandidatePolicy]):
         named = {"net": self.chain.net, "q": self.q_slow}
         return {f"{name}.{key}": value for name, module in named.items() for key, value in copies(module).items()}
 
-    def policy_settings(self) -> dict[str, Any]:
-        """What :meth:`open_policy` needs beside the weights."""
-        return asdict(self.settings)
-
-    @staticmethod
-    def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CandidatePolicy:
+    @classmethod
+    def open_policy(cls, decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CandidatePolicy:
         """Build the chain of a saved policy and the critics that choose."""
         c, spec = IDQLSettings(**settings), decoder.spec
-        chain = DecoderChain(decoder, "idql", torch.device("cpu"), min_std=c.sampling_std)
         q = _critic(spec.obs_size + spec.action_size, c, torch.Generator())
-        chain.net.load_state_dict(part(tensors, "net."))
         q.load_state_dict(part(tensors, "q."))
-        for module in (chain.net, q):
-            module.requires_grad_(False)
-        return CandidatePolicy(chain, q, None, c)
+        return CandidatePolicy(cls.open_chain(c, decoder, part(tensors, "net.")), q.requires_grad_(False), None, c)
 
 
 def _critic(inputs: int, c: IDQLSettings, generator: torch.Generator) -> TwinQ:

@@ -50,7 +50,7 @@ P = TypeVar("P", bound=Policy)
 
 
 class Learner(ABC, Generic[P]):
-    """The defaults of a method: off-policy, one update at a time, everything mutable in ``state``."""
+    """The defaults of a :class:`lpds.types.Method`: off-policy, one update at a time, everything mutable in ``state``."""
 
     learns = True
     kept_noises = 0
@@ -61,11 +61,10 @@ class Learner(ABC, Generic[P]):
     shifts = False
     extras: Mapping[str, Shape] = {}
     recalls = False
-    """Whether it learns from all rounds since it learned last, which the replay then has to hold."""
+    divides_budget = False
     ignores: tuple[str, ...] = ()
-    """Settings that it makes no use of, which is said where they are given."""
     remark = ""
-    """What a run should say of it before it starts."""
+    unlearned = ""
     policy: P
     settings: Any
 
@@ -79,7 +78,7 @@ class Learner(ABC, Generic[P]):
 
     @property
     def start(self) -> Policy | None:
-        """What acts before anything is learned, where that is not the frozen policy as its decoder samples it."""
+        """Starts from the frozen policy."""
         return None
 
     @property
@@ -98,6 +97,10 @@ class Learner(ABC, Generic[P]):
         """Do so many updates, each on a batch of its own."""
         for _ in range(updates):
             yield self.update(*experience.draw())
+
+    def has_learned(self, updates: int) -> bool:
+        """Any update is something learned."""
+        return updates > 0
 
     def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
         """Needs no noise."""
@@ -130,3 +133,8 @@ class Learner(ABC, Generic[P]):
     @abstractmethod
     def policy_settings(self) -> dict[str, Any]:
         """What is needed beside the weights to build the acting part again."""
+
+    @classmethod
+    @abstractmethod
+    def open_policy(cls, decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Policy:
+        """Build the acting part again."""
