@@ -246,6 +246,17 @@ def test_the_table_says_who_is_better_and_worse_than_the_frozen_policy(runs):
     assert json.loads(json.dumps(report.to_json()))["rows"][1]["verdict"] == "better"
 
 
+def test_what_steer_returned_is_as_good_as_its_folder(runs, refused):
+    class Returned:
+        def __init__(self, folder):
+            self.folder = folder
+
+    assert str(lpds.compare([Returned(run) for run in runs])) == str(lpds.compare(runs))
+    assert str(lpds.compare(Returned(runs[0]))) == str(lpds.compare(runs[0]))
+    with refused("not a int"):
+        lpds.compare([3])
+
+
 def test_another_reference_and_unknown_ones(runs, refused):
     report = lpds.compare(runs, reference="dsrl-na")
     assert report.references == {"toy": "dsrl-na"}

@@ -236,4 +236,8 @@ def test_the_budget_of_a_residual_on_the_action_counts_the_actions_coordinates(t
         run = lpds.steer(method=method, decoder=decoder, env=Two, out=tmp_path / method, **changes)
         (data,) = read_runs([run.folder])
         assert data.shifts_action == (method == "lpds-a")
+        young = replace(data, metrics=data.metrics[:1])  # in its warm-up, when no nats are logged of either
+        assert (young.shifts_action, young.budget_sq) == (data.shifts_action, data.budget_sq)
+        old = replace(data, config={key: value for key, value in data.config.items() if key != "shifts"})
+        assert old.shifts_action == data.shifts_action
         assert data.budget_sq == pytest.approx(0.1 * size)

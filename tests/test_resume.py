@@ -497,6 +497,16 @@ def test_a_resume_that_is_refused_changes_nothing(tmp_path, refused):
         resume(run)
 
 
+def test_a_run_that_goes_on_in_another_environment_says_so(tmp_path, capsys):
+    """A factory has no name that one could be sure of, so it is not refused."""
+    stop = Counter(380, lambda: signal.raise_signal(signal.SIGINT))
+    steer(tmp_path / "run", env=stop)
+    resume(tmp_path / "run", env=stop, quiet=False)
+    assert "WARNING" not in capsys.readouterr().err
+    resume(tmp_path / "run", env=make_four_mode, quiet=False, steps=TINY["steps"] + 100)
+    assert "WARNING: the run was in '" in capsys.readouterr().err
+
+
 def test_a_log_that_lost_its_end_keeps_its_whole_rows_and_says_so(tmp_path, capsys):
     steer(tmp_path / "run")
     rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")

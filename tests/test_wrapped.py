@@ -57,6 +57,38 @@ def test_a_prefix_is_computed_once_a_state_without_features_too():
     torch.testing.assert_close(again.decode(again.prepare(sight.state.repeat_interleave(4, 0)), w), chunks)
 
 
+def test_a_function_gets_its_tensors_where_it_wants_them_whoever_calls():
+    """The fingerprint, a probe and a run on another device alike; ``meta`` stands for a GPU."""
+    seen = set()
+
+    def note(*values):
+        seen.update(value.device.type for value in values)
+
+    def act(context, w):
+        note(context, w)
+        return np.zeros((len(w), 2, 1), np.float32)
+
+    def prefix(obs):
+        note(*obs.values())
+        return obs["a"]
+
+    def features(context):
+        note(context)
+        return np.ones((len(context), 3), np.float32)
+
+    given = {"fn": act, "prepare": prefix, "features": features, "feature_size": 3}
+    there = wrapped(**given, device="meta")
+    assert there.fingerprint == wrapped(**given).fingerprint
+    assert seen == {"meta", "cpu"}
+    seen.clear()
+    obs = {"a": torch.ones(4, 2), "b": torch.ones(4, 3)}
+    assert there(obs, torch.zeros(4, 2, 1)).device.type == "cpu"
+    assert look(there, obs).state.device.type == "cpu"
+    assert seen == {"meta"}
+    with pytest.raises(LpdsError, match="device is 'gpu'"):
+        wrapped(device="gpu")
+
+
 def test_options_that_a_run_could_not_note_down_are_refused_before_it(tmp_path):
     (tmp_path / "own.py").write_text(
         "import lpds\n"

@@ -25,10 +25,10 @@ from lpds.files import check_writable, locked, write_json
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
 from lpds.passport import decoder_facts, make_passport
-from lpds.policy import RunFolder, SteeredPolicy, find_decoder, folder_of, load_policy
+from lpds.policy import SteeredPolicy, find_decoder, load_policy
 from lpds.presets import resolve_preset, resolve_settings, resolve_task
 from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
-from lpds.run_folder import check_room, make_room, read_config
+from lpds.run_folder import RunFolder, check_room, folder_of, make_room, read_config
 from lpds.runner import Runner
 from lpds.session import Run, at_home, build_learner, drive, read_demonstrations
 from lpds.threads import learning
@@ -124,6 +124,7 @@ def steer(
                 "decoder": {**decoder_facts(frozen), "spec": spec_to_wire(frozen.spec)},
                 "run": to_json(run_settings),
                 "settings": to_json(method_settings),
+                "shifts": learner.shifts or None,
             }
             write_json(folder / "config.json", config)
             write_json(folder / "passport.json", passport)
@@ -183,6 +184,8 @@ def resume(
         if not (folder / "passport.json").is_file():  # a kill came before it
             passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
             write_json(folder / "passport.json", passport)
+        if (name := _env_name(chosen_env)) != config["env_name"]:
+            display.say(f"WARNING: the run was in {config['env_name']!r} and goes on in {name!r}, with what it learned there")
         runner = Runner(
             settings,
             config["method"],

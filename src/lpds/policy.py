@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from lpds.files import read_object, write_atomically, write_json
 from lpds.observations import Arrays, as_arrays, parts, shapes_fit
 from lpds.passport import check_fingerprint, decoder_facts
 from lpds.registry import DECODER_FILES, DECODER_SCHEMES, METHODS, resolve
+from lpds.run_folder import RunFolder, folder_of
 from lpds.types import Decoder, LatentSpec, Method
 from lpds.wire import WireError, spec_from_wire, spec_to_wire
 from lpds.zoo import load_decoder
@@ -194,24 +195,6 @@ def save_states(folder: Path, obs: Tensor) -> None:
         write_atomically(folder / "states.safetensors", lambda stream: stream.write(content))
     except OSError as error:
         raise LpdsError(f"states in {folder} not saved ({error})") from None
-
-
-class RunFolder(Protocol):
-    """What has a run folder, :class:`lpds.Run` above all."""
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        ...
-
-
-def folder_of(run: str | Path | RunFolder) -> Path:
-    """The folder of a run: what is given, or what ``lpds.steer`` returned."""
-    if isinstance(run, str | Path):
-        return Path(run)
-    if not hasattr(run, "folder"):
-        raise LpdsError(f"a run is its folder, or what lpds.steer returned, not a {type(run).__name__}")
-    return run.folder
 
 
 def load_policy(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lpds.errors import LpdsError
 from lpds.files import check_writable, how_to_resume, locked, read_object
@@ -17,6 +17,24 @@ RUN_CONTENTS = (
     *("checkpoint", "policy", "tensorboard", "report.html", "figures", "*.mp4", "*.gif", ".*.tmp"),
 )
 """What a run folder holds of its own, and what is made from it; ``overwrite`` takes a folder of nothing else."""
+
+
+class RunFolder(Protocol):
+    """What has a run folder, :class:`lpds.Run` above all."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        ...
+
+
+def folder_of(run: str | Path | RunFolder) -> Path:
+    """The folder of a run: what is given, or what ``lpds.steer`` returned."""
+    if isinstance(run, str | Path):
+        return Path(run)
+    if not hasattr(run, "folder"):
+        raise LpdsError(f"a run is its folder, or what lpds.steer returned, not a {type(run).__name__}")
+    return run.folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:

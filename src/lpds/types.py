@@ -212,8 +212,8 @@ class Method(Protocol):
     """Whether there is anything to update."""
     sees_pictures: bool
     """Whether a state may hold pictures (:attr:`LatentSpec.pictures`)."""
-    shifts: bool
-    """Whether what it learns is a Delta(s), which is opened from its weights and the shapes alone."""
+    shifts: str
+    """What it learns a Delta(s) of, ``noise`` or ``action``, opened from its weights and the shapes alone; empty for none."""
     recalls: bool
     """Whether it learns from all rounds since it learned last, which the replay then has to hold."""
     divides_budget: bool

@@ -43,8 +43,10 @@ class CallableDecoder(BaseDecoder):
         prepare: Callable[[Any], Any] | None = None,
         examples: Any = None,
         action_range: tuple[Tensor, Tensor] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__(spec, name)
+        self._device = device or torch.device("cpu")
         self._examples, self._action_range = examples, action_range
         self._prepare, self.shares_context = prepare, prepare is not None
         self._fn, self._features, self._feature_size = fn, features, feature_size
@@ -55,7 +57,7 @@ class CallableDecoder(BaseDecoder):
         if self._prepare is None:
             return obs
         rows = len(next(iter(obs.values())) if isinstance(obs, Mapping) else obs)
-        return _shared(self._guarded("prepare", self._prepare, _copy(obs)), rows, self.name)
+        return _shared(self._guarded("prepare", self._prepare, _copy(obs, self._device)), rows, self.name)
 
     @property
     def feature_size(self) -> int | None:
@@ -66,7 +68,7 @@ class CallableDecoder(BaseDecoder):
         """Call the user's function on the context; an array or a tensor of [B, F] must come back."""
         if self._features is None:
             return super().features(context)
-        function, seen = self._features, _copy(context)
+        function, seen = self._features, _copy(context, self._device)
         found: Tensor = self._guarded("features", lambda x: _own(torch.as_tensor(function(x))), seen)
         if found.ndim != 2 or found.shape[1] != self.feature_size:
             raise LpdsError(f"the features of decoder {self.name!r} are {list(found.shape)}, expected [B, {self.feature_size}]")
@@ -111,7 +113,7 @@ class CallableDecoder(BaseDecoder):
         """Call the function on copies, so that it may work in place; an array or a tensor of [B, T, A] must come back."""
         try:
             with torch.no_grad():
-                result = self._fn(_copy(context), w.clone())
+                result = self._fn(_copy(context, self._device), w.to(self._device, copy=True))
         except LpdsError:
             raise
         except Exception as error:
@@ -278,9 +280,9 @@ def _own(found: Tensor) -> Tensor:
     return found.detach().to(torch.float32, copy=True)
 
 
-def _copy(value: Any) -> Any:
-    """Tensors, and tables and sequences of them, as copies, so that a function may work in place."""
-    return each_part(value, lambda part: part.clone() if isinstance(part, Tensor) else part)
+def _copy(value: Any, device: torch.device) -> Any:
+    """Tensors, and tables and sequences of them, as copies on a device, so that a function may work in place."""
+    return each_part(value, lambda part: part.to(device, copy=True) if isinstance(part, Tensor) else part)
 
 
 def _shared(context: Any, rows: int, name: str) -> Any:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lpds.checks import whole
+from lpds.checks import check_device, whole
 from lpds.decoders.callable import CallableDecoder
 from lpds.errors import LpdsError, one_line
 from lpds.observations import Arrays, as_arrays, parts, shapes_fit
@@ -49,6 +49,7 @@ def wrap_decoder(
     prepare: Callable[[Any], Any] | None = None,
     examples: Any = None,
     action_range: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    device: str = "cpu",
 ) -> CallableDecoder:
     """Make any function a decoder that can be steered.
 
@@ -71,6 +72,7 @@ def wrap_decoder(
             environment, so give the same ones again; by default they are drawn from N(0, I), pictures uniformly.
         action_range: lowest and highest action [A] (or one number for all of them), the environment's box for instance: the
             unit of a residual on the action (``lpds-a``), which needs one to be a fair rival.
+        device: where the functions want their tensors, wherever a run learns; what they return may be anywhere.
 
     Returns:
         The decoder. A function that is not deterministic is refused when it is steered, and reported by
@@ -78,7 +80,8 @@ def wrap_decoder(
 
     Raises:
         LpdsError: a shape is not made of positive integers, or ``free`` does not have L entries, or ``features`` and
-            ``feature_size`` are not given together, or ``examples`` do not fit ``obs_shape``, or ``action_range`` is none.
+            ``feature_size`` are not given together, or ``examples`` do not fit ``obs_shape``, or ``action_range`` is none, or
+            this machine has no such device.
     """
     frozen: Shape | Mapping[str, Shape]
     if not callable(fn):
@@ -98,10 +101,11 @@ def wrap_decoder(
     feature_size = None if feature_size is None else whole("feature_size", feature_size)
     if (features is None) != (feature_size is None) or (feature_size is not None and feature_size < 1):
         raise LpdsError(f"features= and feature_size= go together, and the size is a positive number, not {feature_size}")
+    check_device(device)
     spec = LatentSpec(frozen, latent_shape, action_shape, free)
     shown = None if examples is None else _examples(examples, spec)
     edges = None if action_range is None else _edges(action_range, action_shape[1])
-    return CallableDecoder(fn, spec, str(name), features, feature_size, prepare, shown, edges)
+    return CallableDecoder(fn, spec, str(name), features, feature_size, prepare, shown, edges, torch.device(device))
 
 
 def _edges(given: Any, size: int) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ class Learner(ABC, Generic[P]):
     kept_next = 0
     decodes = True
     sees_pictures = False
-    shifts = False
+    shifts = ""
     extras: Mapping[str, Shape] = {}
     recalls = False
     divides_budget = False

@@ -44,6 +44,7 @@ class LPDSA(LPDS):
     """The learner: Delta, Q^A, alpha and their slow copies."""
 
     policy_kind = ActionShiftPolicy
+    shifts = "action"
     ignores = ("kept_noises", "distill_noises")
 
     def __init__(self, settings: LPDSASettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:

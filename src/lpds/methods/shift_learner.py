@@ -24,7 +24,8 @@ class ShiftLearner(Learner[ShiftPolicy]):
     """A learner of Delta (``online``; ``policy`` is what is evaluated) with a critic of chunks and one of latents."""
 
     policy_kind: type[ShiftPolicy] = ShiftPolicy
-    sees_pictures = shifts = True
+    sees_pictures = True
+    shifts = "noise"
 
     def __init__(self, settings: LPDSSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
         """Build the networks.

@@ -17,6 +17,7 @@ from lpds.report.read import Group, RunData, evaluation_points, group_runs, read
 from lpds.report.sides import BESIDE, NAN3, Over, Side, frozen_sides, over, side_of
 from lpds.report.standing import against, standing
 from lpds.report.worlds import APART, by_task, untold
+from lpds.run_folder import RunFolder, folder_of
 from lpds.stats import (
     FEWEST_PAIRS,
     Interval,
@@ -136,14 +137,15 @@ class CompareReport:
         return "\n".join([*lines, *self.notes, *self.standings]).rstrip()
 
 
-def compare(runs: str | Path | Sequence[str | Path], reference: str | None = None) -> CompareReport:
+def compare(runs: str | Path | RunFolder | Sequence[str | Path | RunFolder], reference: str | None = None) -> CompareReport:
     """Compare run folders by their last evaluations.
 
     Runs that differ in nothing but the seed are one method. The frozen policy of every run is a method, too, and its
     reference unless another is named.
 
     Args:
-        runs: finished run folders, or folders of committed results; one folder by itself will do.
+        runs: finished run folders, or folders of committed results, or what :func:`lpds.steer` returned; one by itself will
+            do.
         reference: label or method name that the others are compared with.
 
     Returns:
@@ -152,8 +154,8 @@ def compare(runs: str | Path | Sequence[str | Path], reference: str | None = Non
     Raises:
         LpdsError: no run there, none finished, or no such reference.
     """
-    runs = [runs] if isinstance(runs, str | Path) else runs
-    found_runs = read_runs([Path(run) for run in runs])
+    given = runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
+    found_runs = read_runs([folder_of(run) for run in given])
     tasks = by_task(found_runs)
     rows: list[Row] = []
     references: dict[str, str] = {}

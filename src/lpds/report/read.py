@@ -111,8 +111,12 @@ class RunData:
 
     @property
     def shifts_action(self) -> bool:
-        """Whether that Delta is on the decoded action, where its size is no divergence: no nats are logged of it."""
-        return self.shifts and bool(self.metrics) and not bool(np.isfinite(self.column("kl_nats")[1]).any())
+        """Whether that Delta is on the decoded action, where its size is no divergence."""
+        if "shifts" in self.config:
+            return bool(self.config["shifts"] == "action")
+        # a run from before that was written: of a shifted action no nats are logged, and of one without any noise neither
+        sizes, nats = (np.isfinite(self.column(name)[1]).any() for name in ("delta_sq_mean", "kl_nats"))
+        return self.shifts and bool(sizes and not nats) and self.config["settings"].get("noise_scale", 1.0) > 0.0
 
     @property
     def budget_sq(self) -> float | None:

@@ -21,7 +21,7 @@ from lpds.evaluation import EvalReport
 from lpds.policy import SteeredPolicy, load_policy
 from lpds.random import episode_seed
 from lpds.registry import TASKS, resolve
-from lpds.run_folder import read_config
+from lpds.run_folder import RunFolder, folder_of, read_config
 from lpds.types import Decoder
 from lpds.video.backend import choose_backend, no_backend
 from lpds.video.frames import FASTEST, SMOOTHEST, file_kind, load_writers, open_film, pairs, playable
@@ -47,7 +47,7 @@ class Film:
 
 
 def write_video(
-    run: str | Path | SteeredPolicy,
+    run: str | Path | RunFolder | SteeredPolicy,
     task: str | None = None,
     *,
     env: EnvLike | None = None,
@@ -92,7 +92,7 @@ def write_video(
     if out is None:
         if isinstance(run, SteeredPolicy):
             raise LpdsError("a policy has no folder to write into: pass out=")
-        out = Path(run) / "video.mp4"
+        out = folder_of(run) / "video.mp4"
     out = Path(out)
     _check_options(episodes, fps, size)
     kind = file_kind(out)
@@ -151,7 +151,7 @@ def _check_options(episodes: int, fps: float | None, size: int) -> None:
         raise LpdsError(f"size must be an even number of pixels from 64 to 2160, not {size}")
 
 
-def _find_env(run: str | Path | SteeredPolicy, task: str | None, env: EnvLike | None) -> EnvLike:
+def _find_env(run: str | Path | RunFolder | SteeredPolicy, task: str | None, env: EnvLike | None) -> EnvLike:
     """The environment asked for, or the run's own."""
     if env is not None:
         return env
@@ -160,9 +160,10 @@ def _find_env(run: str | Path | SteeredPolicy, task: str | None, env: EnvLike | 
         return named
     if isinstance(run, SteeredPolicy):
         raise LpdsError("a policy does not say its environment: pass a task or env=")
-    config = read_config(Path(run))
+    folder = folder_of(run)
+    config = read_config(folder)
     if config["env"] is None:
-        raise LpdsError(f"the run in {run} used the environment factory {config['env_name']!r}: pass it as env=")
+        raise LpdsError(f"the run in {folder} used the environment factory {config['env_name']!r}: pass it as env=")
     own: EnvLike = config["env"]
     return own
 
