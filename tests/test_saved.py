@@ -175,3 +175,24 @@ def test_a_policy_of_one_vector_takes_the_environments_dict(tmp_path, refused):
         policy.act({"place": place}, eps)
     with refused("cannot be put end to end"):
         policy.act({"place": place, "goal": goal[:2]}, eps)
+
+
+@pytest.mark.parametrize(
+    ("method", "younger"), [("dsrl-na", "update_every"), ("best-of-n", "lr"), ("idql", "expectile"), ("dql", "eta")]
+)
+def test_a_policy_of_another_version_opens_where_what_acts_is_the_same(tmp_path, method, younger):
+    """Settings of learning come and go; weights that do not fit their networks are still refused."""
+    run = lpds.steer("toy", method, out=tmp_path / "run", **SHORT)
+    policy = lpds.load_policy(run)
+    obs, eps = np.zeros((3, 2), np.float32), np.ones((3, *policy.decoder.spec.latent_shape), np.float32)
+    actions = policy.act(obs, eps)
+    path = run.folder / "policy" / "policy.json"
+    facts = json.loads(path.read_text())
+    settings = {key: value for key, value in facts["settings"].items() if key != younger}
+    path.write_text(json.dumps({**facts, "settings": {**settings, "dropped_since": 3}}))
+    np.testing.assert_array_equal(lpds.load_policy(run).act(obs, eps), actions)
+    path.write_text(json.dumps({**facts, "settings": {**settings, "width": 2 * settings["width"]}}))
+    if method == "dql":  # its critics do not act
+        return
+    with pytest.raises(lpds.LpdsError, match="do not belong together"):
+        lpds.load_policy(run)

@@ -91,7 +91,7 @@ class CheckpointStore:
     def _write(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
         content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
         sha256 = hashlib.sha256(content).hexdigest()
-        name = name.format(sha256=sha256)  # another content gets another name: a save never touches the previous one's
+        name = name.format(sha256=sha256)  # by content, and of rows by the first: no file in use is written over
         write_atomically(self.folder / name, lambda stream: stream.write(content))
         return {"file": name, "sha256": sha256}
 

@@ -73,6 +73,11 @@ def from_json(kind: type[S], values: Mapping[str, Any]) -> S:
     return override(kind, {key: math.inf if value == "inf" else value for key, value in values.items()})
 
 
+def of_a_file(kind: type[S], values: Mapping[str, Any]) -> S:
+    """Settings of a policy that another version saved: what it had not keeps its default, and what ``kind`` has not is left."""
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})  # type: ignore[arg-type]
+
+
 def _encode(value: Any) -> Any:
     return "inf" if isinstance(value, float) and math.isinf(value) else value
 

@@ -13,6 +13,7 @@ from lpds.compact import as_learned
 from lpds.config import RunSettings
 from lpds.diagnose import SHOWN, probe_rows
 from lpds.errors import LpdsError, RunFault
+from lpds.nn import part
 from lpds.policy import save_states
 from lpds.records import Records
 from lpds.replay import Replay
@@ -261,7 +262,7 @@ class Learning:
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Go back to :meth:`tensors` and :meth:`facts`, to the bit."""
-        self.method.load_tensors({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
+        self.method.load_tensors(part(tensors, "method."))
         self._generator.set_state(tensors["generator"])
         self.probe = tensors["probe"].to(self._device)
         self.updates, self._owed, self.warm = (facts[key] for key in ("updates", "owed", "warm"))

@@ -1,9 +1,9 @@
-"""Networks of every method: an ensemble of MLPs in one set of stacked tensors, and Polyak averaging."""
+"""Networks of every method: an ensemble of MLPs in one set of stacked tensors; and Polyak averaging and copies of weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -96,3 +96,13 @@ class Scaling(nn.Module):
 def polyak(target: Sequence[Tensor], online: Sequence[Tensor], rate: float) -> None:
     """Move the target weights a share ``rate`` (tau) towards the online ones, in place."""
     torch._foreach_lerp_(list(target), list(online), rate)
+
+
+def copies(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a module, detached and cloned."""
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -50,6 +50,9 @@ def resolve_settings(
 ) -> tuple[RunSettings, Any]:
     """Lay the caller's changes over a named preset's over the task's over the defaults, for the run and for the method.
 
+    What a method asks of the loop (``run_defaults``: its released updates and batches) stands over the task's, which are of
+    LP-DS.
+
     Raises:
         LpdsError: a name that neither knows, or a value that is refused.
     """

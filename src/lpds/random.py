@@ -1,7 +1,8 @@
 """Counter-based randomness: a draw is a function of its address, not of what was drawn before.
 
-The noise of one decision depends on (stream, seed, episode, decision) alone, so it does not change with the number of
-environments nor with which of them are still running, and a resumed run needs no generator state for it.
+The noise of one decision depends on (stream, seed, episode, decision) alone in evaluation, so it does not change with the
+number of environments nor with which of them are still running; in training, where a lane counts its own episodes, on (stream,
+seed, lane, episode, decision). A resumed run needs no generator state for either.
 """
 
 from __future__ import annotations

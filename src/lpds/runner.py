@@ -24,6 +24,7 @@ from lpds.evaluation import EvalReport, evaluate_policy, seed_ignored
 from lpds.files import how_to_resume
 from lpds.learning import Learning
 from lpds.log import Display
+from lpds.nn import part
 from lpds.policy import POLICY_FILES, save_policy
 from lpds.records import Records
 from lpds.schedule import Schedule
@@ -292,20 +293,16 @@ class Runner:
     def restore(self) -> None:
         """Go back to the last checkpoint, to the bit."""
         tensors, facts = self.store.load()
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
         self.learning.restore(tensors, facts)
         self.store.load_replay(facts, self.learning.replay)
         self.step = facts["step"]
         self.ignores_seed = facts.get("ignores_seed", False)
-        self.records.restore(part("sums."), facts, self.step, self.learning.updates)
+        self.records.restore(part(tensors, "sums."), facts, self.step, self.learning.updates)
         if self._best is not None:
-            self._best.restore(facts["best"], part("best."))
+            self._best.restore(facts["best"], part(tensors, "best."))
         # a finished run that was given a larger budget goes on; what its end wrote is written
         self._schedule.restore(facts["next"], self.step, ended=self.step >= self.c.steps)
-        broken = self.collector.restore(part("collector."), facts["episodes"])
+        broken = self.collector.restore(part(tensors, "collector."), facts["episodes"])
         self.learning.replay.cut([lane for lane in broken if facts["episodes"][lane]["length"]])
         # only now that nothing can fail any more: rows behind the checkpoint go, among them the last evaluation's
         (self.out / "summary.json").unlink(missing_ok=True)

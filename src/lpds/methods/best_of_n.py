@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from lpds.config import BestOfNSettings
 from lpds.errors import LpdsError
+from lpds.fields import of_a_file
 from lpds.methods.learner import Learner
 from lpds.methods.state import adam, descend
-from lpds.nn import EnsembleMLP, Scaling, polyak
+from lpds.nn import EnsembleMLP, Scaling, copies, polyak
 from lpds.types import Batch, Decision, Decoder, LatentSpec, Metrics, Shape
 
 
@@ -121,7 +122,7 @@ class BestOfN(Learner[BestOfNPolicy]):
 
     def policy_tensors(self) -> dict[str, Tensor]:
         """The critic's weights and input scaling."""
-        return {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
+        return copies(self.policy)
 
     def policy_settings(self) -> dict[str, Any]:
         """What :meth:`open_policy` needs beside the weights."""
@@ -130,6 +131,6 @@ class BestOfN(Learner[BestOfNPolicy]):
     @staticmethod
     def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BestOfNPolicy:
         """Build the policy again."""
-        policy = BestOfNPolicy(decoder.spec, BestOfNSettings(**settings), torch.Generator())
+        policy = BestOfNPolicy(decoder.spec, of_a_file(BestOfNSettings, settings), torch.Generator())
         policy.load_state_dict(dict(tensors))
         return policy.requires_grad_(False)

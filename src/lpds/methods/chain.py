@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -278,13 +277,3 @@ def untrained(chain: DecoderChain, method: str) -> ChainPolicy:
     start = copy.copy(chain)
     start.net = chain.frozen
     return ChainPolicy(start, method, evaluation=True)
-
-
-def copies(module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a module, detached and cloned."""
-    return {key: value.detach().clone() for key, value in module.state_dict().items()}
-
-
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names start with a prefix, without it."""
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

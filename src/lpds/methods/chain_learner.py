@@ -9,8 +9,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, copies, untrained
+from lpds.fields import of_a_file
+from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, untrained
 from lpds.methods.learner import Learner
+from lpds.nn import copies
 from lpds.types import Decoder
 
 P = TypeVar("P", bound=ChainPolicy)
@@ -72,7 +74,7 @@ class ChainLearner(Learner[P]):
     @classmethod
     def open_policy(cls, decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ChainPolicy:
         """Build the chain of a saved policy."""
-        return ChainPolicy(cls.open_chain(cls.settings_kind(**settings), decoder, tensors), cls.name, evaluation=True)
+        return ChainPolicy(cls.open_chain(of_a_file(cls.settings_kind, settings), decoder, tensors), cls.name, evaluation=True)
 
     @classmethod
     def open_chain(cls, settings: ChainSettings, decoder: Decoder, net: Mapping[str, Tensor]) -> DecoderChain:

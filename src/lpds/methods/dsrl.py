@@ -44,10 +44,11 @@ import torch
 from torch import Tensor
 
 from lpds.config import DSRLNASettings, DSRLSACSettings
+from lpds.fields import of_a_file
 from lpds.methods.gaussian import GaussianLatentPolicy, input_scaling
 from lpds.methods.learner import Learner, typicality_of
 from lpds.methods.state import adam, descend
-from lpds.nn import EnsembleMLP, Scaling, polyak
+from lpds.nn import EnsembleMLP, Scaling, copies, polyak
 from lpds.types import Batch, Decoder, Experience, Metrics, Shape
 
 
@@ -182,7 +183,7 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
 
     def policy_tensors(self) -> dict[str, Tensor]:
         """The actor's weights and input scaling."""
-        return {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
+        return copies(self.policy)
 
     def policy_settings(self) -> dict[str, Any]:
         """What :meth:`open_policy` needs beside the weights."""
@@ -191,8 +192,7 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
     @staticmethod
     def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GaussianLatentPolicy:
         """Build the actor again from a saved policy."""
-        known = {key: settings[key] for key in asdict(DSRLSACSettings())}
-        policy = GaussianLatentPolicy(decoder.spec, DSRLSACSettings(**known), torch.Generator())
+        policy = GaussianLatentPolicy(decoder.spec, of_a_file(DSRLSACSettings, settings), torch.Generator())
         policy.load_state_dict(dict(tensors))
         return policy.requires_grad_(False)
 

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from lpds.checks import positive
 from lpds.errors import LpdsError
-from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, check_whole, copies, part
+from lpds.fields import of_a_file
+from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, check_whole
 from lpds.methods.chain_learner import ChainLearner
 from lpds.methods.critics import TwinQ, ValueMLP, twin_loss
 from lpds.methods.state import adam, descend
-from lpds.nn import polyak
+from lpds.nn import copies, part, polyak
 from lpds.types import Batch, Decision, Decoder, Metrics, Shape
 
 
@@ -183,7 +184,7 @@ class IDQL(ChainLearner[CandidatePolicy]):
     @classmethod
     def open_policy(cls, decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CandidatePolicy:
         """Build the chain of a saved policy and the critics that choose."""
-        c, spec = IDQLSettings(**settings), decoder.spec
+        c, spec = of_a_file(IDQLSettings, settings), decoder.spec
         q = _critic(spec.obs_size + spec.action_size, c, torch.Generator())
         q.load_state_dict(part(tensors, "q."))
         return CandidatePolicy(cls.open_chain(c, decoder, part(tensors, "net.")), q.requires_grad_(False), None, c)

@@ -16,7 +16,7 @@ from lpds.methods.shift import ShiftPolicy, open_shift
 from lpds.methods.state import adam
 from lpds.methods.trust_region import TrustRegion
 from lpds.metrics import quiet_nats
-from lpds.nn import EnsembleMLP, Scaling
+from lpds.nn import EnsembleMLP, Scaling, copies
 from lpds.types import Decoder, LatentSpec, Shape
 
 
@@ -129,7 +129,7 @@ class ShiftLearner(Learner[ShiftPolicy]):
 
     def policy_tensors(self) -> dict[str, Tensor]:
         """Delta's weights and input scaling."""
-        return {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
+        return copies(self.policy)
 
     def policy_settings(self) -> dict[str, Any]:
         """What :meth:`open_policy` needs beside the weights."""

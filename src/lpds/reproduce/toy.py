@@ -50,6 +50,17 @@ GRID = {"eval_every": 0, "final_episodes": 20}
 
 
 @dataclass(frozen=True)
+class _Cell:
+    """Runs of the grid that differ in nothing but the seed."""
+
+    method: str
+    name: str
+    delta: float
+    own: Mapping[str, Any]
+    """Settings beside the grid's."""
+
+
+@dataclass(frozen=True)
 class Point:
     """One delta of LP-DS, or what it is compared with: the frozen policy and the rivals (delta 0)."""
 
@@ -116,32 +127,28 @@ def reproduce_toy(
         raise LpdsError("deltas must name at least one budget")
     settings = {**GRID, "steps": steps, **(changes or {})}
     decoder = load_decoder(resolve("task", TASKS, "toy").decoder)
-    cells = [("lpds", f"delta{delta:g}", {"delta": float(delta)}) for delta in sorted(deltas)]
-    cells += [(rival, rival, EQUAL) for rival in rivals]
-    for method, name, own in cells:  # a folder that cannot be used is told before hours of roll-outs
+    cells = [_Cell("lpds", f"delta{delta:g}", float(delta), {"delta": float(delta)}) for delta in sorted(deltas)]
+    cells += [_Cell(rival, rival, 0.0, EQUAL) for rival in rivals]
+
+    def run_of(cell: _Cell, seed: int) -> tuple[Path, dict[str, Any], str]:
+        return out / "runs" / cell.name / f"seed{seed}", {**settings, **cell.own, "seed": seed}, cell.method
+
+    for cell in cells:  # a folder that cannot be used is told before hours of roll-outs
         for seed in range(seeds):
-            _found(out / "runs" / name / f"seed{seed}", {**settings, **own, "seed": seed}, method)
+            _found(*run_of(cell, seed))
     say(f"frozen policy: {rollouts} roll-outs")
     frozen = roll_out(BasePolicy(), decoder, episodes=rollouts, seed=ROLLOUT_SEED, scale=0.0)
     points = [Point(0.0, [0], [frozen], "frozen")]
-    for delta in sorted(deltas):
-        rolled = []
+    for cell in cells:
+        rolled, label = [], "" if cell.delta else cell.name
         for seed in range(seeds):
-            folder = out / "runs" / f"delta{delta:g}" / f"seed{seed}"
-            say(f"delta {delta:g}, seed {seed}: {_ensure_run(folder, {**settings, 'delta': float(delta), 'seed': seed})}")
-            policy = load_policy(folder)
+            run = run_of(cell, seed)
+            name = f"{label or f'delta {cell.delta:g}'}, seed {seed}"
+            say(f"{name}: {_ensure_run(*run)}")
+            policy = load_policy(run[0])
             rolled.append(roll_out(policy.policy, policy.decoder, episodes=rollouts, seed=ROLLOUT_SEED))
-            say(f"delta {delta:g}, seed {seed}: {_sentence(rolled[-1])}")
-        points.append(Point(float(delta), list(range(seeds)), rolled))
-    for rival in rivals:
-        rolled = []
-        for seed in range(seeds):
-            folder = out / "runs" / rival / f"seed{seed}"
-            say(f"{rival}, seed {seed}: {_ensure_run(folder, {**settings, **EQUAL, 'seed': seed}, rival)}")
-            policy = load_policy(folder)
-            rolled.append(roll_out(policy.policy, policy.decoder, episodes=rollouts, seed=ROLLOUT_SEED))
-            say(f"{rival}, seed {seed}: {_sentence(rolled[-1])}")
-        points.append(Point(0.0, list(range(seeds)), rolled, rival))
+            say(f"{name}: {_sentence(rolled[-1])}")
+        points.append(Point(cell.delta, list(range(seeds)), rolled, label))
     rows = [point.figures(frozen) for point in points]
     findings = _findings(rows)
     summary = {
@@ -187,7 +194,7 @@ def _found(folder: Path, settings: dict[str, Any], method: str) -> bool:
     return same
 
 
-def _ensure_run(folder: Path, settings: dict[str, Any], method: str = "lpds") -> str:
+def _ensure_run(folder: Path, settings: dict[str, Any], method: str) -> str:
     """Have a finished run with these settings in the folder; say how it came about."""
     same = _found(folder, settings, method)
     if same and (folder / "summary.json").is_file() and (folder / "policy").is_dir():
