@@ -17,6 +17,7 @@ from lpds.compact import refuse_other_pictures
 from lpds.config import RunSettings
 from lpds.decoders.base import BaseDecoder
 from lpds.decoders.callable import CallableDecoder
+from lpds.decoders.recorded import find_decoder
 from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, make_eval_env
 from lpds.errors import LpdsError, one_line
 from lpds.evaluation import EvalReport, evaluate_policy
@@ -25,7 +26,7 @@ from lpds.files import check_writable, locked, write_json
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
 from lpds.passport import decoder_facts, make_passport
-from lpds.policy import SteeredPolicy, find_decoder, load_policy
+from lpds.policy import SteeredPolicy, load_policy
 from lpds.presets import resolve_preset, resolve_settings, resolve_task
 from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
 from lpds.run_folder import RunFolder, check_room, folder_of, make_room, read_config

@@ -14,8 +14,7 @@ from lpds.config import RunSettings
 from lpds.diagnose import SHOWN, probe_rows
 from lpds.errors import LpdsError, RunFault
 from lpds.nn import part
-from lpds.policy import save_states
-from lpds.records import Records
+from lpds.records import Records, save_states
 from lpds.replay import Replay
 from lpds.scale import reward_scale
 from lpds.types import Batch, Decoder, Method, Metrics

@@ -14,17 +14,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lpds.checks import check_decoder, check_share
+from lpds.checks import check_share
 from lpds.compact import as_learned, look
+from lpds.decoders.recorded import find_decoder
 from lpds.errors import LpdsError, one_line
 from lpds.files import read_object, write_atomically, write_json
 from lpds.observations import Arrays, as_arrays, parts, shapes_fit
-from lpds.passport import check_fingerprint, decoder_facts
-from lpds.registry import DECODER_FILES, DECODER_SCHEMES, METHODS, resolve
+from lpds.passport import decoder_facts
+from lpds.registry import METHODS, resolve
 from lpds.run_folder import RunFolder, folder_of
 from lpds.types import Decoder, LatentSpec, Method
 from lpds.wire import WireError, spec_from_wire, spec_to_wire
-from lpds.zoo import load_decoder
 
 FORMAT_VERSION = 1
 FROZEN = "base"
@@ -188,15 +188,6 @@ def save_policy(
         raise LpdsError(f"policy in {folder} not saved ({error}); the previous one is untouched") from None
 
 
-def save_states(folder: Path, obs: Tensor) -> None:
-    """Write ``states.safetensors``: a few states [N, O] at which a report shows what the policy does."""
-    content = save({"obs": obs.cpu().contiguous()})
-    try:
-        write_atomically(folder / "states.safetensors", lambda stream: stream.write(content))
-    except OSError as error:
-        raise LpdsError(f"states in {folder} not saved ({error})") from None
-
-
 def load_policy(
     run: str | Path | RunFolder, decoder: Decoder | str | None = None, *, files: Mapping[str, str] | None = None
 ) -> SteeredPolicy:
@@ -280,76 +271,3 @@ def _open(run: Path, decoder: Decoder, facts: Mapping[str, Any], tensors: Mappin
     except (KeyError, TypeError, RuntimeError) as error:
         why = one_line(error)
         raise LpdsError(f"policy in {run / 'policy'}: settings and weights do not belong together ({why})") from None
-
-
-def find_decoder(
-    facts: dict[str, Any],
-    given: Decoder | str | None,
-    what: str,
-    folder: Path,
-    files: Mapping[str, str] | None = None,
-) -> Decoder:
-    """Use the decoder given, or open the one that was recorded; either must have the recorded fingerprint.
-
-    Args:
-        facts: what was recorded: name, reference, options, fingerprint.
-        given: a decoder, or a reference in place of the recorded one, which has its options if it is of the same kind.
-        what: who asks, for a message.
-        folder: of who asks; a recorded reference to a relative place holds from there, or from a folder above it.
-        files: where what the decoder needs beside its reference is now, by the option's name
-            (:data:`lpds.registry.DECODER_FILES`).
-    """
-    lacking = [key for key in ("name", "reference", "options", "fingerprint") if key not in facts]
-    if lacking:
-        raise LpdsError(f"{what} does not say the {', '.join(lacking)} of its decoder")
-    if given is None:
-        if facts["reference"] is None:
-            raise LpdsError(
-                f"{what} belongs to the wrapped decoder {facts['name']!r}: pass it as decoder= "
-                "(on the command line --decoder python:FILE.py:NAME)"
-            )
-        given = _place_from(facts["reference"], folder)
-    if isinstance(given, str):
-        same_kind = _kind(given) == _kind(str(facts["reference"]))
-        recorded = {key: _file_from(key, value, folder) for key, value in facts["options"].items()} if same_kind else {}
-        given = load_decoder(given, **{**recorded, **(files or {})})
-    check_decoder(given)
-    check_fingerprint(given, facts, what)
-    _check_shapes(given, facts.get("spec"), what)
-    return given
-
-
-def _check_shapes(decoder: Decoder, recorded: Mapping[str, Any] | None, what: str) -> None:
-    """Refuse other shapes than were recorded, which the fingerprint need not know: of weights whose chunk is cut, say."""
-    for name, value in spec_to_wire(decoder.spec).items():
-        wanted = value if recorded is None else recorded.get(name, value)
-        if wanted != value:
-            raise LpdsError(
-                f"{what} was learned with {name} {wanted}, but decoder {decoder.name!r} has {value}: pass it as it was then "
-                "(execute= of the loader says how many steps of a chunk are executed)"
-            )
-
-
-def _kind(reference: str) -> str:
-    """Whose loader a reference asks for: a zoo name and a path are folders of this project's own decoders, too."""
-    scheme, colon, _ = reference.partition(":")
-    return scheme if colon and scheme in DECODER_SCHEMES else "folder"
-
-
-def _place_from(reference: str, folder: Path) -> str:
-    """A reference whose relative place is none from the working folder, as seen from a folder or those above it."""
-    scheme, colon, place = reference.partition(":")
-    path, further, name = place.partition(":")  # python:FILE:NAME
-    return f"{scheme}:{_found_from(path, folder)}{further}{name}" if colon else reference
-
-
-def _file_from(option: str, value: Any, folder: Path) -> Any:
-    """A recorded option, with the place of a file likewise."""
-    return _found_from(value, folder) if option in DECODER_FILES and isinstance(value, str) else value
-
-
-def _found_from(place: str, folder: Path) -> str:
-    if not place or Path(place).is_absolute() or Path(place).exists():
-        return place
-    above = [folder.resolve(), *folder.resolve().parents]
-    return next((str(start / place) for start in above if (start / place).exists()), place)

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from lpds.collect import EpisodeRecord
+from lpds.errors import LpdsError
 from lpds.evaluation import EvalReport
+from lpds.files import write_atomically
 from lpds.log import METRIC_KEYS, JsonLines, TensorBoard
 from lpds.recent import Recent
 
@@ -109,3 +112,12 @@ class Records:
             stream.close()
         if self._board is not None:
             self._board.close()
+
+
+def save_states(folder: Path, obs: Tensor) -> None:
+    """Write ``states.safetensors``: a few states [N, O] at which a report shows what the policy does."""
+    content = save({"obs": obs.cpu().contiguous()})
+    try:
+        write_atomically(folder / "states.safetensors", lambda stream: stream.write(content))
+    except OSError as error:
+        raise LpdsError(f"states in {folder} not saved ({error})") from None

@@ -43,7 +43,6 @@ class IDQLSettings(ChainSettings):
     run_defaults: ClassVar[Mapping[str, Any]] = {
         "updates_per_decision": 0.128,
         "batch_size": 1_000,
-        "warmup_fits": 80,
         "log_every": 10_000,
     }
     candidates: int = 10
