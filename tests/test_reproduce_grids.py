@@ -51,7 +51,7 @@ def test_a_page_says_what_the_paper_says_and_what_was_measured(tmp_path, monkeyp
     assert page.count("toy: against frozen") == 2
     floor, both = page.split("Both:")
     assert "base+t" in floor
-    assert "\nlpds+t" not in floor
+    assert "lpds+t" not in floor  # nor in what is said of the floor
     assert "\nlpds+t" in both
     rows = [json.loads(line) for line in (tmp_path / "out/runs/toy/lpds+t/seed0/metrics.jsonl").read_text().splitlines()]
     norms = [row["w_norm"] for row in rows if row["w_norm"] is not None]
@@ -81,6 +81,14 @@ def test_a_page_says_what_the_paper_says_and_what_was_measured(tmp_path, monkeyp
     with refused("none of the 6 runs is finished", "nowhere"):
         reproduce("tiny", tmp_path / "none", seeds=3, steps=400, runs=tmp_path / "nowhere", run=False)
     assert not (tmp_path / "none").exists()
+
+    # a longer run is no run of an equal budget
+    lpds.resume(tmp_path / "out/runs/toy/lpds+t/seed0", steps=600, quiet=True)
+    part = reproduce("tiny", tmp_path / "longer", seeds=1, steps=400, runs=tmp_path / "out" / "runs", run=False)
+    assert "**1 of 2 runs are finished.** Not in the tables, by method and seed: toy/lpds+t, of 600 steps, 0." in part
+    assert "\nlpds+t" not in part
+    with refused("none of the 2 runs is finished", "but of longer ones 2"):
+        reproduce("tiny", tmp_path / "none", seeds=1, steps=300, runs=tmp_path / "out" / "runs", run=False)
 
 
 def test_the_curve_of_the_chain_is_the_chains(tmp_path):

@@ -22,7 +22,6 @@ from lpds.report.compare import compare
 from lpds.report.html import _pooled
 from lpds.report.paired import Comparison
 from lpds.report.read import group_runs, read_runs
-from lpds.reproduce.grids import _cell_of
 from lpds.stats import crossed_bootstrap, iqm, paired_share_gain, pairs_that_differ, share_difference, told_apart, wilson
 from lpds.tell import differences
 from lpds.verdict import against_line, verdict_line
@@ -146,11 +145,6 @@ def test_nothing_has_no_sign():
     assert told([-0.001, 20.0, 42.0], sign=True) == ["0.0", "+20.0", "+42.0"]
     assert unsigned_zero("-0") == "0"
     assert unsigned_zero("-0.1") == "-0.1"
-
-
-def test_cells_of_a_reproduction_keep_their_rows_whatever_tells_them_apart():
-    names = ["lpds+delta0.1 (fingerprint ab, ...)", "lpds #2", "frozen 12ab34", "frozen", "lpds-a", "dsrl-na+equal"]
-    assert [_cell_of(name) for name in names] == ["lpds+delta0.1", "lpds", "frozen", "frozen", "lpds-a", "dsrl-na+equal"]
 
 
 def test_a_second_group_of_one_variant_keeps_its_name(tmp_path):

@@ -158,12 +158,12 @@ def run_grid(
         _check_settings(cell, out)
         if evidence is not None:
             _check_settings(cell, evidence)
-            if (kept := _budget_of(evidence / cell.path)) > max(int(cell.settings["steps"]), _budget_of(out / cell.path)):
+            if (kept := budget_of(evidence / cell.path)) > max(int(cell.settings["steps"]), budget_of(out / cell.path)):
                 raise LpdsError(
                     f"{evidence / cell.path} holds a run of {kept:,} steps, which one of {int(cell.settings['steps']):,} would "
                     "replace: choose another --evidence, or as many --steps"
                 )
-        if (had := _budget_of(out / cell.path)) > int(cell.settings["steps"]):
+        if (had := budget_of(out / cell.path)) > int(cell.settings["steps"]):
             say(f"{cell.path}: has {had:,} steps, more than the {int(cell.settings['steps']):,} asked for")
     waiting = [cell for cell in cells if not _done(cell, out)]
     say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
@@ -208,6 +208,13 @@ def finished_cells(cells: Sequence[Cell], out: Path) -> list[Cell]:
     for cell in cells:
         _check_settings(cell, out)
     return [cell for cell in map(_with_budget, cells) if _done(cell, out)]
+
+
+def budget_of(folder: Path) -> int:
+    """Primitive steps asked for of the run in a folder; 0 where there is none."""
+    if not (folder / "config.json").is_file():
+        return 0
+    return int(json.loads((folder / "config.json").read_text())["run"]["steps"])
 
 
 def copy_evidence(run: Path, target: Path) -> None:
@@ -324,14 +331,7 @@ def _done(cell: Cell, out: Path) -> bool:
     folder = out / cell.path
     if not (folder / "summary.json").is_file():
         return False
-    return _budget_of(folder) >= int(cell.settings["steps"])
-
-
-def _budget_of(folder: Path) -> int:
-    """Primitive steps asked for of the run in a folder; 0 where there is none."""
-    if not (folder / "config.json").is_file():
-        return 0
-    return int(json.loads((folder / "config.json").read_text())["run"]["steps"])
+    return budget_of(folder) >= int(cell.settings["steps"])
 
 
 def _with_budget(cell: Cell) -> Cell:
@@ -355,7 +355,7 @@ def _lines(folder: Path) -> list[str]:
 def _start(cell: Cell, out: Path) -> subprocess.Popen[bytes]:
     folder = out / cell.path
     if (folder / "config.json").is_file():
-        words = ["resume", str(folder), "--steps", str(max(int(cell.settings["steps"]), _budget_of(folder)))]
+        words = ["resume", str(folder), "--steps", str(max(int(cell.settings["steps"]), budget_of(folder)))]
     else:
         words = [
             "steer",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lpds.errors import LpdsError, unknown_name
 from lpds.files import write_atomically, write_json
-from lpds.grid import Cell, finished_cells, grid_cells, run_grid
-from lpds.report.compare import CompareReport, compare
+from lpds.grid import budget_of, finished_cells, grid_cells, run_grid
+from lpds.report.compare import compare
 from lpds.report.read import RunData, group_runs, read_runs
 from lpds.report.worlds import by_task
 
@@ -194,9 +194,11 @@ def reproduce(
     root = runs or out / "runs"
     if run:
         run_grid(cells, root, jobs=jobs, say=say)
-    done = finished_cells(cells, root)
+    ended = finished_cells(cells, root)
+    done = [cell for cell in ended if budget_of(root / cell.path) == budget]
     if not done:
         why = "what each said last is above" if run else f"{root} has none of them"
+        why += f", but of longer ones {len(ended)}" if ended else ""
         raise LpdsError(f"none of the {len(cells)} runs is finished, so there is nothing to draw: {why}")
     finished = [root / cell.path for cell in done]
     report = compare(finished)
@@ -204,8 +206,9 @@ def reproduce(
     command = f"lpds reproduce {name} --seeds {seeds} --steps {budget}"
     command += "" if runs is None else f" --runs {shlex.quote(str(runs))}"
     command += "" if run else " --no-run"
-    missing = [cell for cell in cells if root / cell.path not in finished]
-    page = _page(command, what, missing, report, pictures, finished)
+    longer = {cell.path: budget_of(root / cell.path) for cell in ended if cell not in done}
+    missing = {cell.path: longer.get(cell.path) for cell in cells if root / cell.path not in finished}
+    page = _page(command, what, missing, pictures, finished)
     write_json(out / "summary.json", {"format_version": FORMAT_VERSION, "figure": name, **report.to_json()})
     write_atomically(out / "README.md", lambda stream: stream.write(page.encode()))
     return page
@@ -227,16 +230,16 @@ def _pictures(what: Reproduction, finished: Sequence[Path], out: Path) -> list[s
 def _page(
     command: str,
     what: Reproduction,
-    missing: Sequence[Cell],
-    report: CompareReport,
+    missing: Mapping[Path, int | None],
     pictures: Sequence[str],
     runs: Sequence[Path],
 ) -> str:
     lines = [f"# {what.title}", "", f"`{command}`", ""]
     if missing:
         seeds: dict[str, list[str]] = {}
-        for cell in missing:
-            seeds.setdefault(str(cell.path.parent), []).append(cell.path.name.removeprefix("seed"))
+        for path, ran in missing.items():
+            longer = "" if ran is None else f", of {ran:,} steps,"
+            seeds.setdefault(f"{path.parent}{longer}", []).append(path.name.removeprefix("seed"))
         left = "; ".join(f"{path} {', '.join(numbers)}" for path, numbers in seeds.items())
         whole = len(runs) + len(missing)
         lines += [f"**{len(runs)} of {whole} runs are finished.** Not in the tables, by method and seed: {left}.", ""]
@@ -244,21 +247,16 @@ def _page(
         lines += ["The paper says:", "", *(f"- {sentence}" for sentence in what.paper), ""]
     lines += ["Measured here (95 % intervals; difference from the frozen policy):", ""]
     for title, methods in what.tables or (("", ()),):
-        rows = tuple(row for row in report.rows if not methods or _cell_of(row.label) in ("frozen", *methods))
+        # what is said under a table is of its own rows
+        members = [run for run in runs if not methods or run.parent.name in methods]
         lines += [f"{title}:", ""] if title else []
-        lines += ["```", str(replace(report, rows=rows)), "```", ""]
+        lines += ["```", str(compare(members)) if members else "none of its runs is finished", "```", ""]
     if what.metrics:
         lines += [*_quantities(what.metrics, runs), ""]
     if what.caveats:
         lines += ["What differs from the paper:", "", *(f"- {sentence}" for sentence in what.caveats), ""]
     lines += [f"![{picture}]({picture})" for picture in pictures]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _cell_of(label: str) -> str:
-    """The cell's name in a row's label, which may tell apart runs of one cell that differ, and frozen policies."""
-    name = label.partition(" (")[0].partition(" #")[0]
-    return "frozen" if name.startswith("frozen ") else name
 
 
 def _quantities(metrics: Sequence[str], runs: Sequence[Path]) -> list[str]:
@@ -272,7 +270,7 @@ def _quantities(metrics: Sequence[str], runs: Sequence[Path]) -> list[str]:
                 ends = [found for run in group.runs if (found := _ends(run, key)) is not None]
                 cells.append(" to ".join(f"{value:.3g}" for value in np.mean(ends, 0)) if ends else "-")
             lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    return [*lines, "", "`-`: not logged, by the method or by runs older than the figure."]
 
 
 def _ends(run: RunData, key: str) -> tuple[float, float] | None:
