@@ -12,6 +12,7 @@ from scipy import stats as scipy_stats
 
 import lpds
 from lpds.errors import LpdsError
+from lpds.report.compare import hint
 from lpds.stats import (
     area_under_curve,
     crossed_bootstrap,
@@ -168,7 +169,11 @@ def test_episodes_to_decide_is_what_makes_the_interval_touch_zero():
 
 
 def test_the_episodes_that_would_decide_it_do_when_they_come_again_and_none_are_promised_that_would_not():
-    """The same episodes several times over have the same moments; three seeds' freedom falls to two as they come."""
+    """Episodes to come have the moments of those that were; three seeds' freedom falls to two as they come.
+
+    The variance of the seeds' means is the seeds' own and a share of the residual, r / E (a two-way analysis of variance
+    without replication). More episodes leave the first, so the means draw together by what is left of the second.
+    """
     rng = np.random.default_rng(11)
     found = {True: 0, False: 0}
     for _ in range(250):
@@ -179,7 +184,12 @@ def test_the_episodes_that_would_decide_it_do_when_they_come_again_and_none_are_
             continue
 
         def decided(times, frozen=frozen, steered=steered):
-            _, low, high = crossed_difference(np.tile(frozen, times), np.tile(steered, times))
+            means = steered.mean(1, keepdims=True) - steered.mean()
+            residual = steered - means - steered.mean(0)
+            spread = means.var(ddof=1)
+            of_episodes = min(spread, (residual**2).sum() / (2 * 11) / 12)
+            drawn = np.sqrt((spread - of_episodes + of_episodes / times) / spread)
+            _, low, high = crossed_difference(np.tile(frozen, times), np.tile(steered - means + drawn * means, times))
             return low > 0.0 or high < 0.0
 
         found[more is not None] += 1
@@ -190,6 +200,49 @@ def test_the_episodes_that_would_decide_it_do_when_they_come_again_and_none_are_
             assert decided(math.ceil(times))
             assert not decided(math.ceil(times) - 1)
     assert min(found.values()) > 10
+
+
+def test_seeds_that_differ_by_their_episodes_alone_are_not_called_open():
+    """No seed has an effect of its own: episodes decide it, and are asked for in most samples of those undecided."""
+    rng = np.random.default_rng(3)
+    more = []
+    for _ in range(300):
+        frozen, steered = (shift + rng.normal(0, 5, (3, 50)) for shift in (0.0, 0.8))
+        more.append(episodes_to_decide(frozen, steered))
+    undecided = [found for found in more if found != 0]
+    assert len(undecided) > 200
+    assert sum(found is None for found in undecided) < 0.75 * len(undecided)
+
+
+def test_an_interquartile_mean_does_not_know_where_a_missing_return_belongs(tmp_path):
+    assert math.isnan(iqm([math.nan, 0, 10, 20, 30]))
+    run = write_run(tmp_path / "run", "lpds", 0, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    lines = (run / "eval.jsonl").read_text().splitlines()
+    (run / "eval.jsonl").write_text("\n".join([*lines[:-1], json.dumps({**json.loads(lines[-1]), "return": None})]) + "\n")
+    (row,) = (row for row in lpds.compare(run).rows if row.label == "lpds")
+    assert math.isnan(row.iqm[0])
+    assert "toy: lpds lacks the returns of 1 of 8 episodes" in lpds.compare(run).notes
+
+
+def test_equal_seeds_have_the_interval_of_one():
+    wins = [1] * 16 + [0] * 4
+    assert share_over_seeds([wins, wins, wins]) == share_over_seeds([wins])
+    other = [0, *wins[1:16], 1, *wins[17:]]  # as many, elsewhere
+    assert share_over_seeds([wins, other])[2] >= share_over_seeds([wins])[2]
+
+
+def test_what_would_decide_it_is_told_from_either_side(tmp_path):
+    """One seed against three is as open as three against one, and a new episode is played by all four."""
+    rng = np.random.default_rng(5)
+    three = [
+        write_run(tmp_path / f"a{s}", "lpds", s, (shift + rng.normal(size=30)).tolist()) for s, shift in enumerate((0, 9, -8))
+    ]
+    one = write_run(tmp_path / "b", "dsrl-na", 0, rng.normal(size=30).tolist())
+    forth, back = (
+        next(row for row in lpds.compare([*three, one], reference).rows if row.label == label)
+        for reference, label in (("dsrl-na", "lpds"), ("lpds", "dsrl-na"))
+    )
+    assert hint(forth) == hint(back) == ": only more seeds would decide it"
 
 
 def test_no_number_of_episodes_decides_what_the_seeds_leave_open():

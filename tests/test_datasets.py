@@ -27,6 +27,9 @@ def test_own_layout(tmp_path, raw):
     data = open_data(str(tmp_path / "d.npz"))
     np.testing.assert_array_equal(data.obs, obs)
     np.testing.assert_array_equal(data.episode_lengths, LENGTHS)
+    np.savez(tmp_path / "c.npz", obs=obs + 1j, actions=actions, episode_lengths=LENGTHS)
+    with pytest.raises(LpdsError, match="obs are complex64, not real numbers"):
+        open_data(str(tmp_path / "c.npz"))
 
 
 def test_dppo_layout_is_scaled_back_by_its_ranges(tmp_path, raw):

@@ -204,6 +204,15 @@ def test_a_broken_folder_gets_one_line(tmp_path, refused, version):
         write(tmp_path / f"i{index}", version, data_path=template)
         with refused("data_path is", repr(template), "episode_index" if version == "v2.1" else "file_index"):
             open_data(str(tmp_path / f"i{index}"))
+    write(tmp_path / "j", version)
+    if version == "v3.0":
+        listed = tmp_path / "j/meta/episodes/chunk-000/file-000.parquet"
+        listed.with_name("file-001.parquet").write_bytes(listed.read_bytes())
+    else:
+        listed = tmp_path / "j/meta/episodes.jsonl"
+        listed.write_text(2 * listed.read_text())
+    with refused("lists episode 0 twice"):
+        open_data(str(tmp_path / "j"))
     (tmp_path / "h/meta/info.json").write_text('{"features": {}}')
     with refused("info.json cannot be read", "codebase_version"):
         open_data(str(tmp_path / "h"))

@@ -181,6 +181,23 @@ def found_square(mean_square, size=12):
 
 def test_share_of_states_beyond_the_budget():
     assert share_beyond([0.1, 0.35, 0.36, 2.0], 0.35) == 0.5
+    assert math.isnan(share_beyond([math.nan, 0.1], 0.35))  # what diverged is not within its budget
+    assert math.isnan(share_beyond([], 0.35))
+
+
+def test_samples_may_be_tensors_of_any_kind_and_bad_ones_get_a_line():
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    assert knn_entropy(x.clone().requires_grad_()) == knn_entropy(x.numpy())
+    assert knn_entropy(x.bfloat16()) == knn_entropy(x.bfloat16().float().numpy())
+    for bad, words in ((np.empty((0, 2)), "more than 3 samples"), (np.empty((9, 0)), "no coordinates")):
+        with pytest.raises(ValueError, match=words):
+            knn_entropy(bad)
+    with pytest.raises(TypeError):
+        knn_entropy(x, k=3.0)
+    with pytest.raises(ValueError, match="no samples"):
+        mode_shares(np.empty((0, 2)), np.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"\[N, H, L\]"):
+        typicality(np.empty((0, 4, 3)))
 
 
 def test_what_a_run_logs_of_its_latents_is_the_typicality():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,11 @@ from scipy.stats import chi, chi2, kstest
 
 TIE_FLOOR = 1e-6
 """Smallest neighbour distance that counts: clipped actions coincide, and log 0 would be minus infinity."""
+
+
+def _array(x: Any) -> npt.NDArray[np.float64]:
+    """As float64; a tensor of any kind, wherever it is and whatever depends on it."""
+    return np.asarray(x.detach().cpu().double() if hasattr(x, "detach") else x, np.float64)
 
 
 def knn_entropy(x: npt.ArrayLike, k: int = 3, *, floor: float = TIE_FLOOR) -> float:
@@ -30,13 +37,17 @@ def knn_entropy(x: npt.ArrayLike, k: int = 3, *, floor: float = TIE_FLOOR) -> fl
         Entropy in nats.
 
     Raises:
-        ValueError: not more than k samples, or one that is not finite.
+        ValueError: not more than k samples, samples of no dimension, or one that is not finite.
+        TypeError: a k that is no whole number.
     """
-    points = np.asarray(x, np.float64)
-    points = points[:, None] if points.ndim == 1 else points.reshape(len(points), -1)
-    n, d = points.shape
+    points, k = _array(x), operator.index(k)
+    n = len(points) if points.ndim else 0
     if n <= k or k < 1:
         raise ValueError(f"k = {k} neighbours need more than {k} samples and k >= 1, got {n} samples")
+    points = points.reshape(n, -1)
+    d = points.shape[1]
+    if not d:
+        raise ValueError(f"samples have no coordinates: {list(np.shape(x))}")
     if not np.isfinite(points).all():
         raise ValueError("samples hold NaN or infinity")
     distance = cKDTree(points).query(points, k=k + 1)[0][:, k]
@@ -54,8 +65,13 @@ def mode_shares(x: npt.ArrayLike, centres: npt.ArrayLike, radius: float = math.i
 
     Returns:
         [K] shares of all N samples; they add up to 1 less the share that belongs to none.
+
+    Raises:
+        ValueError: no samples.
     """
-    points, known = (np.asarray(v, np.float64) for v in (x, centres))
+    points, known = _array(x), _array(centres)
+    if not len(points):
+        raise ValueError("shares of no samples")
     distance, nearest = cKDTree(known).query(points)
     return np.bincount(nearest[distance <= radius], minlength=len(known)) / len(points)
 
@@ -91,8 +107,13 @@ def typicality(w: npt.ArrayLike) -> Typicality:
     Returns:
         Norm, distance from the chi-squared distribution and correlation along the chunk. The correlation is about zero, the
         prior's mean, not about the samples' own: a constant shift along the chunk is a correlation.
+
+    Raises:
+        ValueError: no latents, or of another form.
     """
-    latents = np.asarray(w, np.float64)
+    latents = _array(w)
+    if latents.ndim != 3 or not latents.size:
+        raise ValueError(f"latents must be [N, H, L], none of them 0, not {list(latents.shape)}")
     n, h, size = latents.shape
     squares = np.square(latents).reshape(n, -1).sum(1)
     test = kstest(squares, chi2(h * size).cdf)
@@ -106,8 +127,12 @@ def typicality(w: npt.ArrayLike) -> Typicality:
 
 
 def share_beyond(delta_sq: npt.ArrayLike, delta: float) -> float:
-    """Share of states whose own ``||Delta(s)||^2`` [N] exceeds the budget, which bounds only their mean."""
-    return float((np.asarray(delta_sq, np.float64) > delta).mean())
+    """Share of states whose own ``||Delta(s)||^2`` [N] exceeds the budget, which bounds only their mean.
+
+    NaN for no states, and where one of them is NaN: a Delta that diverged is not within its budget.
+    """
+    sizes = np.asarray(delta_sq, np.float64)
+    return math.nan if not sizes.size or np.isnan(sizes).any() else float((sizes > delta).mean())
 
 
 def quiet_nats(k: float, free: int) -> float:

@@ -74,7 +74,7 @@ class SteeredPolicy:
         return action
 
     def shift(self, obs: Any) -> FloatArray:
-        """Delta(s), float32 [B, H, L]; zeros for a method that does not shift.
+        """Delta(s), float32 [B, H, L]; zeros where the noise is not shifted (``lpds-a`` shifts the action).
 
         Args:
             obs: as in :meth:`act`; or, where those are no vectors, states [B, F] out of a replay.

@@ -115,11 +115,13 @@ def told_apart(difference: Interval, pairs: int) -> int:
 def iqm(x: npt.ArrayLike) -> float:
     """Interquartile mean: the mean of the middle half, the lowest and highest ``floor(N / 4)`` values left out.
 
-    As rliable and ``scipy.stats.trim_mean(x, 0.25)`` take it (Agarwal et al. 2021). NaN for an empty sample.
+    As rliable and ``scipy.stats.trim_mean(x, 0.25)`` take it (Agarwal et al. 2021). NaN for an empty sample, or one with NaN.
     """
-    values = np.sort(np.asarray(x, np.float64), axis=None)
+    values = np.sort(np.asarray(x, np.float64), axis=None)  # NaN last
+    if not values.size or np.isnan(values[-1]):
+        return math.nan
     cut = values.size // 4
-    return float(values[cut : values.size - cut].mean()) if values.size else math.nan
+    return float(values[cut : values.size - cut].mean())
 
 
 def crossed_bootstrap(
@@ -179,11 +181,12 @@ def mean_over_seeds(seeds: Sequence[npt.ArrayLike]) -> Interval:
 def share_over_seeds(seeds: Sequence[npt.ArrayLike]) -> Interval:
     """Share of successes [E_i] of several seeds, with an interval for other seeds and episodes; of one seed Wilson's.
 
-    That of :func:`mean_over_seeds`, and never narrower than Wilson's of one seed's episodes: the seeds share them.
+    That of :func:`mean_over_seeds`, and never narrower than Wilson's of one seed's episodes: the seeds share them. Seeds that
+    all did alike in every episode are one policy, as far as they tell, and are counted as one seed.
     """
     groups = [values[~np.isnan(values)] for values in (np.asarray(x, np.float64).ravel() for x in seeds)]
     groups = [values for values in groups if values.size]
-    if len(groups) == 1:
+    if groups and all(np.array_equal(values, groups[0]) for values in groups):
         return wilson(int(groups[0].sum()), groups[0].size)
     share, low, high = mean_over_seeds(groups)
     if math.isnan(share):
@@ -280,7 +283,8 @@ def crossed_mean(values: npt.ArrayLike, *, level: float = 0.95) -> Interval:
 def _crossed_variance(first: Array, second: Array, times: float = 1.0) -> tuple[float, float]:
     """Variance of the mean difference, and Satterthwaite's degrees of freedom (at least 1).
 
-    ``times``: as if every episode had come so often; for infinity what the seeds leave is left.
+    ``times``: as if every episode had come so often; for infinity what the seeds leave is left: the variance of their means
+    less what of it is the residual's, which a mean over episodes does not keep.
     """
     episodes = first.shape[1]
     count = times * episodes - 1.0  # degrees of freedom of the episodes
@@ -288,10 +292,14 @@ def _crossed_variance(first: Array, second: Array, times: float = 1.0) -> tuple[
     twice = 0.0
     for values in (first, second):
         if len(values) > 1:
-            parts.append(_variance_of_mean(values.mean(1)))
+            part, freedom = _variance_of_mean(values.mean(1))
             if count:
                 rest = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
-                twice += float((rest**2).mean()) / ((len(values) - 1) * count)
+                square = float((rest**2).mean())
+                twice += square / ((len(values) - 1) * count)
+                lasting = max(0.0, part - square / ((len(values) - 1) * (episodes - 1)))
+                part = lasting + (part - lasting) / times
+            parts.append((part, freedom))
     # what is subtracted is an estimate too: never below the largest part
     variance = max(sum(part for part, _ in parts) - twice, *(part for part, _ in parts))
     if variance == 0.0:
@@ -358,7 +366,8 @@ def episodes_to_decide(a: npt.ArrayLike, b: npt.ArrayLike) -> int | None:
     """How many more episodes would make the interval of :func:`crossed_difference` exclude zero, the seeds being what they are.
 
     If the episodes to come are like those that were: their part of the variance falls with their number, the seeds' does
-    not, and as it comes to be most of the chance the degrees of freedom fall to the seeds'.
+    not, but for what of it is left of the episodes, and as it comes to be most of the chance the degrees of freedom fall to the
+    seeds'.
 
     Args:
         a: [S_a, E] values by seed and episode.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lpds.decoders.dppo import load_normaliser
 from lpds.errors import LpdsError, one_line
@@ -79,11 +80,18 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
     return _checked(data, str(path))
 
 
+def _real(what: str, values: Any) -> npt.NDArray[np.float32]:
+    found = np.asarray(values)
+    if found.dtype.kind not in "biuf":
+        raise TypeError(f"{what} are {found.dtype}, not real numbers")
+    return found.astype(np.float32)
+
+
 def _own(fields: dict[str, Any], obs: Any, actions: Any, lengths: Any) -> Demonstrations:
     episodes = len(lengths)
     return Demonstrations(
-        obs=np.asarray(obs, np.float32),
-        actions=np.asarray(actions, np.float32),
+        obs=_real("obs", obs),
+        actions=_real("actions", actions),
         episode_lengths=_whole(lengths),
         episode_returns=np.asarray(fields.get("episode_returns", np.full(episodes, np.nan)), np.float64),
         episode_source=np.asarray(fields.get("episode_source", np.zeros(episodes)), np.int64),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,11 @@ def _episodes(folder: Path, info: dict[str, Any]) -> list[_Episode]:
     empty = [episode.number for episode in found if episode.length < 1]
     if not found or empty:
         raise LpdsError(f"dataset {folder}: " + (f"episode {empty[0]} has no frames" if empty else f"{path} lists no episodes"))
-    return sorted(found, key=lambda episode: episode.number)
+    found.sort(key=lambda episode: episode.number)
+    twice = [one.number for one, other in pairwise(found) if one.number == other.number]
+    if twice:
+        raise LpdsError(f"dataset {folder}: {path} lists episode {twice[0]} twice")
+    return found
 
 
 def _data_file(folder: Path, info: dict[str, Any], **numbers: int) -> str:

@@ -58,6 +58,8 @@ class Row:
     bounds from :data:`lpds.report.standing.FEWEST_SEEDS` a side."""
     more: int | None
     """Episodes that would decide the difference's sign: 0 if it is decided, ``None`` if none would."""
+    most_seeds: int
+    """Of this and of the reference, whichever has more: so many would have to play each of those episodes."""
     pairs: int
     """Episodes that both played."""
     differ: int
@@ -247,6 +249,9 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
     if two:
         notes.append(f"{task}: two seeds only, whose intervals may be too narrow (they cover 89 to 95 %): {', '.join(two)}")
     for side, row in zip(sides, rows, strict=True):
+        lost = int(np.isnan(side.columns["return"]).sum())
+        if lost:
+            notes.append(f"{task}: {side.label} lacks the returns of {lost} of {side.columns['return'].size} episodes")
         most = max((len(side_of(Group("", (run,))).keys) for run in side.runs), default=0)
         if len(side.keys) < most:
             notes.append(f"{task}: {side.label} by the {len(side.keys)} episodes that all of its seeds played, of {most}")
@@ -299,6 +304,7 @@ def _row(task: str, side: Side, reference: Side, steps: int, end: int) -> Row:
         found.difference,
         found.improvement,
         found.more,
+        max(len(returns), len(reference.columns["return"])),
         found.pairs,
         found.differ,
         found.same,
@@ -324,8 +330,8 @@ def hint(row: Row) -> str:
     if row.differ < FEWEST_PAIRS:
         return f": fewer than {FEWEST_PAIRS} episodes that differ cannot decide it"
     if row.more:
-        return f": about {row.more:,} more episodes{' a seed' if row.seeds > 1 else ''} would decide it"
-    return ": only more seeds would decide it" if row.more is None and row.seeds > 1 else ""
+        return f": about {row.more:,} more episodes{' a seed' if row.most_seeds > 1 else ''} would decide it"
+    return ": only more seeds would decide it" if row.more is None and row.most_seeds > 1 else ""
 
 
 def _numbered(cells: Sequence[str], widths: Sequence[int]) -> Iterable[tuple[int, tuple[str, int]]]:
