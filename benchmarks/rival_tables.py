@@ -26,24 +26,20 @@ RELEASED = {
     "dsrl-sac": "2.5",
     "dppo": "PPO",
     "idql": "0.128 of 1,000",
-    "idql+fits": "0.128 of 1,000",
     "dql": "0.016 of 1,000",
     "dql+data-slow": "0.016 of 1,000",
 }
-EQUAL = {"dsrl-na+equal": "1", "dsrl-na+equal-alpha0.3": "1", "dsrl-sac+equal": "1", "idql+equal": "1", "dql+equal": "1"}
+EQUAL = {"dsrl-na+equal": "1", "dsrl-na+equal-alpha0.3": "1", "dsrl-sac+equal": "1", "idql+equal": "1"}
 TABLES = {"released": FLOOR | SAME | RELEASED, "equal": FLOOR | SAME | EQUAL}
 """Methods by the names of their folders, and their updates a decision."""
 SAID = {
     "frozen": "frozen policy",
     "lpds+quiet-100k": "`lpds --preset quiet`",
-    "idql+fits": "`idql`, 3,000 fits",
     "dql+data-slow": "`dql`, clones the data, at 1e-5",
     **dict.fromkeys(("dsrl-na+alpha0.3", "dsrl-na+equal-alpha0.3"), "`dsrl-na`, temperature 0.3"),
     **{name: f"`{name.removesuffix('+equal')}`" for name in EQUAL if name.endswith("+equal")},
 }
 """What a row is called, where that is not its folder's name."""
-EQUAL_STEPS = {"walker2d": {"lpds": "lpds+100k"}}
-"""Folders of the tables' rows where a method's own runs are longer than its rivals'."""
 BLOCKS = ("+noiseless", "+raw", "+equal-raw", "+equal-alpha0.3-raw", "+fits-raw")
 """Further variants that the comparisons have and the tables have not."""
 
@@ -52,11 +48,6 @@ def runs_of(task: str, methods: list[str]) -> list[Path]:
     """Finished runs of the methods, in their order, as seen from the repository's root."""
     found = [run for method in methods for run in sorted((RESULTS / task / method).glob("seed?"))]
     return [run.relative_to(RESULTS.parent) for run in found]
-
-
-def folder_of(task: str, method: str) -> str:
-    """The folder that a table's row is made of."""
-    return EQUAL_STEPS.get(task, {}).get(method, method)
 
 
 def cell(row: Row | None) -> str:
@@ -74,9 +65,7 @@ def table(methods: dict[str, str], reports: dict[str, CompareReport]) -> list[st
     heads = " | ".join(f"{task}: return, seeds | minus LP-DS's" for task in reports)
     lines = [f"| | updates a decision | {heads} |", "|---" * (2 + 2 * len(reports)) + "|"]
     for name, updates in ({"frozen": ""} | methods).items():
-        rows = [
-            next((row for row in report.rows if row.label == folder_of(task, name)), None) for task, report in reports.items()
-        ]
+        rows = [next((row for row in report.rows if row.label == name), None) for task, report in reports.items()]
         if not any(rows):
             continue
         lines.append(f"| {SAID.get(name, f'`{name}`')} | {updates} | " + " ".join(map(cell, rows)))
@@ -98,10 +87,7 @@ def main() -> None:
     path, notes = RESULTS / "README.md", RESULTS / "gym.md"
     page, under, kept = path.read_text(), notes.read_text(), {}
     for name, methods in TABLES.items():
-        reports = {
-            task: compare(runs_of(task, [folder_of(task, method) for method in methods]), folder_of(task, "lpds"))
-            for task in TASKS
-        }
+        reports = {task: compare(runs_of(task, list(methods)), "lpds") for task in TASKS}
         kept[name] = {task: report.to_json() for task, report in reports.items()}
         stands = [f"- {line}." for report in reports.values() for line in report.standings]
         page = put(page, f"rivals, {name}", [*table(methods, reports), "", "By folder (each pair by itself):", "", *stands])
@@ -109,7 +95,7 @@ def main() -> None:
         names = [
             "lpds",
             "lpds+quiet-100k",
-            *EQUAL_STEPS.get(task, {}).values(),
+            *(name for name in ("lpds+150k",) if (RESULTS / task / name).is_dir()),
             *(f"lpds{end}" for end in BLOCKS),
             *FLOOR,
             "lpds-a",

@@ -220,7 +220,8 @@ def test_no_lagrangian_and_a_fixed_penalty():
 
 
 def random_policy(spec, bound, cap, seed, gain=30.0):
-    policy = ShiftPolicy(spec, 16, 2, "relu", bound, cap, torch.Generator().manual_seed(seed))
+    sizes = {"width": 16, "depth": 2, "activation": "relu", "generator": torch.Generator().manual_seed(seed)}
+    policy = ShiftPolicy(spec, noise_bound=bound, cap_sq=cap, **sizes)
     generator = torch.Generator().manual_seed(seed + 1)
     for parameter in (policy.net.weights[-1], policy.net.biases[-1]):
         parameter.data = gain * torch.randn(parameter.shape, generator=generator)

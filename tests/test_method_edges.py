@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scripted import TINY, identity_decoder, toy_decoder
 
 import lpds
@@ -81,6 +82,16 @@ def test_what_draws_more_noise_for_a_decision_meets_the_same_eps():
     entropies = {frozen_entropy(Draws(draws), toy_decoder(), states).entropy for draws in (1, 2, 21)}
     assert len(entropies) == 1
     assert all(torch.equal(eps, met[0]) for eps in met)
+
+
+@pytest.mark.parametrize("method", ["base", "golden-ticket"])
+def test_what_reads_no_rows_keeps_none(tmp_path, method):
+    """A budget of pictures would fill the memory, and the checkpoint, with what nobody looks at."""
+    plain = {"steps": 1_000, "eval_every": 0, "final_episodes": 2, "num_envs": 3, "quiet": True}
+    run = lpds.steer("toy", method, out=tmp_path / "run", **plain)
+    rows = [load_file(path)["reward"].numel() for path in (run.folder / "checkpoint").glob("replay-*.safetensors")]
+    assert 0 < sum(rows) <= 2 * 3
+    assert run.finished
 
 
 @pytest.mark.parametrize("method", ["dsrl-na", "dsrl-sac", "dppo", "dql", "lpds"])

@@ -21,7 +21,8 @@ FORMS = [("full", 1), ("tied", 1), ("lowrank", 1), ("lowrank", 3), ("lowrank", H
 
 def fresh(form, rank, *, bound=1.5, cap=math.inf, free=None, seed=0):
     spec = LatentSpec((3,), (H, L), (H, 2), free)
-    return ShiftPolicy(spec, 16, 2, "relu", bound, cap, torch.Generator().manual_seed(seed), form, rank)
+    sizes = {"width": 16, "depth": 2, "activation": "relu", "generator": torch.Generator().manual_seed(seed)}
+    return ShiftPolicy(spec, noise_bound=bound, cap_sq=cap, shift_form=form, shift_rank=rank, **sizes)
 
 
 def random(form, rank, *, gain=1.0, **changes):

@@ -147,8 +147,18 @@ def evaluate_policy(
     device = device or torch.device("cpu")
     env = make_lanes(min(LANES, episodes))
     try:
-        noises = seed if noise_seed is None else noise_seed
-        return _run(env, policy, decoder, episodes, seed, noises, scale, noise_scale, device, progress)
+        return _run(
+            env,
+            policy,
+            decoder,
+            episodes=episodes,
+            seed=seed,
+            noise_seed=seed if noise_seed is None else noise_seed,
+            scale=scale,
+            noise_scale=noise_scale,
+            device=device,
+            progress=progress,
+        )
     finally:
         env.close()
 
@@ -157,6 +167,7 @@ def _run(
     env: ChunkedVectorEnv,
     policy: Policy,
     decoder: Decoder,
+    *,
     episodes: int,
     seed: int,
     noise_seed: int,

@@ -60,8 +60,11 @@ class Learning:
         self.decoder, self.out, self.given = decoder, out, given
         self._generator, self._device, self._records, self._say = generator, device, records, say
         c, chunk = settings, decoder.spec.action_shape[0]
+        self._ignored = method.ignores
+        self._warmup = 1 if "warmup_steps" in self._ignored else c.warmup_steps
         # a decision takes at least one step, so a run never inserts more rows than it has steps
-        capacity = min(c.replay_size, c.steps + c.num_envs + given)
+        read = c.steps if method.reads_replay else self._warmup if method.learns else 0
+        capacity = min(c.replay_size, read + c.num_envs + given)
         least = given + -(-c.warmup_steps // chunk)
         if given and c.replay_size < least:
             raise LpdsError(
@@ -80,9 +83,8 @@ class Learning:
         self.state_decoder = as_learned(decoder)
         """What decodes at the rows of the replay: the decoder, or what stands for it where the rows hold features."""
         kept = (method.kept_noises, c.num_envs, device, method.extras, method.kept_next)
-        self.replay = Replay(self.state_decoder.spec, capacity, *kept, expected=given + c.steps // chunk + c.num_envs)
-        self._ignored = method.ignores
-        self._warmup = 1 if "warmup_steps" in self._ignored else c.warmup_steps
+        expected = min(capacity, given + c.steps // chunk + c.num_envs)
+        self.replay = Replay(self.state_decoder.spec, capacity, *kept, expected=expected)
         self.updates = 0
         self.warm = False
         self.probe = torch.empty(0, self.state_decoder.spec.obs_size, device=device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -74,11 +75,16 @@ class LatentSpec:
 
     def quietened(self, eps: Tensor, k: float) -> Tensor:
         """``k eps`` in the free coordinates of [..., H, L] or [..., H * L]; those that only pad keep the prior's noise."""
-        mask = self.free_mask()
-        if k == 1.0 or mask is None:
+        if k == 1.0 or self.free is None:
             return eps if k == 1.0 else k * eps
-        factor = torch.lerp(torch.ones_like(mask), torch.full_like(mask, k), mask).to(eps.device)
-        return eps * (factor.view(self.latent_shape) if eps.shape[-1] == self.latent_shape[1] else factor.view(-1))
+        factor = _factor(tuple(self.free), self.latent_shape[0], k, eps.device)
+        return eps * (factor.view(self.latent_shape) if eps.shape[-1] == self.latent_shape[1] else factor)
+
+
+@lru_cache(maxsize=64)
+def _factor(free: tuple[bool, ...], steps: int, k: float, device: torch.device) -> Tensor:
+    """The factor [H * L]: k where a column is free, else 1. Kept: an update asks for it several times, on its device."""
+    return torch.where(torch.tensor(free).repeat(steps), k, 1.0).to(device)
 
 
 @dataclass(frozen=True)
@@ -214,6 +220,8 @@ class Method(Protocol):
     """Whether a state may hold pictures (:attr:`LatentSpec.pictures`)."""
     shifts: str
     """What it learns a Delta(s) of, ``noise`` or ``action``, opened from its weights and the shapes alone; empty for none."""
+    reads_replay: bool
+    """Whether it learns from rows of the replay; else that holds those of the warm-up alone."""
     recalls: bool
     """Whether it learns from all rounds since it learned last, which the replay then has to hold."""
     divides_budget: bool

@@ -25,7 +25,7 @@ class BasePolicy(LatentPolicy):
 class BaseMethod(Learner[Policy]):
     """The floor of every comparison."""
 
-    learns = False
+    learns = reads_replay = False
     ignores = (
         *("updates_per_decision", "batch_size", "n_step", "warmup_fits", "demos"),
         *("gamma", "discount", "reward_scale", "reward_offset"),

@@ -67,6 +67,7 @@ class GoldenTicket(Learner[LatentPolicy]):
         *("updates_per_decision", "batch_size", "n_step", "warmup_fits", "demos"),
         *("gamma", "discount", "reward_scale", "reward_offset", "warmup_steps"),
     )
+    reads_replay = False
     divides_budget = True
     unlearned = "no episode ended after the warm-up"
 

@@ -60,6 +60,7 @@ class Learner(ABC, Generic[P]):
     sees_pictures = False
     shifts = ""
     extras: Mapping[str, Shape] = {}
+    reads_replay = True
     recalls = False
     divides_budget = False
     ignores: tuple[str, ...] = ()

@@ -34,6 +34,7 @@ class ShiftPolicy(nn.Module, LatentPolicy):
     def __init__(
         self,
         spec: LatentSpec,
+        *,
         width: int,
         depth: int,
         activation: str,

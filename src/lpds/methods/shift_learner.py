@@ -52,11 +52,19 @@ class ShiftLearner(Learner[ShiftPolicy]):
         d, a, k = spec.latent_size, spec.action_size, c.noise_scale
         self._quiet_nats = quiet_nats(k, spec.free_size)
 
-        sizes = (c.width, c.depth, c.activation)
-
         def shift_policy() -> ShiftPolicy:
-            form = (c.shift_form, c.shift_rank, k)
-            return self.policy_kind(shifted, *sizes, c.noise_bound, c.state_cap * self.region.delta, generator, *form)
+            return self.policy_kind(
+                shifted,
+                width=c.width,
+                depth=c.depth,
+                activation=c.activation,
+                noise_bound=c.noise_bound,
+                cap_sq=c.state_cap * self.region.delta,
+                generator=generator,
+                shift_form=c.shift_form,
+                shift_rank=c.shift_rank,
+                noise_scale=k,
+            )
 
         self.online = shift_policy().to(device)
         self.slow_policy = shift_policy().to(device).requires_grad_(False)
