@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,21 +194,18 @@ def reproduce(
     root = runs or out / "runs"
     if run:
         run_grid(cells, root, jobs=jobs, say=say)
-    ended = finished_cells(cells, root)
-    done = [cell for cell in ended if budget_of(root / cell.path) == budget]
-    if not done:
+    finished = [root / cell.path for cell in finished_cells(cells, root)]
+    if not finished:
         why = "what each said last is above" if run else f"{root} has none of them"
-        why += f", but of longer ones {len(ended)}" if ended else ""
         raise LpdsError(f"none of the {len(cells)} runs is finished, so there is nothing to draw: {why}")
-    finished = [root / cell.path for cell in done]
-    report = compare(finished)
+    equal = [folder for folder in finished if budget_of(folder) == budget]
+    report = compare(equal or finished)
     pictures = _pictures(what, finished, out)
     command = f"lpds reproduce {name} --seeds {seeds} --steps {budget}"
     command += "" if runs is None else f" --runs {shlex.quote(str(runs))}"
     command += "" if run else " --no-run"
-    longer = {cell.path: budget_of(root / cell.path) for cell in ended if cell not in done}
-    missing = {cell.path: longer.get(cell.path) for cell in cells if root / cell.path not in finished}
-    page = _page(command, what, missing, pictures, finished)
+    missing = [cell.path for cell in cells if root / cell.path not in finished]
+    page = _page(command, what, budget, missing, pictures, finished)
     write_json(out / "summary.json", {"format_version": FORMAT_VERSION, "figure": name, **report.to_json()})
     write_atomically(out / "README.md", lambda stream: stream.write(page.encode()))
     return page
@@ -230,52 +227,62 @@ def _pictures(what: Reproduction, finished: Sequence[Path], out: Path) -> list[s
 def _page(
     command: str,
     what: Reproduction,
-    missing: Mapping[Path, int | None],
+    budget: int,
+    missing: Sequence[Path],
     pictures: Sequence[str],
     runs: Sequence[Path],
 ) -> str:
     lines = [f"# {what.title}", "", f"`{command}`", ""]
     if missing:
-        seeds: dict[str, list[str]] = {}
-        for path, ran in missing.items():
-            longer = "" if ran is None else f", of {ran:,} steps,"
-            seeds.setdefault(f"{path.parent}{longer}", []).append(path.name.removeprefix("seed"))
-        left = "; ".join(f"{path} {', '.join(numbers)}" for path, numbers in seeds.items())
+        left = _by_method((path, "") for path in missing)
         whole = len(runs) + len(missing)
         lines += [f"**{len(runs)} of {whole} runs are finished.** Not in the tables, by method and seed: {left}.", ""]
+    equal = [run for run in runs if budget_of(run) == budget]
+    if len(equal) < len(runs):
+        longer = _by_method((Path(*run.parts[-3:]), f", {budget_of(run):,} steps,") for run in runs if run not in equal)
+        lines += [f"Drawn, but longer than {budget:,} steps, and so not in a table of returns: {longer}.", ""]
     if what.paper:
         lines += ["The paper says:", "", *(f"- {sentence}" for sentence in what.paper), ""]
     lines += ["Measured here (95 % intervals; difference from the frozen policy):", ""]
     for title, methods in what.tables or (("", ()),):
         # what is said under a table is of its own rows
-        members = [run for run in runs if not methods or run.parent.name in methods]
+        members = [run for run in equal if not methods or run.parent.name in methods]
         lines += [f"{title}:", ""] if title else []
-        lines += ["```", str(compare(members)) if members else "none of its runs is finished", "```", ""]
+        lines += ["```", str(compare(members)) if members else f"no run of {budget:,} steps", "```", ""]
     if what.metrics:
-        lines += [*_quantities(what.metrics, runs), ""]
+        lines += [*_quantities(what.metrics, runs, budget), ""]
     if what.caveats:
         lines += ["What differs from the paper:", "", *(f"- {sentence}" for sentence in what.caveats), ""]
     lines += [f"![{picture}]({picture})" for picture in pictures]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _quantities(metrics: Sequence[str], runs: Sequence[Path]) -> list[str]:
-    """A table of first and last values, means over seeds; entropy less the frozen policy's."""
+def _by_method(runs: Iterable[tuple[Path, str]]) -> str:
+    """Seeds TASK/METHOD/seedN by task and method, and what is said of them."""
+    seeds: dict[str, list[str]] = {}
+    for path, said in runs:
+        seeds.setdefault(f"{path.parent}{said}", []).append(path.name.removeprefix("seed"))
+    return "; ".join(f"{path} {', '.join(numbers)}" for path, numbers in seeds.items())
+
+
+def _quantities(metrics: Sequence[str], runs: Sequence[Path], budget: int) -> list[str]:
+    """A table of first and last values up to a budget, means over seeds; entropy less the frozen policy's."""
     lines = ["| | " + " | ".join(f"{NAMES.get(key, key)}, first and last" for key in metrics) + " |"]
     lines.append("|---|" + "---|" * len(metrics))
     for task, members in by_task(read_runs(runs)).items():
         for group in group_runs(members):
             cells = [f"{task}, {group.label}"]
             for key in metrics:
-                ends = [found for run in group.runs if (found := _ends(run, key)) is not None]
+                ends = [found for run in group.runs if (found := _ends(run, key, budget)) is not None]
                 cells.append(" to ".join(f"{value:.3g}" for value in np.mean(ends, 0)) if ends else "-")
             lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", "`-`: not logged, by the method or by runs older than the figure."]
 
 
-def _ends(run: RunData, key: str) -> tuple[float, float] | None:
-    values = run.column(key)[1]
+def _ends(run: RunData, key: str, budget: int) -> tuple[float, float] | None:
+    steps, values = run.column(key)
     if key == "action_entropy":
         values = values - run.column("action_entropy_frozen")[1]
-    values = values[np.isfinite(values)]
+    end = steps[steps >= budget].min(initial=np.inf)  # of the round that reaches the budget
+    values = values[np.isfinite(values) & (steps <= end)]
     return (float(values[0]), float(values[-1])) if len(values) else None
