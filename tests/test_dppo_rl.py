@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from lpds.decoders.diffusion import cosine_alphas_cumprod
 from lpds.decoders.network import DenoisingMLP, shape_of
-from lpds.methods.chain import DenoisingChain, part
+from lpds.methods.chain import DenoisingChain
 from lpds.methods.critics import TwinQ, ValueMLP, twin_loss
 from lpds.methods.dppo import DPPOSettings, policy_loss, value_loss
 from lpds.methods.dql import actor_loss, q_term
 from lpds.methods.idql import expectile_loss, explore
-from lpds.nn import polyak
+from lpds.nn import part, polyak
 
 
 def close(found, expected, atol=0.0, rtol=0.0):
