@@ -85,6 +85,12 @@ def test_a_function_gets_its_tensors_where_it_wants_them_whoever_calls():
     assert there(obs, torch.zeros(4, 2, 1)).device.type == "cpu"
     assert look(there, obs).state.device.type == "cpu"
     assert seen == {"meta"}
+
+    def elsewhere(obs, w):
+        raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!")
+
+    with pytest.raises(LpdsError, match=r"wrap_decoder\(\.\.\., device=\) says where"):
+        _ = wrapped(fn=elsewhere).fingerprint
     with pytest.raises(LpdsError, match="device is 'gpu'"):
         wrapped(device="gpu")
 

@@ -83,7 +83,7 @@ class CallableDecoder(BaseDecoder):
         except LpdsError:
             raise
         except Exception as error:
-            raise DecoderFault(f"{what} of decoder {self.name!r} raised {one_line(error)}") from error
+            raise DecoderFault(f"{what} of decoder {self.name!r} raised {_told(error)}") from error
 
     def __call__(self, obs: Any, w: Tensor) -> Tensor:
         """Decode a batch; see :meth:`BaseDecoder.__call__`. NaN are handed back, for one to see where they are."""
@@ -117,7 +117,7 @@ class CallableDecoder(BaseDecoder):
         except LpdsError:
             raise
         except Exception as error:
-            raise DecoderFault(f"decoder {self.name!r} raised {one_line(error)}") from error
+            raise DecoderFault(f"decoder {self.name!r} raised {_told(error)}") from error
         try:
             found = np.ascontiguousarray(result) if isinstance(result, np.ndarray) else result
             # a copy: a function may return the same buffer again
@@ -273,6 +273,12 @@ def _rows_kept(rows: int, columns: int) -> list[int]:
 def _some(table: Tensor) -> Tensor:
     """Those rows, end to end."""
     return table[_rows_kept(*table.shape)].flatten()
+
+
+def _told(error: Exception) -> str:
+    """What a user's function raised, in a line."""
+    elsewhere = isinstance(error, RuntimeError) and "same device" in str(error)
+    return one_line(error) + (" (wrap_decoder(..., device=) says where it gets its tensors)" if elsewhere else "")
 
 
 def _own(found: Tensor) -> Tensor:
