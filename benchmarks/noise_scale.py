@@ -1,6 +1,6 @@
 """What the noise itself costs: frozen and steered policies evaluated with eps multiplied by a factor.
 
-    python benchmarks/noise_scale.py results/{hopper,walker2d,halfcheetah}/lpds --out results/noise-scale
+    python benchmarks/noise_scale.py results/{hopper/lpds,walker2d/lpds+150k,halfcheetah/lpds} --out results/noise-scale
 
 Each folder holds the runs seed0, seed1 ... of one task. 50 episodes a cell on an evaluation seed of its own, the same
 episodes for every cell of a task. ``lpds eval RUN --noise-scale K`` is one cell.

@@ -30,7 +30,8 @@ RELEASED = {
     "dql+data-slow": "0.016 of 1,000",
 }
 EQUAL = {"dsrl-na+equal": "1", "dsrl-na+equal-alpha0.3": "1", "dsrl-sac+equal": "1", "idql+equal": "1"}
-TABLES = {"released": FLOOR | SAME | RELEASED, "equal": FLOOR | SAME | EQUAL}
+ORDER = {"lpds": "1"} | FLOOR | SAME  # the frozen row is the first runs'
+TABLES = {"released": ORDER | RELEASED, "equal": ORDER | EQUAL}
 """Methods by the names of their folders, and their updates a decision."""
 SAID = {
     "frozen": "frozen policy",

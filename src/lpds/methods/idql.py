@@ -39,7 +39,7 @@ class IDQLSettings(ChainSettings):
     """Settings of IDQL."""
 
     # 128 samples of the replay for every decision, in batches of 1000; the released runs of gym let the critics alone learn
-    # for some 10,000 updates, by TD: on the warm-up's returns 80 do; a row of metrics decodes N chunks for its entropy
+    # for some 10,000 updates, by TD: here on the warm-up's returns, as often as LP-DS's; a row of metrics decodes N chunks
     run_defaults: ClassVar[Mapping[str, Any]] = {
         "updates_per_decision": 0.128,
         "batch_size": 1_000,
