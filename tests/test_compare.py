@@ -305,6 +305,7 @@ def test_what_steer_returned_is_as_good_as_its_folder(runs, refused):
             self.folder = folder
 
     assert str(lpds.compare([Returned(run) for run in runs])) == str(lpds.compare(runs))
+    assert str(lpds.compare(run for run in runs)) == str(lpds.compare(runs))  # what glob gives
     assert str(lpds.compare(Returned(runs[0]))) == str(lpds.compare(runs[0]))
     with refused("not a int"):
         lpds.compare([3])

@@ -95,7 +95,7 @@ class Learning:
     def describe(self) -> list[str]:
         """What a user should know before it begins."""
         c, method = self.c, self.method
-        lines = [self.replay.describe_memory()]
+        lines = [self.replay.describe_memory()] if method.reads_replay else []
         if method.remark:
             lines.append(method.remark)
         if method.learns and self._warmup > c.steps:

@@ -139,7 +139,7 @@ class CompareReport:
         return "\n".join([*lines, *self.notes, *self.standings]).rstrip()
 
 
-def compare(runs: str | Path | RunFolder | Sequence[str | Path | RunFolder], reference: str | None = None) -> CompareReport:
+def compare(runs: str | Path | RunFolder | Iterable[str | Path | RunFolder], reference: str | None = None) -> CompareReport:
     """Compare run folders by their last evaluations.
 
     Runs that differ in nothing but the seed are one method. The frozen policy of every run is a method, too, and its
@@ -156,7 +156,7 @@ def compare(runs: str | Path | RunFolder | Sequence[str | Path | RunFolder], ref
     Raises:
         LpdsError: no run there, none finished, or no such reference.
     """
-    given = runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
+    given = runs if isinstance(runs, Iterable) and not isinstance(runs, str) else [runs]
     found_runs = read_runs([folder_of(run) for run in given])
     tasks = by_task(found_runs)
     rows: list[Row] = []
