@@ -178,9 +178,15 @@ def test_a_policy_of_one_vector_takes_the_environments_dict(tmp_path, refused):
 
 
 @pytest.mark.parametrize(
-    ("method", "younger"), [("dsrl-na", "update_every"), ("best-of-n", "lr"), ("idql", "expectile"), ("dql", "eta")]
+    ("method", "younger", "acting"),
+    [
+        ("dsrl-na", "update_every", "box"),
+        ("best-of-n", "lr", "candidates"),
+        ("idql", "expectile", "candidates"),
+        ("dql", "eta", "sampling_std"),
+    ],
 )
-def test_a_policy_of_another_version_opens_where_what_acts_is_the_same(tmp_path, method, younger):
+def test_a_policy_of_another_version_opens_where_what_acts_is_the_same(tmp_path, method, younger, acting):
     """Settings of learning come and go; weights that do not fit their networks are still refused."""
     run = lpds.steer("toy", method, out=tmp_path / "run", **SHORT)
     policy = lpds.load_policy(run)
@@ -191,6 +197,9 @@ def test_a_policy_of_another_version_opens_where_what_acts_is_the_same(tmp_path,
     settings = {key: value for key, value in facts["settings"].items() if key != younger}
     path.write_text(json.dumps({**facts, "settings": {**settings, "dropped_since": 3}}))
     np.testing.assert_array_equal(lpds.load_policy(run).act(obs, eps), actions)
+    path.write_text(json.dumps({**facts, "settings": {key: value for key, value in settings.items() if key != acting}}))
+    with pytest.raises(lpds.LpdsError, match=f"do not belong together .*{acting}"):  # nobody knows how it acted
+        lpds.load_policy(run)
     path.write_text(json.dumps({**facts, "settings": {**settings, "width": 2 * settings["width"]}}))
     if method == "dql":  # its critics do not act
         return

@@ -73,9 +73,19 @@ def from_json(kind: type[S], values: Mapping[str, Any]) -> S:
     return override(kind, {key: math.inf if value == "inf" else value for key, value in values.items()})
 
 
-def of_a_file(kind: type[S], values: Mapping[str, Any]) -> S:
-    """Settings of a policy that another version saved: what it had not keeps its default, and what ``kind`` has not is left."""
-    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})  # type: ignore[arg-type]
+def of_a_file(kind: type[S], values: Mapping[str, Any], acting: Sequence[str]) -> S:
+    """Settings of a policy that another version saved.
+
+    Args:
+        kind: what it had not keeps its default, and what ``kind`` has not is left.
+        values: what the file says.
+        acting: names without which nobody knows how it acted.
+
+    Raises:
+        KeyError: one of these is missing.
+    """
+    names = [*acting, *(field.name for field in dataclasses.fields(kind) if field.name in values)]  # type: ignore[arg-type]
+    return kind(**{name: values[name] for name in names})
 
 
 def _encode(value: Any) -> Any:

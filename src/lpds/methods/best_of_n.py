@@ -72,6 +72,10 @@ class BestOfNPolicy(nn.Module):
         return
 
 
+ACTING = ("critics", "width", "depth", "activation", "candidates", "pessimism")
+"""Settings of what acts."""
+
+
 class BestOfN(Learner[BestOfNPolicy]):
     """The learner: Q^A and its slow copy."""
 
@@ -131,6 +135,6 @@ class BestOfN(Learner[BestOfNPolicy]):
     @staticmethod
     def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BestOfNPolicy:
         """Build the policy again."""
-        policy = BestOfNPolicy(decoder.spec, of_a_file(BestOfNSettings, settings), torch.Generator())
+        policy = BestOfNPolicy(decoder.spec, of_a_file(BestOfNSettings, settings, ACTING), torch.Generator())
         policy.load_state_dict(dict(tensors))
         return policy.requires_grad_(False)

@@ -24,6 +24,8 @@ class ChainLearner(Learner[P]):
     name: ClassVar[str]
     """The method's, for messages."""
     settings_kind: ClassVar[type[ChainSettings]]
+    acting: ClassVar[tuple[str, ...]] = ("sampling_std",)
+    """Settings of what acts."""
     sampling: P
     """What collects: ``policy`` with the deviations of learning."""
 
@@ -74,7 +76,8 @@ class ChainLearner(Learner[P]):
     @classmethod
     def open_policy(cls, decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ChainPolicy:
         """Build the chain of a saved policy."""
-        return ChainPolicy(cls.open_chain(of_a_file(cls.settings_kind, settings), decoder, tensors), cls.name, evaluation=True)
+        c = of_a_file(cls.settings_kind, settings, cls.acting)
+        return ChainPolicy(cls.open_chain(c, decoder, tensors), cls.name, evaluation=True)
 
     @classmethod
     def open_chain(cls, settings: ChainSettings, decoder: Decoder, net: Mapping[str, Tensor]) -> DecoderChain:

@@ -158,6 +158,7 @@ class DPPO(ChainLearner[ChainPolicy]):
 
     name = "dppo"
     settings_kind = DPPOSettings
+    acting = ("sampling_std", "finetuned_steps")
     ignores = ("updates_per_decision", "n_step")
     recalls = True
 

@@ -51,6 +51,9 @@ from lpds.methods.state import adam, descend
 from lpds.nn import EnsembleMLP, Scaling, copies, polyak
 from lpds.types import Batch, Decoder, Experience, Metrics, Shape
 
+ACTING = ("width", "depth", "activation", "box", "input_scaling", "deterministic_eval")
+"""Settings of what acts."""
+
 
 class _SoftActorCritic(Learner[GaussianLatentPolicy]):
     """The gradient step, whatever the critic is fitted on and whatever the actor climbs."""
@@ -192,7 +195,7 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
     @staticmethod
     def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GaussianLatentPolicy:
         """Build the actor again from a saved policy."""
-        policy = GaussianLatentPolicy(decoder.spec, of_a_file(DSRLSACSettings, settings), torch.Generator())
+        policy = GaussianLatentPolicy(decoder.spec, of_a_file(DSRLSACSettings, settings, ACTING), torch.Generator())
         policy.load_state_dict(dict(tensors))
         return policy.requires_grad_(False)
 

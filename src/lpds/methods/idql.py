@@ -122,6 +122,7 @@ class IDQL(ChainLearner[CandidatePolicy]):
 
     name = "idql"
     settings_kind = IDQLSettings
+    acting = ("sampling_std", "width", "depth", "candidates")
     settings: IDQLSettings
 
     def __init__(self, settings: IDQLSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
@@ -183,7 +184,7 @@ class IDQL(ChainLearner[CandidatePolicy]):
     @classmethod
     def open_policy(cls, decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CandidatePolicy:
         """Build the chain of a saved policy and the critics that choose."""
-        c, spec = of_a_file(IDQLSettings, settings), decoder.spec
+        c, spec = of_a_file(IDQLSettings, settings, cls.acting), decoder.spec
         q = _critic(spec.obs_size + spec.action_size, c, torch.Generator())
         q.load_state_dict(part(tensors, "q."))
         return CandidatePolicy(cls.open_chain(c, decoder, part(tensors, "net.")), q.requires_grad_(False), None, c)
