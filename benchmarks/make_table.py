@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from lpds.evidence import copy_evidence
 from lpds.files import write_json
-from lpds.grid import copy_evidence
 from lpds.log import read_json_lines
 from lpds.report import write_figures
 from lpds.stats import bootstrap_mean, crossed_difference, wilson

@@ -64,6 +64,7 @@ def test_help_answers_in_under_a_second_and_imports_no_torch():
         (["steer", "toy", "--method"], "argument --method: expected one argument (lpds steer --help)"),
         (["steer", "toy", "--kept", "2"], "unknown option --kept; did you mean --kept-noises or --kept-next"),
         (["serve-decoder", "toy", "--port", "abc"], "argument --port: invalid int value: 'abc'"),
+        (["eval", "toy", "--scale", "nan"], "scale must be"),
         (["eval", "toy", "--decoder", "hopper"], "toy is a decoder: --decoder says where a run's is"),
         (["bench", "toy", "--methods", "lpds+bad:delta=-1"], "delta must be a positive number"),
         (["bench", "toy", "--methods", "lpds", "--steps", "0"], "steps must be"),

@@ -19,7 +19,7 @@ import lpds
 from lpds.report import write_report
 from lpds.report.acting import NUMBERS, shift_sizes
 from lpds.report.curves import curves, metric
-from lpds.report.figures import _draw
+from lpds.report.figures import MARKERS, _draw, matplotlib_figure
 from lpds.report.panels import BEYOND, CROWD, FigureData, Level, Panel, Series, apart, extent, is_cut, to_csv
 from lpds.report.read import group_runs, read_runs
 from lpds.report.series import figures_of
@@ -176,6 +176,18 @@ def test_panels_of_one_span_have_the_same_axis(log):
         _draw(ax, part)
     assert axes[0].get_ylim() == axes[1].get_ylim()
     assert axes[0].get_ylim()[1] >= 2.0 * 10.0**7
+
+
+def test_a_last_evaluation_looks_as_its_group_does_and_is_named_where_no_line_is():
+    point = np.array([2.0]), np.array([1.0]), np.array([0.5]), np.array([1.5])
+    ends = [Series(f"m{group}: last evaluation", group, *point, kind="final") for group in range(3)]
+    ax = matplotlib_figure()().subplots()
+    _draw(ax, Panel("return", [*lines(2), *ends]))
+    assert ax.get_legend_handles_labels()[1].count("m2: last evaluation") == 1
+    assert set(ax.get_legend_handles_labels()[1]) == {"m0", "m1", "last evaluation", "m2: last evaluation"}
+    drawn = [bar.lines[0] for bar in ax.containers]
+    assert [line.get_marker() for line in drawn] == list(MARKERS[:3])
+    assert len({line.get_color() for line in drawn}) == 3
 
 
 def test_where_fewer_seeds_got_so_far_a_line_of_its_own_goes_on(tmp_path):

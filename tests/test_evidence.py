@@ -9,7 +9,7 @@ from scripted import TINY
 
 import lpds
 from lpds.decoders.store import save_decoder
-from lpds.grid import copy_evidence
+from lpds.evidence import copy_evidence
 
 
 def test_evidence_names_no_machine(tmp_path, monkeypatch):

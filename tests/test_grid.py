@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from scripted import TINY
 import lpds
 from lpds import grid
 from lpds.errors import LpdsError
+from lpds.files import locked
 from lpds.grid import Cell, grid_cells, run_grid
 from lpds.zoo import FOLDER
 
@@ -154,6 +156,45 @@ def test_what_another_grid_finished_meanwhile_is_left_alone(tmp_path, monkeypatc
     assert begun == [0]
 
 
+def test_a_run_that_another_grid_has_under_way_is_waited_for_and_not_called_failed(tmp_path, monkeypatch):
+    """The first attempt meets the lock; by the second the other process is done with half of the run."""
+    (cell,) = grid_cells("toy", ["golden-ticket+few:tickets=2,eval_every=0,final_episodes=2"], 1, 400)
+    folder, start, lines = tmp_path / cell.path, grid._start, []
+    folder.mkdir(parents=True)
+    with ExitStack() as held:
+        held.enter_context(locked(folder))
+
+        def started(cell, out):
+            if not lines[1:]:
+                return subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"])  # what a run in use ends with
+            return start(cell, out)
+
+        def say(line):
+            lines.append(line)
+            if "under way in another process" in line:
+                held.close()
+                folder.rmdir()
+
+        monkeypatch.setattr(grid, "_start", started)
+        monkeypatch.setattr(grid, "PATIENCE", 0.0)
+        Path(f"{folder}.log").touch()
+        assert run_grid([cell], tmp_path, say=say) == [folder]
+    assert sum("under way in another process" in line for line in lines) == 1
+    assert not any("FAILED" in line for line in lines)
+
+
+def test_a_search_that_cannot_grow_is_refused_before_the_first_run(tmp_path, refused):
+    settings = {**SEARCH, "tickets": "2"}
+    few = Cell("toy", "golden-ticket", "few", 0, settings)
+    run_grid([few], tmp_path)
+    lines: list[str] = []
+    more = [Cell("toy", "base", "", 0, {"steps": "500"}), replace(few, settings={**settings, "steps": "500"})]
+    with refused("has 400 steps, which golden-ticket divided into phases", "choose another --out"):
+        run_grid(more, tmp_path, say=lines.append)
+    assert not lines
+    assert not (tmp_path / more[0].path).exists()
+
+
 def test_a_value_that_begins_with_a_minus_is_a_value(tmp_path):
     (cell,) = grid_cells("toy", ["golden-ticket+a:reward_offset=-1e-3,tickets=2,eval_every=0,final_episodes=2"], 1, 400)
     assert run_grid([cell], tmp_path) == [tmp_path / cell.path]
@@ -161,7 +202,7 @@ def test_a_value_that_begins_with_a_minus_is_a_value(tmp_path):
 
 def test_evidence_costs_no_run(tmp_path, refused):
     """Copied onto the runs themselves it would; committed without a checkpoint it cannot go on, and is left as it is."""
-    cell = Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2"})
+    cell = Cell("toy", "base", "", 0, SEARCH)
     with refused("cannot be copied onto the runs themselves"):
         run_grid([cell], tmp_path / "runs", evidence=tmp_path / "runs" / ".." / "runs")
     run_grid([cell], tmp_path / "runs", evidence=tmp_path / "kept")
@@ -171,7 +212,7 @@ def test_evidence_costs_no_run(tmp_path, refused):
         with refused(f"the run in {kept} is finished and keeps no checkpoint"):
             lpds.resume(kept, steps=steps, quiet=True)
     lines: list[str] = []
-    longer = Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2", "steps": "600"})
+    longer = Cell("toy", "base", "", 0, {**SEARCH, "steps": "600"})
     assert run_grid([longer], tmp_path / "kept", say=lines.append) == []
     assert any("FAILED" in line and "keeps no checkpoint" in line for line in lines)
     assert {path.name: path.read_bytes() for path in kept.iterdir() if path.is_file()} == before

@@ -336,6 +336,8 @@ def test_one_task_in_two_environments_has_two_parts(tmp_path: Path, undrawn: Non
     page = write_report(runs, tmp_path / "report.html").read_text()
     assert "hopper in Hopper-v5: what happened" in page
     assert "hopper in Other-v0: what happened" in page
+    for name in ("Hopper-v5", "Other-v0"):
+        assert page.count(f"<h3>hopper in {name} · lpds · seed 0</h3>") == 1
 
 
 def test_seeds_are_pooled_over_seeds(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import lpds
 from lpds.checkpoint import CheckpointStore
 from lpds.cli import main
 from lpds.envs.four_mode import make_four_mode
-from lpds.grid import copy_evidence
+from lpds.evidence import copy_evidence
 from lpds.replay import Replay
 
 SHORT = {**TINY, "steps": 400, "eval_every": 0}

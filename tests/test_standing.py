@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from test_compare import write_run
@@ -14,12 +16,12 @@ from lpds.stats import crossed_difference
 EPISODES = [(0, episode) for episode in range(12)]
 
 
-def side(label, returns, successes=None):
+def side(label, returns, successes=None, keys=EPISODES):
     """A method whose seeds are the rows."""
     returns = np.asarray(returns, float)
     told = np.full_like(returns, np.nan) if successes is None else np.asarray(successes, float)
     columns = {"return": returns, "success": told, "length": np.ones_like(returns)}
-    return Side(label, label.partition("+")[0], (object(),) * len(returns), "d", list(EPISODES), columns)
+    return Side(label, label.partition("+")[0], (object(),) * len(returns), "d", list(keys), columns)
 
 
 def noisy(mean, spread, seed=0, seeds=3):
@@ -74,3 +76,38 @@ def test_the_frozen_policy_is_one_of_those_that_may_be_as_high(gain, tmp_path):
     runs += [write_run(tmp_path / f"b{s}", "dql", s, list(returns - 100.0)) for s in range(3)]
     (line,) = lpds.compare(runs).standings
     assert ("frozen" in line) == (gain == 0.0)
+
+
+def test_a_method_that_played_other_episodes_is_below_nothing():
+    """Its figures are the same to the digit: nothing says that it is lower."""
+    same, elsewhere = noisy(5.0, 0.2), [(7, episode) for episode in range(12)]
+    high, away = side("lpds", same), side("dql", same, keys=elsewhere)
+    (line,) = standing("toy", [high, away])
+    assert line == "toy: which method is the highest is not told: no two played the same episodes (another eval_seed?)"
+    (line,) = standing("toy", [high, side("idql", noisy(1.0, 0.1)), away])
+    assert line.endswith("none of those that played the same is as high (1 below it, 1 on other episodes)")
+
+
+def test_heights_are_those_on_the_episodes_that_all_played():
+    """One policy, of which one run was evaluated on the easy episodes only."""
+    returns = noisy(0.0, 0.1) + np.linspace(10.0, -10.0, 12)
+    part = side("lpds", returns[:, :7], keys=EPISODES[:7])
+    (line,) = standing("toy", [side("dql", returns), part])
+    mean = returns[:, :7].mean()
+    assert line == f"toy: highest return over the 7 episodes that all played: dql, {mean:.4g}; not told apart from it: lpds"
+
+
+def test_a_difference_from_a_frozen_policy_that_is_not_the_row_shown_is_said(tmp_path):
+    """The row's frozen policy is at 0; the other run's own, on its episodes, at 3: 12 is 9 above it, not 12."""
+    runs = [write_run(tmp_path / "a", "lpds", 0, list(np.linspace(9.0, 11.0, 12)))]
+    runs.append(write_run(tmp_path / "b", "dql", 0, list(np.linspace(11.0, 13.0, 12)), frozen=3.0))
+    moved = [json.loads(line) for line in (runs[1] / "eval.jsonl").read_text().splitlines()]
+    moved = [row | {"seed": 5} if row["kind"] == "final" else row for row in moved]
+    (runs[1] / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in moved))
+    report = lpds.compare(runs)
+    rows = {row.label: row for row in report.rows}
+    (label,) = (label for label in rows if label.startswith("dql"))
+    assert rows[label].difference[0] == pytest.approx(9.0)
+    (note,) = (note for note in report.notes if "its own frozen policy" in note)
+    assert note.startswith(f"toy: {label} played other episodes than the row 'frozen'")
+    assert note.endswith("3.00 there")

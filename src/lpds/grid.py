@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +19,9 @@ from typing import Any
 from lpds.config import Preset, RunSettings, Task
 from lpds.decoder_flags import ELSEWHERE, MAKES_ANOTHER, SWITCHES, word_of
 from lpds.errors import LpdsError, unknown_name
+from lpds.evidence import copy_evidence, demos_as_kept
 from lpds.fields import parse
-from lpds.files import write_json
+from lpds.files import locked
 from lpds.presets import OWN, kept_settings, resolve_preset, resolve_settings, resolve_task
 from lpds.registry import DECODER_FILES, METHOD_SETTINGS, METHODS, TASKS, resolve
 
@@ -29,8 +29,8 @@ SUITES: dict[str, tuple[str, ...]] = {"gym": ("hopper", "walker2d", "halfcheetah
 NO_SETTINGS = ("preset", "decoder", "env", *map(word_of, ELSEWHERE), *MAKES_ANOTHER)
 """Words of the command line that are no fields of the settings."""
 PR_SET_PDEATHSIG = 1
-EVIDENCE = ("config.json", "passport.json", "metrics.jsonl", "episodes.jsonl", "eval.jsonl", "summary.json")
-"""What is kept of a run beside its policy."""
+PATIENCE = 20.0
+"""Seconds until a run that another process has under way is looked at again."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ def run_grid(
     cells = [_with_budget(cell) for cell in cells]
     for cell in cells:
         _check_settings(cell, out)
+        _check_growth(cell, out)
         if evidence is not None:
             _check_settings(cell, evidence)
             if (kept := budget_of(evidence / cell.path)) > max(int(cell.settings["steps"]), budget_of(out / cell.path)):
@@ -169,18 +170,26 @@ def run_grid(
     say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
     running: list[tuple[Cell, subprocess.Popen[bytes], float]] = []
     warned: set[str] = set()
+    not_before: dict[Path, float] = {}
+    """When to look again at a run that another grid on the same folder has under way."""
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                cell = waiting.pop(0)
-                if _done(cell, out):  # another grid on the same folder was there first
-                    continue
+            waiting = [cell for cell in waiting if not _done(cell, out)]  # another grid was there first
+            ready = [cell for cell in waiting if time.monotonic() >= not_before.get(cell.path, 0.0)]
+            for cell in ready[: jobs - len(running)]:
+                waiting.remove(cell)
                 running.append((cell, _start(cell, out), time.monotonic()))
             time.sleep(0.1)
             for entry in [entry for entry in running if entry[1].poll() is not None]:
                 running.remove(entry)
                 cell, process, began = entry
                 minutes, path = (time.monotonic() - began) / 60, cell.path
+                if not _done(cell, out) and _in_use(out / path):
+                    if path not in not_before:
+                        say(f"{path}: under way in another process; waiting for it")
+                    not_before[path] = time.monotonic() + PATIENCE
+                    waiting.append(cell)
+                    continue
                 word = "finished" if _done(cell, out) else f"FAILED with code {process.returncode} ({_last_words(out / path)})"
                 say(f"{path}: {word} after {minutes:.1f} min; {len(waiting) + len(running)} to go")
                 for line in dict.fromkeys(_lines(out / path)):  # the same decoder warns in every run: once is enough
@@ -217,39 +226,6 @@ def budget_of(folder: Path) -> int:
     return int(json.loads((folder / "config.json").read_text())["run"]["steps"])
 
 
-def copy_evidence(run: Path, target: Path) -> None:
-    """Replace ``target`` by a finished run's records and policy, without its checkpoint.
-
-    A decoder in a folder below the working one is named from there, so that the copy means the same on another machine.
-    What was there before goes when the copy is complete.
-    """
-    final, target = target, target.with_name(f".{target.name}.new")
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for name in EVIDENCE:
-        shutil.copy(run / name, target / name)
-    if (run / "states.safetensors").is_file():
-        shutil.copy(run / "states.safetensors", target)
-    shutil.copytree(run / "policy", target / "policy")
-    for path in (target / "config.json", target / "passport.json", target / "policy" / "policy.json"):
-        facts = json.loads(path.read_text())
-        scheme, colon, place = str(facts["decoder"].get("reference")).partition(":")
-        if colon and Path(place).is_relative_to(Path.cwd()):
-            facts["decoder"]["reference"] = f"{scheme}:{_from_here(place)}"
-        options = facts["decoder"].get("options") or {}
-        for name in DECODER_FILES:
-            if Path(str(options.get(name, "?"))).is_relative_to(Path.cwd()):
-                options[name] = _from_here(options[name])
-        write_json(path, facts)
-    config = json.loads((target / "config.json").read_text())
-    demos = config["run"].get("demos", "")
-    if demos != _as_kept(demos):
-        config["run"]["demos"] = _as_kept(demos)
-        write_json(target / "config.json", config)
-    shutil.rmtree(final, ignore_errors=True)
-    target.rename(final)
-
-
 def _check_settings(cell: Cell, out: Path) -> None:
     """Refuse a run folder that was made with other settings: its figures would be told under this cell's name."""
     from lpds.fields import to_json
@@ -273,7 +249,7 @@ def _check_settings(cell: Cell, out: Path) -> None:
     passing = {"steps"}  # a larger budget is gone on to
     if _place(decoder) == _place(found["decoder"]):  # a path may be written in several ways
         passing.add("decoder")
-    if run.demos and str(found["demos"]) == _as_kept(run.demos):  # evidence
+    if run.demos and str(found["demos"]) == demos_as_kept(run.demos):  # evidence
         passing.add("demos")
     wrong = [key for key, value in asked.items() if key not in passing and found[key] != value]
     if wrong:
@@ -283,17 +259,14 @@ def _check_settings(cell: Cell, out: Path) -> None:
         )
 
 
-def _as_kept(demos: str) -> str:
-    """A place of demonstrations as evidence has it; a place elsewhere means nothing on another machine, its name may."""
-    if ":" in demos:
-        return demos
-    below = Path(demos).is_relative_to(Path.cwd())
-    return Path(demos).relative_to(Path.cwd()).as_posix() if below else Path(demos).name
-
-
-def _from_here(place: str) -> str:
-    """A place below the working folder as seen from there."""
-    return Path(place).relative_to(Path.cwd()).as_posix()
+def _check_growth(cell: Cell, out: Path) -> None:
+    """Refuse a larger budget of a method that divided the smaller one, before it is refused after hours of other runs."""
+    had, steps = budget_of(out / cell.path), int(cell.settings["steps"])
+    if resolve("method", METHODS, cell.method).divides_budget and 0 < had < steps:
+        raise LpdsError(
+            f"{out / cell.path} has {had:,} steps, which {cell.method} divided into phases, so {steps:,} are another search: "
+            "choose another --out, or another name for the variant"
+        )
 
 
 def _place(reference: str | None) -> str | None:
@@ -332,6 +305,17 @@ def _done(cell: Cell, out: Path) -> bool:
     if not (folder / "summary.json").is_file():
         return False
     return budget_of(folder) >= int(cell.settings["steps"])
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether another process holds a run."""
+    if not folder.is_dir():
+        return False
+    try:
+        with locked(folder):
+            return False
+    except LpdsError:
+        return True
 
 
 def _with_budget(cell: Cell) -> Cell:

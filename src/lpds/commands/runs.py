@@ -87,11 +87,13 @@ def do_eval(arguments: argparse.Namespace) -> int:
 
     import numpy as np
 
+    from lpds.checks import check_share
     from lpds.evaluation import seed_ignored, silence_is_failure
     from lpds.log import finite
     from lpds.stats import FEWEST_PAIRS
     from lpds.tell import difference_lines, table, what_noise_decides
 
+    check_share("scale", arguments.scale)
     policy, is_run = _opened(arguments)
     shift: Any = getattr(policy, "policy", None)
     own = float(shift.quiet(arguments.scale)) if hasattr(shift, "quiet") else 1.0

@@ -14,7 +14,7 @@ from lpds.digits import told, unsigned_zero
 from lpds.errors import LpdsError
 from lpds.report.paired import Comparison
 from lpds.report.read import Group, RunData, evaluation_points, group_runs, read_runs
-from lpds.report.sides import BESIDE, NAN3, Over, Side, frozen_sides, over, side_of
+from lpds.report.sides import BESIDE, NAN3, Over, Side, frozen_of, frozen_sides, over, side_of
 from lpds.report.standing import against, standing
 from lpds.report.worlds import APART, by_task, untold
 from lpds.run_folder import RunFolder, folder_of
@@ -260,6 +260,12 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
             notes.append(
                 f"{task}: the difference of {side.label} is over {row.pairs} shared episodes, its return over "
                 f"{len(side.keys)}, that of {other.label} over {len(other.keys)}"
+            )
+        if side.runs and other.method == "frozen" and row.pairs and not set(side.keys) <= set(other.keys):
+            mean = told(crossed_mean(frozen_of(side).columns["return"]), sign=False)[0]
+            notes.append(
+                f"{task}: {side.label} played other episodes than the row {other.label!r}: its difference is from its own "
+                f"frozen policy, {mean} there"
             )
         if side is not other and not row.pairs:
             notes.append(f"{task}: {side.label} shares no episode with {other.label}: another eval_seed?")

@@ -108,8 +108,12 @@ def _label(text: str) -> str:
 def _draw(ax: Any, panel: Panel) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+    lined = {series.group for series in panel.series if series.kind in ("line", "part")}
     for series in panel.series:
-        {"line": _line, "part": _line, "dots": _dots, "cloud": _cloud, "final": _final}[series.kind](ax, series, panel.log)
+        if series.kind == "final":
+            _final(ax, series, named=series.group in lined)
+        else:
+            {"line": _line, "part": _line, "dots": _dots, "cloud": _cloud}[series.kind](ax, series, panel.log)
     for index, level in enumerate(panel.levels):
         dash = LEVEL_DASHES[index % len(LEVEL_DASHES)]
         ax.axhline(level.value, color=INK, lw=1.1, ls=dash, label=_label(level.label), zorder=2.5)
@@ -208,26 +212,29 @@ def _cloud(ax: Any, series: Series, log: bool) -> None:
     )
 
 
-def _final(ax: Any, series: Series, log: bool) -> None:
+def _final(ax: Any, series: Series, *, named: bool) -> None:
+    """A large edged point with the group's own marker; its name is told where the group has no line to tell it."""
     if series.low is None or series.high is None:
         return
-    colour, _, _ = _look(series.group)
-    error = [series.y - series.low, series.high - series.y]
+    colour, _, marker = _look(series.group)
     ax.errorbar(
         series.x,
         series.y,
-        yerr=error,
+        yerr=[series.y - series.low, series.high - series.y],
         color=colour,
-        marker="*",
-        ms=12,
+        marker=marker,
+        ms=9,
         mec=INK,
-        mew=0.7,
+        mew=1.1,
         ls="",
         capsize=4,
         elinewidth=1.4,
-        label=f"last evaluation{series.label.rpartition(': last evaluation')[2]}",
+        label="_" if named else _label(series.label),
         zorder=5,
     )
+    if named:  # one entry for all groups, of no group's colour
+        which = series.label.rpartition(": last evaluation")[2]
+        ax.plot([], [], color=INK, marker="o", ms=9, mfc="none", mew=1.1, ls="", label=f"last evaluation{which}")
 
 
 def _look(group: int) -> tuple[str, Any, str]:

@@ -201,10 +201,10 @@ def _lede(runs: Sequence[RunData]) -> str:
 
 
 def _names(runs: Sequence[RunData], tasks: Mapping[str, Sequence[Group]]) -> dict[Path, str]:
-    """What every run is called, by its folder: as in the tables, where one method may stand for several variants."""
-    labels = {run.folder: group.label for groups in tasks.values() for group in groups for run in group.runs}
+    """What every run is called, by its folder: as in the tables, which tell apart environments and variants of one name."""
+    named = {run.folder: f"{task} · {group.label}" for task, groups in tasks.items() for group in groups for run in group.runs}
     seeds = {run.folder: "?" if run.seed is None else run.seed for run in runs}
-    return {run.folder: f"{run.task} · {labels.get(run.folder, run.method)} · seed {seeds[run.folder]}" for run in runs}
+    return {run.folder: f"{named.get(run.folder, f'{run.task} · {run.method}')} · seed {seeds[run.folder]}" for run in runs}
 
 
 def _warning(run: RunData, name: str) -> str:

@@ -44,8 +44,8 @@ def _learning(groups: Sequence[Group]) -> FigureData:
         panel.series.extend(training(groups))
     caption = (
         f"Line: mean return of the evaluation episodes, steered with fresh noise; band: {band}. Horizontal band: the frozen "
-        "policy on the curve's episodes and its 95 % interval. Star: the last evaluation, on episodes that the curve never "
-        "used. Before the warm-up ends (dotted) the frozen policy acts."
+        "policy on the curve's episodes and its 95 % interval. Large point: the last evaluation, on episodes that the curve "
+        "never used. Before the warm-up ends (dotted) the frozen policy acts."
     )
     if len(groups) <= 2:
         caption += f" Dots: training episodes (at most {DOTS} of each kind of run, evenly chosen)."

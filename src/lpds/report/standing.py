@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -82,35 +82,54 @@ def against(side: Side, reference: Side) -> Against:
 def standing(task: str, sides: Sequence[Side]) -> list[str]:
     """One line that says which method is the highest, by success where all tell it, and which may be as high; for two and more.
 
-    A method is below the highest where the interval of their difference excludes zero, each pair by itself: among many, one in
-    forty is put there by chance.
+    Heights are those on the episodes that all of them played; a method that played others is counted, not ranked. One is below
+    the highest where the interval of their difference excludes zero, each pair by itself: among many, one in forty is put
+    there by chance.
     """
-    if sum(side.method != "frozen" for side in sides) < 2:
+    if _methods(sides) < 2:
         return []
-    told = not any(np.isnan(side.columns["success"]).any() for side in sides)
+    ranked = max(([side for side in sides if set(side.keys) & set(one.keys)] for one in sides), key=_methods)
+    shared = sorted(set.intersection(*(set(side.keys) for side in ranked)))
+    if _methods(ranked) < 2 or not shared:
+        return [f"{task}: which method is the highest is not told: no two played the same episodes (another eval_seed?)"]
+    whole = all(len(side.keys) == len(shared) for side in ranked)
+    apart = len(sides) - len(ranked)
+    ranked = [_on(side, shared) for side in ranked]
+    told = not any(np.isnan(side.columns["success"]).any() for side in ranked)
     what = "success" if told else "return"
 
     def height(side: Side) -> tuple[float, float]:
         return float(side.columns[what].mean()), float(side.columns["return"].mean())
 
-    best = max(sides, key=height)
-    level, below, apart = [], 0, 0
-    for side in sorted(sides, key=height, reverse=True):
-        found = against(side, best)
+    best = max(ranked, key=height)
+    level, below = [], 0
+    for side in sorted(ranked, key=height, reverse=True):
         if side is best:
             continue
-        if not found.pairs:
-            apart += 1
-        elif found.success[2] < 0.0 if told else told_apart(found.difference, found.differ) < 0:
+        found = against(side, best)
+        if found.success[2] < 0.0 if told else told_apart(found.difference, found.differ) < 0:
             below += 1
         else:
             level.append(_named(side))
     top = height(best)[0]
     said = f"{100.0 * top:.0f} %" if told else f"{top:.4g}" if math.fabs(top) < 1000.0 else f"{top:,.0f}"
-    rest = [f"{below} below it"] if below else []
+    over = "" if whole else f" over the {len(shared)} episodes that all played"
+    rest = [f"{below} below it"] if below and (level or apart) else []
     rest += [f"{apart} on other episodes"] if apart else []
     beside = f"not told apart from it: {', '.join(level)}" if level else "all others are below it"
-    return [f"{task}: highest {what}: {_named(best)}, {said}; {beside}" + (f" ({', '.join(rest)})" if level and rest else "")]
+    if apart and not level:
+        beside = "none of those that played the same is as high"
+    return [f"{task}: highest {what}{over}: {_named(best)}, {said}; {beside}" + (f" ({', '.join(rest)})" if rest else "")]
+
+
+def _methods(sides: Sequence[Side]) -> int:
+    return sum(side.method != "frozen" for side in sides)
+
+
+def _on(side: Side, keys: Sequence[tuple[int, int]]) -> Side:
+    """The side on some of its episodes."""
+    chosen = [side.keys.index(key) for key in keys]
+    return replace(side, keys=list(keys), columns={what: column[:, chosen] for what, column in side.columns.items()})
 
 
 def _named(side: Side) -> str:
