@@ -31,6 +31,7 @@ def test_environment(task):
     assert env.action_space.shape == (actions,)
     assert env.spec.max_episode_steps == horizon
     check_env(env.unwrapped, skip_render_check=True)
+    gymnasium.make(env.spec).close()  # its wrappers can be made again, which Gymnasium's checks of a wrapped one do
     env.reset(seed=3)
     *_, info = env.step(np.zeros(actions, np.float32))
     assert "success" in info

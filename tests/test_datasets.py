@@ -72,6 +72,23 @@ def test_minari(tmp_path, raw, monkeypatch):
         )
         first += length
     minari.create_dataset_from_buffers("test/two-v0", episodes, eval_env=None, **spaces)
+    in_two = {"b": spaces["observation_space"], "a": gymnasium.spaces.Box(-1, 1, (2,), np.float32)}
+    for name, more in (("dict-v0", {}), ("counts-v0", {"c": gymnasium.spaces.Discrete(5)})):
+        named = []
+        for one in episodes:
+            held = {"b": one.observations, "a": one.observations[:, :2]}
+            counts = {key: np.zeros(len(one.observations), np.int64) for key in more}
+            named.append(replace(one, observations=held | counts))
+        space = gymnasium.spaces.Dict(in_two | more)
+        minari.create_dataset_from_buffers(f"test/{name}", named, eval_env=None, **spaces | {"observation_space": space})
+    both, rows = open_data("minari:test/dict-v0"), {"a": obs[:, :2], "b": obs}
+    assert both.order == ", ".join(gymnasium.spaces.Dict(in_two))
+    np.testing.assert_array_equal(both.obs, np.concatenate([rows[key] for key in both.order.split(", ")], axis=1))
+    with pytest.raises(LpdsError, match=r"observation 'c' is an array \[\] of int64 at each step"):
+        open_data("minari:test/counts-v0")
+    (tmp_path / "test" / "counts-v0" / "data" / "metadata.json").write_text("{")
+    with pytest.raises(LpdsError, match="'test/counts-v0' cannot be read"):  # it is there
+        open_data("minari:test/counts-v0")
     data = open_data("minari:test/two-v0")
     np.testing.assert_array_equal(data.obs, obs)
     np.testing.assert_array_equal(data.actions, actions)
@@ -191,6 +208,9 @@ def test_a_robomimic_file_without_rewards_and_one_of_another_layout(tmp_path, re
         ({"image": np.zeros((3, 4, 4, 3), np.uint8)}, "image is [3, 4, 4, 3], expected [8, 4, 4, 3]"),
         ({"actions": np.zeros(8)}, "must be rows of vectors"),
         ({"episode_lengths": "three"}, "cannot be read"),
+        ({"terminated": np.array(["yes", "no"])}, "terminated must be true or false, or 0 and 1, not 'yes'"),
+        ({"terminated": np.array([0.0, 0.5])}, "terminated must be true or false"),
+        ({"episode_source": [0, -1]}, "episode_source holds -1"),
     ],
 )
 def test_parts_that_do_not_add_up_are_told(tmp_path, raw, refused, fields, says):
@@ -233,8 +253,20 @@ def test_a_robomimic_file_that_would_be_misread(tmp_path, refused):
         del file["data/demo_2/obs/object"]
         file["data/demo_2/obs/object"] = rows
 
+    def emptied(file):
+        demo = file["data/demo_2"]
+        places: list[str] = []
+        demo.visit(places.append)
+        for place in places:
+            if isinstance(demo[place], h5py.Dataset):
+                none = demo[place][:0]
+                del demo[place]
+                demo[place] = none
+
     with refused("rows of demo_2 do not agree", "object 4", "actions 5"):
         open_data(spoilt("short.hdf5", shorter))
+    with refused("demo_2 has no steps"):
+        open_data(spoilt("none.hdf5", emptied))
     with refused("demo_2 has no obs/robot0_eef_pos"):
         open_data(spoilt("key.hdf5", lambda file: file.pop("data/demo_2/obs/robot0_eef_pos")))
     with refused("demo_2 has no next_obs/object"):

@@ -195,6 +195,10 @@ def test_a_broken_folder_gets_one_line(tmp_path, refused, version):
     write(tmp_path / "g", version, columns=contents(), features={"observation.gone": {"dtype": "float32", "shape": [2]}})
     with refused("no column observation.gone"):
         open_data(str(tmp_path / "g"))
+    for what in ("total_episodes", "total_frames"):  # a part of what was recorded would be taken for all of it
+        write(tmp_path / what, version, **{what: 100})
+        with refused(f"lists {len(LENGTHS)} episodes of {sum(LENGTHS)} frames", f"{what} 100"):
+            open_data(str(tmp_path / what))
     write(tmp_path / "h", version)
     for path in (tmp_path / "h/data").rglob("*.parquet"):
         path.write_bytes(b"PAR1 torn")

@@ -322,3 +322,12 @@ def test_environments_that_fail_at_the_first_reset_are_closed(tmp_path):
     assert len(made) > 1
     assert [env.closed for env in made] == [1] * len(made)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_environment_without_metadata_is_one():
+    class Bare(Odd):
+        metadata = None
+
+    env = lpds.make_env(Bare, num_envs=2, chunk=1, seed=0)
+    assert set(env.metadata) == {"autoreset_mode"}
+    env.close()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gymnasium
@@ -21,7 +22,7 @@ from lpds.cli import main
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError
 from lpds.pretrain import build
-from lpds.pretrain.build import pretrain
+from lpds.pretrain.build import data_card, pretrain
 from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Demonstrations, Source, roll_out
 from lpds.pretrain.fits import check_fits
@@ -82,6 +83,34 @@ def test_a_card_outlives_an_environment_that_fails_in_its_evaluation(tmp_path):
         pretrain("own", str(data), tmp_path / "out", env="Lost-v0", episodes=1, changes=changes)
     assert json.loads((tmp_path / "out" / "card.json").read_text())["return"] is None
     assert lpds.load_decoder(f"folder:{tmp_path / 'out'}").spec.action_shape == (2, 1)
+
+
+def test_an_interrupt_of_the_evaluation_says_where_the_decoder_is(tmp_path, monkeypatch, capsys):
+    plain_data().save(tmp_path / "d.npz")
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "_level", interrupted)
+    out = tmp_path / "out"
+    words = ["pretrain", "mine", "--data", str(tmp_path / "d.npz"), "--out", str(out), "--env", "four-mode", "--width", "16"]
+    assert main([*words, "--steps", "2", "--chunk", "4"]) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"lpds: interrupted: the decoder is saved in {out}")
+    assert said.endswith(f"lpds eval {out} --env four-mode measures it")
+    assert json.loads((out / "card.json").read_text())["return"] is None
+
+
+def test_a_card_of_a_part_of_a_recipes_data_knows_nothing_of_the_sources_that_are_not_there():
+    data = replace(plain_data(), recipe="hopper", episode_source=np.array([2, 2, 2]), episode_returns=np.array([1.0, 2.0, 6.0]))
+    assert data_card("mine", data)["return_by_source"] == [None, None, 3.0]
+    untold = replace(data, episode_source=np.array([0, 1, 1]), episode_returns=np.array([1.0, np.nan, 2.0]))
+    assert data_card("mine", untold)["return_by_source"] == [1.0, None]
+
+
+def test_a_card_says_of_data_with_a_recipe_of_their_own_what_they_say():
+    assert data_card("mine", replace(plain_data(), recipe="my teleoperation, March"))["recipe"] == "my teleoperation, March"
+    assert data_card("mine", replace(plain_data(), recipe="toy"))["recipe"] == "lpds.pretrain.recipes:toy_data"
 
 
 def test_demonstrations_of_another_scene_or_unit_are_refused_before_a_run(tmp_path):
@@ -292,5 +321,7 @@ def test_an_expert_that_fails_too_often_gives_what_it_has(monkeypatch, refused):
     with refused("succeeded in none of 30 attempts", "--seed"):
         make_data(name, None, episodes=6)
     assert closed == [1, 1]
+    with refused("stopped after 1 attempts, none of which had succeeded"):  # not after all thirty
+        make_data(name, None, episodes=6, stop=lambda: True)
     every[0] = 1
     assert make_data(name, None, episodes=6).recipe == name

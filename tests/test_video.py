@@ -220,6 +220,9 @@ def test_what_cannot_be_filmed_gets_one_line(toy, tmp_path, refused, no_probe, m
     monkeypatch.setattr(Counter, "render", lambda self: None)
     with refused("its render() gives NoneType"):
         write_video(toy, env=Counter, out=out)
+    monkeypatch.setattr(Counter, "render", lambda self: np.full((8, 8, 3), 0.5))
+    with refused("its render() gives float64, expected uint8"):  # as whole numbers all of it is black
+        write_video(toy, env=Counter, out=out)
     assert not any(tmp_path.iterdir())
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with refused("pip install 'lpds[video]'"):

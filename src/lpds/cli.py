@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # no space, no permission, no such place
         print(f"lpds: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("lpds: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("lpds: interrupted" + (f": {interrupt}" if str(interrupt) else ""), file=sys.stderr)
         return 130
 
 

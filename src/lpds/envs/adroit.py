@@ -13,6 +13,7 @@ from contextlib import redirect_stderr
 from typing import Any
 
 import gymnasium
+from gymnasium.utils import RecordConstructorArgs
 
 from lpds.errors import LpdsError
 
@@ -52,8 +53,13 @@ def _make(task: str, horizon: int, render_mode: str | None) -> gymnasium.Env[Any
     return _SaysSuccess(gymnasium.make(name, max_episode_steps=horizon, render_mode=render_mode))
 
 
-class _SaysSuccess(gymnasium.Wrapper[Any, Any, Any, Any]):
+class _SaysSuccess(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Refuses a step that does not say whether the task is done: a release that called it otherwise would count none."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        """Wrap; the spec tells how, so that Gymnasium can make it again."""
+        RecordConstructorArgs.__init__(self)
+        super().__init__(env)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As the environment's own."""

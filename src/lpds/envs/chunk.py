@@ -169,7 +169,7 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         self.primitive_action_space = box
         self.first = first
         """The first sub-environment, with its wrappers."""
-        self.metadata = {**first.metadata, "autoreset_mode": autoreset}
+        self.metadata = {**(first.metadata or {}), "autoreset_mode": autoreset}
         self.render_mode = first.render_mode
         self.spec = first.spec
         self.single_observation_space = observed_space(observation, name)

@@ -89,6 +89,7 @@ def pretrain(
     measured = bool(episodes and (task or env))
     if measured:  # before the training, not after it
         _check_env(demonstrations, task, env)
+    data_card(name, demonstrations)  # what it cannot describe is refused before the training
     done, asked = 0, False
     with _place(out), stopping() as stop:
 
@@ -120,6 +121,10 @@ def pretrain(
             card |= _level(decoder, task, env, episodes)
         except LpdsError as error:
             raise type(error)(f"{error}; the decoder is saved in {out}, its card without a return") from error
+        except KeyboardInterrupt:
+            where = f"--env {env}" if env else f"--task {task}"
+            saved = f"the decoder is saved in {out}, its card without a return; lpds eval {out} {where} measures it"
+            raise KeyboardInterrupt(saved) from None
         write_json(out / "card.json", card)
     return card
 
@@ -191,14 +196,17 @@ def data_card(name: str, data: Demonstrations, chunk: int = 1, pad_end: bool = F
     if data.recipe in DATA:
         recipe = DATA[data.recipe]
         facts |= {"env": recipe.env, "seed": recipe.seed, "sources": [asdict(source) for source in recipe.sources]}
-        sums = [float(returns[data.episode_source == index].mean()) for index in range(int(data.episode_source.max()) + 1)]
         facts |= {"human": recipe.human} if recipe.human else {}
-        facts |= {"return_by_source": sums}
+        of_source = [returns[data.episode_source == index] for index in range(int(data.episode_source.max()) + 1)]
+        # null where nothing is known: of a part of the data a source may have no episode
+        facts |= {"return_by_source": [float(r.mean()) if len(r) and np.isfinite(r).all() else None for r in of_source]}
     elif data.recipe in SCRIPTED:
         script = SCRIPTED[data.recipe]
         facts |= {"env": script.env, "expert": script.expert, "episodes_by_mode": np.bincount(data.episode_source).tolist()}
-    elif data.recipe:
+    elif data.recipe == "toy":
         facts |= {"recipe": "lpds.pretrain.recipes:toy_data", "seed": 0}
+    elif data.recipe:
+        facts |= {"recipe": data.recipe}
     return facts
 
 

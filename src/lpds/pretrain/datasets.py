@@ -69,8 +69,10 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
         obs = (obs + 1) / 2 * (ranges["obs_max"] - ranges["obs_min"] + 1e-6) + ranges["obs_min"]
         actions = (actions + 1) / 2 * (ranges["action_max"] - ranges["action_min"]) + ranges["action_min"]
     else:
+        few = sorted(fields)[:6]
+        more = f" and {len(fields) - len(few)} more" if len(fields) > len(few) else ""
         raise LpdsError(
-            f"dataset {path} has {', '.join(sorted(fields))}; expected obs, actions, episode_lengths (own) or "
+            f"dataset {path} has {', '.join(few)}{more}; expected obs, actions, episode_lengths (own) or "
             "states, actions, traj_lengths (DPPO)"
         )
     try:
@@ -87,6 +89,13 @@ def _real(what: str, values: Any) -> npt.NDArray[np.float32]:
     return found.astype(np.float32)
 
 
+def _flags(what: str, values: Any) -> npt.NDArray[np.bool_]:
+    found = np.asarray(values)
+    if found.dtype.kind not in "biuf" or not np.isin(found, (0, 1)).all():
+        raise TypeError(f"{what} must be true or false, or 0 and 1, not {found.ravel()[:1].tolist()[0]!r}")
+    return found.astype(np.bool_)
+
+
 def _own(fields: dict[str, Any], obs: Any, actions: Any, lengths: Any) -> Demonstrations:
     episodes = len(lengths)
     return Demonstrations(
@@ -97,7 +106,7 @@ def _own(fields: dict[str, Any], obs: Any, actions: Any, lengths: Any) -> Demons
         episode_source=np.asarray(fields.get("episode_source", np.zeros(episodes)), np.int64),
         rewards=np.asarray(fields.get("rewards", np.empty(0)), np.float32),
         final_obs=np.asarray(fields.get("final_obs", np.empty((0, 0))), np.float32),
-        terminated=np.asarray(fields.get("terminated", np.empty(0)), np.bool_),
+        terminated=_flags("terminated", fields.get("terminated", np.empty(0))),
         image=np.asarray(fields.get("image", np.empty(0)), np.uint8),
         image2=np.asarray(fields.get("image2", np.empty(0)), np.uint8),
         recipe=str(fields.get("recipe", "")),
@@ -123,25 +132,49 @@ def _from_minari(name: str) -> Demonstrations:
     try:
         dataset = minari.load_dataset(name)
         episodes = list(dataset.iterate_episodes())
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
         raise LpdsError(f"Minari dataset {name!r} is not on this machine ({error}); fetch it: minari download {name}") from None
-    except (OSError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise LpdsError(f"Minari dataset {name!r} cannot be read: {one_line(error)}") from None
-    arrays = [part for episode in episodes for part in (episode.observations, episode.actions)]
-    if not arrays or not all(isinstance(part, np.ndarray) and part.ndim == 2 for part in arrays):
-        raise LpdsError(f"Minari dataset {name!r} has no episodes with vectors as observations and as actions")
+    if not episodes:
+        raise LpdsError(f"Minari dataset {name!r} has no episodes")
+    order = list(getattr(dataset.observation_space, "spaces", {}))  # in which an environment's are put end to end
+    seen = [_vectors(name, episode.observations, order) for episode in episodes]
+    for episode in episodes:
+        if not (isinstance(episode.actions, np.ndarray) and episode.actions.ndim == 2):
+            raise LpdsError(
+                f"Minari dataset {name!r}: its actions are {_kind(episode.actions)}, expected a vector at each step"
+            )
     data = Demonstrations(
         # one observation more than actions: the last one is where the episode ended
-        obs=np.concatenate([episode.observations[:-1] for episode in episodes]).astype(np.float32),
+        obs=np.concatenate([rows[:-1] for rows in seen]),
         actions=np.concatenate([episode.actions for episode in episodes]).astype(np.float32),
         episode_lengths=np.asarray([len(episode.actions) for episode in episodes], np.int64),
         episode_returns=np.asarray([float(episode.rewards.sum()) for episode in episodes]),
         episode_source=np.zeros(len(episodes), np.int64),
         rewards=np.concatenate([episode.rewards for episode in episodes]).astype(np.float32),
-        final_obs=np.stack([episode.observations[-1] for episode in episodes]).astype(np.float32),
+        final_obs=np.stack([rows[-1] for rows in seen]),
         terminated=np.asarray([bool(episode.terminations[-1]) for episode in episodes]),
+        order=", ".join(order) if len(order) > 1 else "",
     )
     return _checked(data, f"minari:{name}")
+
+
+def _vectors(name: str, observations: Any, order: list[str]) -> npt.NDArray[np.float32]:
+    """Observations of an episode [n + 1, O]; those of a dict end to end."""
+    parts = {key: observations[key] for key in order} if isinstance(observations, dict) else {"": observations}
+    for key, part in parts.items():
+        if not (isinstance(part, np.ndarray) and part.ndim == 2 and part.dtype.kind in "biuf"):
+            which = f"observation {key!r} is" if key else "its observations are"
+            raise LpdsError(f"Minari dataset {name!r}: {which} {_kind(part)}, expected a vector at each step")
+    return np.concatenate(list(parts.values()), axis=1).astype(np.float32)
+
+
+def _kind(part: Any) -> str:
+    """What stands where a vector was expected."""
+    if isinstance(part, np.ndarray):
+        return f"an array {list(part.shape[1:])} of {part.dtype} at each step"
+    return f"a {type(part).__name__}" + (f" of {', '.join(map(str, part))}" if isinstance(part, dict) else "")
 
 
 def _checked(data: Demonstrations, name: str) -> Demonstrations:
@@ -159,6 +192,8 @@ def _checked(data: Demonstrations, name: str) -> Demonstrations:
             f"dataset {name}: {steps} observations, {len(data.actions)} actions and episodes of "
             f"{int(data.episode_lengths.sum())} steps do not agree"
         )
+    if data.episode_source.size and data.episode_source.min() < 0:
+        raise LpdsError(f"dataset {name}: episode_source holds {data.episode_source.min()}, expected numbers from 0 up")
     if not episodes or data.episode_lengths.min() < 1:
         raise LpdsError(f"dataset {name} needs episodes of at least one step each")
     # each is there in full, or not at all

@@ -164,6 +164,13 @@ def _episodes(folder: Path, info: dict[str, Any]) -> list[_Episode]:
     twice = [one.number for one, other in pairwise(found) if one.number == other.number]
     if twice:
         raise LpdsError(f"dataset {folder}: {path} lists episode {twice[0]} twice")
+    listed_frames = sum(episode.length for episode in found)
+    for what, listed_count in (("total_episodes", len(found)), ("total_frames", listed_frames)):
+        if info.get(what, listed_count) != listed_count:
+            raise LpdsError(
+                f"dataset {folder}: {path} lists {len(found)} episodes of {listed_frames} frames, but info.json says "
+                f"{what} {info[what]}: is it whole?"
+            )
     return found
 
 

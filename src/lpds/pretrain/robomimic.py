@@ -71,7 +71,9 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
         fields = {key: demo["obs"][key] for key in chosen} | {w: demo[w] for w in ("actions", "rewards") if w in demo}
         later = {f"next_obs/{key}": demo["next_obs"][key] for key in chosen} if "next_obs" in demo else {}
         rows = {key: _shape(value)[0] for key, value in (fields | later).items()}
-        if len(set(rows.values())) > 1 or not rows["actions"]:
+        if not any(rows.values()):
+            raise LpdsError(f"dataset {path}: {name} has no steps")
+        if len(set(rows.values())) > 1:
             said = ", ".join(f"{key} {count}" for key, count in rows.items())
             raise LpdsError(f"dataset {path}: the rows of {name} do not agree ({said})")
         for key, value in (fields | later).items():

@@ -87,7 +87,9 @@ def picture(env: gymnasium.Env[Any, Any], name: str) -> Image:
     if not isinstance(drawn, np.ndarray) or drawn.ndim != 3 or drawn.shape[2] != 3:
         seen = f"an array {list(drawn.shape)}" if isinstance(drawn, np.ndarray) else type(drawn).__name__
         raise LpdsError(f"{name} cannot be filmed: its render() gives {seen}, expected [height, width, 3]")
-    return drawn.astype(np.uint8)
+    if drawn.dtype != np.uint8:  # floats in 0 to 1 would all be black
+        raise LpdsError(f"{name} cannot be filmed: its render() gives {drawn.dtype}, expected uint8 from 0 to 255")
+    return drawn
 
 
 def shots(env: gymnasium.Env[Any, Any], name: str, seed: int, episode: Episode, stride: int) -> Iterator[Shot]:

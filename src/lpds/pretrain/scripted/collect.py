@@ -84,10 +84,14 @@ def demonstrate(
                 kept.append(episode)
             if progress is not None:
                 progress(len(kept), episodes)
-            if kept and stop is not None and stop():
+            if stop is not None and stop():
                 break
+        else:
+            stop = None  # it was not asked to end
     finally:
         env.close()
+    if not kept and stop is not None:
+        raise LpdsError(f"stopped after {tried.sum()} attempts, none of which had succeeded: there is nothing to keep")
     if not kept:
         raise LpdsError(f"the expert of {env_id} succeeded in none of {tried.sum()} attempts: try another --seed")
     data = _demonstrations(kept)
