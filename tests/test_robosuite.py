@@ -293,9 +293,10 @@ def test_an_arm_waits_for_its_condition_beyond_its_steps_and_follows_its_own_way
     assert arm.phase == 1
 
 
-def test_transport_draws_each_of_its_ways():
+def resting():
+    """Transport's things at rest."""
     lying = np.array([0.0, np.sqrt(0.5), -np.sqrt(0.5), 0.0])
-    parts = {
+    return {
         "robot1_eef_quat": np.array([1.0, 0.0, 0.0, 0.0]),
         "lid_handle_pos": np.array([0.2, -0.45, 0.974]),
         "payload_pos": np.array([0.2, -0.45, 0.824]),
@@ -305,6 +306,11 @@ def test_transport_draws_each_of_its_ways():
         "target_bin_pos": np.array([-0.2, 0.45, 0.804]),
         "trash_bin_pos": np.array([0.2, 0.45, 0.804]),
     }
+
+
+def test_transport_draws_each_of_its_ways(monkeypatch):
+    monkeypatch.setattr(transport, "MISSED", 0.0)
+    parts = resting()
     plans = [transport.plan(parts, np.random.default_rng(seed)) for seed in range(40)]
     assert {plan.mode for plan in plans} == set(range(len(transport.MODES)))
     for plan in plans:
@@ -316,6 +322,29 @@ def test_transport_draws_each_of_its_ways():
         mine, yours = fetch[9].place(parts)[1] + 0.45, receive[10].place(parts)[1] + 0.45
         assert -0.1 < mine < 0 < yours < 0.1
         assert yours - mine > 0.1
+
+
+def test_a_grasp_that_misses_closes_above_the_thing_is_raised_empty_and_begins_again(monkeypatch):
+    parts, plans = resting(), []
+    for share in (0.0, 1.0):  # the same draws but for that
+        monkeypatch.setattr(transport, "MISSED", share)
+        plans.append(transport.plan(parts, np.random.default_rng(0)))
+    sure, missing = plans
+    for arm, grasps in enumerate([[0, 8], [0]]):  # lid and hammer; trash
+        one, other = sure.arms[arm], missing.arms[arm]
+        assert len(other) == len(one) + 4 * len(grasps)
+        for number, begin in enumerate(grasps):
+            at = begin + 4 * number
+            down, close, up, again = other[at + 1 : at + 5]
+            grasp = one[begin + 1].place(parts)
+            assert again is other[at]
+            assert 0.03 <= down.place(parts)[2] - grasp[2] <= 0.06
+            assert np.array_equal(down.place(parts), close.place(parts))
+            assert (down.gripper, close.gripper, up.gripper, again.gripper) == (-1.0, 1.0, 1.0, -1.0)
+            here = parts | {f"robot{arm}_eef_pos": down.place(parts)}
+            assert 0.05 <= up.place(here)[2] - down.place(parts)[2] <= 0.3
+            assert other[at + 5].gripper == -1.0
+            np.testing.assert_array_equal(other[at + 5].place(parts), grasp)
 
 
 @installed

@@ -2,6 +2,9 @@
 
 The hammer changes hands in the air, its handle pointing from arm to arm and both hands pointing down: arm 0 holds the half
 nearer to itself, arm 1 grasps the other half, and arm 0 lets go once the other's fingers have closed.
+
+Some grasps close above the thing and are made again. A clone misses now and then, and of data in which every grasp succeeds it
+learns that a closed hand has what it closed for, and goes on without it.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ LID = "lid_handle"
 TABLE = 0.8
 CLEAR = 1.0
 """Height at which a hand that holds little passes over the bins' walls."""
+MISSED = 0.35
+"""Share of the grasps from a table that close on nothing at first."""
 HELD, LET_GO = 0.035, 0.06
 """Distances between the fingers: below the one they hold the handle, 3 cm thick, above the other they hold nothing."""
 
@@ -65,8 +70,11 @@ def fetch(parts: Parts, rng: np.random.Generator, meet: Array, aside: float) -> 
     start = parts[f"{LID}_pos"][:2]
     rest = (aside, float(start[1] + rng.uniform(-0.02, 0.02)))
     out = np.array([*parts["payload_pos"][:2], CLEAR + float(rng.uniform(0.06, 0.1))])
+    over_lid = Waypoint(above(f"{LID}_pos", hover), OPEN, across_lid, 0.02, most=80)
+    over_handle = Waypoint(handle(along, 0.16), OPEN, across_handle(0), 0.03, most=80)
     return [
-        Waypoint(above(f"{LID}_pos", hover), OPEN, across_lid, 0.02, most=80),
+        over_lid,
+        *missed(parts, rng, above(f"{LID}_pos", lid), over_lid, 0),
         Waypoint(above(f"{LID}_pos", lid), OPEN, across_lid, 0.008, most=50, pace=0.7),
         Waypoint(above(f"{LID}_pos", lid), CLOSED, None, math.inf, least=int(rng.integers(7, 12)), pace=0.6, insist=True),
         Waypoint(fixed(*start, carry), CLOSED, None, 0.03, most=50),
@@ -74,7 +82,8 @@ def fetch(parts: Parts, rng: np.random.Generator, meet: Array, aside: float) -> 
         Waypoint(fixed(*rest, TABLE + 0.035), CLOSED, across_lid, 0.01, most=60, pace=0.8),
         Waypoint(fixed(*rest, TABLE + 0.035), OPEN, None, math.inf, least=int(rng.integers(5, 9)), pace=0.3),
         Waypoint(rise(CLEAR + 0.05), OPEN, None, 0.04, most=50),
-        Waypoint(handle(along, 0.16), OPEN, across_handle(0), 0.03, most=80),
+        over_handle,
+        *missed(parts, rng, handle(along, grip), over_handle, 0),
         Waypoint(handle(along, grip), OPEN, across_handle(0), 0.01, most=60, pace=0.7),
         Waypoint(handle(along, grip), CLOSED, None, math.inf, least=int(rng.integers(8, 13)), pace=0.6, insist=True),
         Waypoint(hammer_at(0, out), CLOSED, None, 0.03, most=60, pace=0.8),
@@ -99,8 +108,10 @@ def receive(parts: Parts, rng: np.random.Generator, meet: Array) -> list[Waypoin
     goal = parts["target_bin_pos"] + np.array([float(rng.uniform(-0.02, 0.02)), float(rng.uniform(-0.02, 0.0)), 0.0])
     over, low = goal + np.array([0.0, 0.0, carry - TABLE]), goal + np.array([0.0, 0.0, float(rng.uniform(0.06, 0.09))])
     drop = float(rng.uniform(0.86, 0.95))
+    over_trash = Waypoint(above("trash_pos", hover), OPEN, turn, 0.02, most=80)
     return [
-        Waypoint(above("trash_pos", hover), OPEN, turn, 0.02, most=80),
+        over_trash,
+        *missed(parts, rng, above("trash_pos", cube), over_trash, 1),
         Waypoint(above("trash_pos", cube), OPEN, turn, 0.008, most=60, pace=0.7),
         Waypoint(above("trash_pos", cube), CLOSED, None, math.inf, least=int(rng.integers(7, 12)), pace=0.6, insist=True),
         Waypoint(fixed(*parts["trash_pos"][:2], carry), CLOSED, None, 0.03, most=60),
@@ -118,6 +129,24 @@ def receive(parts: Parts, rng: np.random.Generator, meet: Array) -> list[Waypoin
         Waypoint(hammer_at(1, low), OPEN, None, math.inf, least=int(rng.integers(5, 9)), pace=0.3),
         Waypoint(rise(carry + 0.05, 1), OPEN, None, 0.02, most=40),
     ]
+
+
+def missed(parts: Parts, rng: np.random.Generator, place: Place, begin: Waypoint, arm: int) -> list[Waypoint]:
+    """Now and then: a grasp that closes above the thing, the empty hand raised, and the way back to where it began."""
+    wrong = rng.random() < MISSED
+    beside = np.array([*rng.uniform(-0.015, 0.015, 2), rng.uniform(0.03, 0.06)])
+    raised, wait = place(parts)[2] + beside[2] + float(rng.uniform(0.05, 0.3)), int(rng.integers(7, 12))
+
+    def near(now: Parts) -> Array:
+        return np.asarray(place(now) + beside)
+
+    attempt = [
+        Waypoint(near, OPEN, begin.turn, 0.015, most=50, pace=0.7),
+        Waypoint(near, CLOSED, None, math.inf, least=wait, pace=0.4),
+        Waypoint(rise(raised, arm), CLOSED, None, 0.04, most=40),
+        begin,
+    ]
+    return attempt if wrong else []
 
 
 def axis(parts: Parts) -> Array:
