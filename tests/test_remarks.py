@@ -177,9 +177,9 @@ def test_a_grid_compares_methods_on_a_policy_of_ones_own(tmp_path, monkeypatch, 
     words = ["bench", "own", "--decoder", "python:own_policy.py:decoder", "--env", "Hopper-v5", "--seeds", "1", "--json"]
     methods = ["--methods", "base", "lpds+short:warmup_steps=100,warmup_fits=2,eval_episodes=2,final_episodes=2"]
     assert main([*words, *methods, "--steps", "200"]) == 0
-    assert "own: highest return: " in json.loads(capsys.readouterr().out)["standings"][0]
+    assert "own: highest return over the 2 episodes that all played: " in json.loads(capsys.readouterr().out)["standings"][0]
     page = (tmp_path / "runs/bench-own/report.html").read_text()
-    assert '<p class="verdict">own: highest return: ' in page
+    assert '<p class="verdict">own: highest return over the 2 episodes that all played: ' in page
     assert all(f"own · {label}" in page for label in ("base · seed 0", "lpds"))
     config = json.loads((tmp_path / "runs/bench-own/own/lpds+short/seed0/config.json").read_text())
     assert (config["task"], config["env"]) == ("own", "Hopper-v5")
