@@ -157,7 +157,7 @@ def test_what_another_grid_finished_meanwhile_is_left_alone(tmp_path, monkeypatc
 
 
 def test_a_run_that_another_grid_has_under_way_is_waited_for_and_not_called_failed(tmp_path, monkeypatch):
-    """The first attempt meets the lock; by the second the other process is done with half of the run."""
+    """The first attempt meets the lock; by the second the other process has let go."""
     (cell,) = grid_cells("toy", ["golden-ticket+few:tickets=2,eval_every=0,final_episodes=2"], 1, 400)
     folder, start, lines = tmp_path / cell.path, grid._start, []
     folder.mkdir(parents=True)

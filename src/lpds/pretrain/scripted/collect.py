@@ -76,21 +76,19 @@ def demonstrate(
     env = resolve("environment", ENVIRONMENTS, env_id)(**options or {})
     kept: list[_Episode] = []
     tried = np.zeros(len(script.MODES), np.int64)
+    stopped = False
     try:
-        while len(kept) < episodes and tried.sum() < ATTEMPTS * episodes:
+        while not stopped and len(kept) < episodes and tried.sum() < ATTEMPTS * episodes:
             episode = _attempt(env, script, np.random.default_rng([seed, int(tried.sum())]), tremor)
             tried[episode.mode] += 1
             if episode.succeeded:
                 kept.append(episode)
             if progress is not None:
                 progress(len(kept), episodes)
-            if stop is not None and stop():
-                break
-        else:
-            stop = None  # it was not asked to end
+            stopped = stop is not None and stop()
     finally:
         env.close()
-    if not kept and stop is not None:
+    if not kept and stopped:
         raise LpdsError(f"stopped after {tried.sum()} attempts, none of which had succeeded: there is nothing to keep")
     if not kept:
         raise LpdsError(f"the expert of {env_id} succeeded in none of {tried.sum()} attempts: try another --seed")
