@@ -17,7 +17,7 @@ from small_envs import Two
 
 import lpds
 from lpds.report import write_report
-from lpds.report.acting import NUMBERS, shift_sizes
+from lpds.report.acting import MODE_STATES, NUMBERS, shift_sizes
 from lpds.report.curves import curves, metric
 from lpds.report.figures import MARKERS, _draw, matplotlib_figure
 from lpds.report.panels import BEYOND, CROWD, FigureData, Level, Panel, Series, apart, extent, is_cut, to_csv
@@ -120,6 +120,21 @@ def test_a_wrapped_decoders_modes_are_drawn_where_it_is_at_hand(tmp_path):
     assert "<h3>Modes: actions before and after</h3>" in page
     assert "<h3>Modes" not in write_report([run.folder], tmp_path / "alone.html").read_text()
     assert write_report([run.folder], tmp_path / "passed.html", identity_decoder()).read_text() == page
+
+
+def test_every_method_has_its_own_modes_beside_the_same_frozen_ones(tmp_path):
+    """One cloud over another would hide that it has emptied."""
+    runs = [lpds.steer("toy", method=m, out=tmp_path / m, **SHORT).folder for m in ("lpds", "dsrl-na")]
+    groups = group_runs(read_runs(runs))
+    (modes,) = [figure for figure in figures_of(groups) if figure.name == "modes"]
+    assert modes.columns == MODE_STATES
+    titles = [f"state {number}: {group.label}" for group in groups for number in range(1, MODE_STATES + 1)]
+    assert [panel.title for panel in modes.panels] == titles
+    assert all(panel.series[0].label == "frozen policy" and len(panel.series) == 2 for panel in modes.panels)
+    for first, second in zip(modes.panels[:MODE_STATES], modes.panels[MODE_STATES:], strict=True):
+        np.testing.assert_array_equal(first.series[0].x, second.series[0].x)
+    (alone,) = [figure for figure in figures_of(groups[:1]) if figure.name == "modes"]
+    assert [panel.title for panel in alone.panels] == [f"state {number}" for number in range(1, MODE_STATES + 1)]
 
 
 def test_many_groups_are_drawn_in_several_panels_of_one_span():

@@ -340,6 +340,17 @@ def test_one_task_in_two_environments_has_two_parts(tmp_path: Path, undrawn: Non
         assert page.count(f"<h3>hopper in {name} · lpds · seed 0</h3>") == 1
 
 
+def test_the_warm_up_is_explained_only_where_it_is_drawn(tmp_path: Path) -> None:
+    """Methods with warm-ups of their own have no common line."""
+    one, other = make_run(tmp_path / "a"), make_run(tmp_path / "b", method="golden-ticket")
+    config = json.loads((other / "config.json").read_text())
+    config["run"]["warmup_steps"] = 1
+    (other / "config.json").write_text(json.dumps(config))
+    said = "Before the warm-up ends (dotted) the frozen policy acts."
+    assert said in write_report([one], tmp_path / "one.html").read_text()
+    assert said not in write_report([one, other], tmp_path / "both.html").read_text()
+
+
 def test_seeds_are_pooled_over_seeds(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"s{seed}", seed=seed, gain=10.0 + 5 * seed) for seed in range(3)]
     page = write_report(runs, tmp_path / "report.html").read_text()
@@ -573,6 +584,9 @@ def test_numbers_are_formatted_sensibly(value: float, text: str) -> None:
     assert number(value) == text
 
 
+GAINS = {"lpds": 10.0, "dsrl-na": 0.3, "golden-ticket": 0.2, "best-of-n": -0.3}
+"""By how much each method of a wide table is above the frozen policy; most cannot be told apart from it."""
+
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
 
@@ -599,6 +613,22 @@ def browser(tmp_path: Path) -> None:
         photograph("data:text/html,<p>drawn</p>", tmp_path / "trial.png", (200, 100))
     except (OSError, subprocess.SubprocessError) as error:
         pytest.skip(f"{CHROMIUM} does not draw here: {type(error).__name__}")
+
+
+@pytest.mark.usefixtures("browser")
+def test_no_table_of_a_comparison_is_wider_than_the_page(tmp_path: Path) -> None:
+    """The verdict in words is its last column, which paper cannot scroll to."""
+    runs = [make_run(tmp_path / f"{m}-{s}", seed=s, method=m, gain=g) for m, g in GAINS.items() for s in (0, 1)]
+    page = write_report(runs, tmp_path / "page.html")
+    assert "undecided: " in page.read_text()
+    measure = "document.title = [...document.querySelectorAll('.wide')].map(e => e.scrollWidth - e.clientWidth).join()"
+    page.write_text(page.read_text().replace("</body>", f"<script>{measure}</script></body>"))
+    words = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,900", page.as_uri()]
+    told = subprocess.run(words, check=True, capture_output=True, timeout=240, text=True).stdout
+    title = re.search(r"<title>([\d,]+)</title>", told)
+    assert title is not None
+    assert set(title[1].split(",")) == {"0"}
 
 
 @pytest.mark.usefixtures("browser")

@@ -78,6 +78,26 @@ def test_the_frozen_policy_is_one_of_those_that_may_be_as_high(gain, tmp_path):
     assert ("frozen" in line) == (gain == 0.0)
 
 
+def test_level_in_success_and_below_in_return_is_said():
+    """Where every episode succeeds, success tells nothing apart; the return may."""
+    fast, slow = side("golden-ticket", noisy(90.0, 0.1), np.ones((3, 12))), side("lpds", noisy(1.0, 0.1, 1), np.ones((3, 12)))
+    (line,) = standing("toy", [slow, fast])
+    assert line == "toy: highest success: golden-ticket, 100 %; not told apart from it: lpds (its return is below)"
+    (line,) = standing("toy", [fast, side("dql", noisy(90.0, 0.1), np.ones((3, 12)))])
+    assert line.endswith("not told apart from it: dql")
+
+
+def test_a_method_whose_returns_are_not_known_is_not_as_high_as_any():
+    """An interval of NaN excludes nothing, which is no reason to call it level with the highest."""
+    lost = noisy(5.0, 0.2)
+    lost[0, 3] = np.nan
+    high, low, unknown = side("lpds", noisy(9.0, 0.2)), side("dql", noisy(1.0, 0.2, 1)), side("golden-ticket", lost)
+    (line,) = standing("toy", [high, low, unknown])
+    assert line.endswith("; all others are below it (1 below it, 1 with returns that are not known)")
+    (line,) = standing("toy", [high, unknown])
+    assert line == "toy: which method is the highest is not told: of fewer than two are all returns known"
+
+
 def test_a_method_that_played_other_episodes_is_below_nothing():
     """Its figures are the same to the digit: nothing says that it is lower."""
     same, elsewhere = noisy(5.0, 0.2), [(7, episode) for episode in range(12)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5539c", "#c08a00", "#3f9fd8", "#7
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">")
 LONGEST_LABEL = 60
+TITLE = 2 * LONGEST_LABEL
+"""Letters of the titles beside one another."""
 LEVEL_DASHES: tuple[Any, ...] = ((0, (7, 3)), (0, (1, 1.8)), (0, (7, 2, 1, 2)), (0, (2, 3)))
 STYLE: Any = {
     "font.family": ["DejaVu Sans"],
@@ -75,16 +78,16 @@ def _render(data: FigureData, form: str) -> bytes:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    columns = 1 if len(data.panels) == 1 else 2
+    columns = 1 if len(data.panels) == 1 else data.columns
     rows = math.ceil(len(data.panels) / columns)
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": data.name}):
-        figure = figure_class(figsize=(8.6, 3.7 if columns == 1 else 2.55 * rows + 0.5), layout="constrained")
+        figure = figure_class(figsize=(8.6, 3.7 if columns == 1 else 5.1 / columns * rows + 0.5), layout="constrained")
         FigureCanvasAgg(figure)
         figure.get_layout_engine().set(h_pad=0.08, w_pad=0.06)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         entries: dict[str, Any] = {}
         for ax, panel in zip(axes, data.panels, strict=False):
-            _draw(ax, panel)
+            _draw(ax, panel, columns)
             entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         for ax in axes[len(data.panels) :]:
             ax.set_axis_off()
@@ -105,7 +108,7 @@ def _label(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _draw(ax: Any, panel: Panel) -> None:
+def _draw(ax: Any, panel: Panel, columns: int = 1) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     lined = {series.group for series in panel.series if series.kind in ("line", "part")}
@@ -132,7 +135,7 @@ def _draw(ax: Any, panel: Panel) -> None:
     if panel.mark is not None:
         ax.axvline(panel.mark, color=INK, lw=1.0, ls=(0, (1, 2.5)), label="warm-up ends", zorder=1.5)
     _scale_y(ax, panel)
-    ax.set_title(_label(panel.title), loc="left")
+    ax.set_title(textwrap.fill(_label(panel.title), TITLE // columns), loc="left")
     ax.set_xlabel(_label(panel.xlabel))
     ax.set_ylabel(_label(panel.ylabel))
     ax.grid(visible=True, color=QUIET, alpha=0.25, lw=0.6)

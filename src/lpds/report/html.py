@@ -244,7 +244,7 @@ def _comparison(folders: Sequence[Path]) -> list[str]:
     return [
         "<h2>Comparison</h2>",
         *(f'<p class="verdict">{escape(line)}.</p>' for line in report.standings),
-        f'<div class="wide tight">{_table(heads, rows, numbers=2)}</div>',
+        f'<div class="wide tight">{_table(heads, rows, numbers=2, words=1)}</div>',
         f'<div class="wide tight">{_table([*heads[:3], "success", "difference"], shares, numbers=2)}</div>' if shares else "",
         *(f'<p class="quiet">{escape(line)}</p>' for line in lines),
     ]
@@ -372,11 +372,11 @@ def _flatten(facts: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, s
             yield f"{above}{key}", "-" if value is None else str(value)
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: int | None = None) -> str:
-    """A table; columns from ``numbers`` on are flush right."""
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: int | None = None, words: int = 0) -> str:
+    """A table; columns from ``numbers`` on are flush right and never broken, but for the last few, which are of ``words``."""
 
     def cells(tag: str, values: Sequence[str]) -> str:
-        right = [numbers is not None and i >= numbers for i in range(len(values))]
+        right = [numbers is not None and numbers <= i < len(values) - words for i in range(len(values))]
         return "".join(
             f'<{tag} class="n">{escape(v)}</{tag}>' if r else f"<{tag}>{escape(v)}</{tag}>"
             for v, r in zip(values, right, strict=True)

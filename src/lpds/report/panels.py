@@ -66,6 +66,8 @@ class FigureData:
     title: str
     caption: str
     panels: list[Panel]
+    columns: int = 2
+    """Panels beside one another."""
     missing: str = ""
     """What cannot be drawn, and why; told where nothing else of the figure is, too."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import chi
 
 from lpds.recent import MEMORY
-from lpds.report.acting import action_samples, shift_sizes
+from lpds.report.acting import MODE_STATES, action_samples, shift_sizes
 from lpds.report.curves import DOTS, curves, frozen_levels, metric, training
 from lpds.report.paired import Array
 from lpds.report.panels import FigureData, Level, Panel, Series, apart, is_cut, on_logs_if_wide
@@ -45,8 +45,10 @@ def _learning(groups: Sequence[Group]) -> FigureData:
     caption = (
         f"Line: mean return of the evaluation episodes, steered with fresh noise; band: {band}. Horizontal band: the frozen "
         "policy on the curve's episodes and its 95 % interval. Large point: the last evaluation, on episodes that the curve "
-        "never used. Before the warm-up ends (dotted) the frozen policy acts."
+        "never used."
     )
+    if panel.mark is not None:
+        caption += " Before the warm-up ends (dotted) the frozen policy acts."
     if len(groups) <= 2:
         caption += f" Dots: training episodes (at most {DOTS} of each kind of run, evenly chosen)."
     return FigureData("learning", "Learning curve", caption, [panel])
@@ -179,9 +181,9 @@ def _norm(groups: Sequence[Group]) -> FigureData:
 
 
 def _modes(groups: Sequence[Group]) -> FigureData:
-    """Of the first run of every group, at states of the first of all with its decoder: the frozen policy once, then each."""
+    """Of the first run of every group, at states of the first of all with its decoder: it over the frozen policy."""
     caption, why = "", list[str]()
-    panels: dict[tuple[str, int], Panel] = {}
+    panels: list[Panel] = []
     places: dict[str, RunData] = {}
     for index, group in enumerate(groups):
         run = group.runs[0]
@@ -195,14 +197,16 @@ def _modes(groups: Sequence[Group]) -> FigureData:
             f"First action of the chunk under {len(found.frozen[0])} noises, the same for all, at states of the warm-up "
             f"({found.coordinates}). Modes are separate clouds: one that empties has been lost."
         )
-        for number, (before, after) in enumerate(zip(found.frozen, found.steered, strict=True)):
-            if (decoder, number) not in panels:
-                start = Series("frozen policy", len(groups), before[:, 0], before[:, 1], kind="cloud")
-                panels[decoder, number] = Panel(f"state {number + 1}", [start], xlabel="", ylabel="")
-            panels[decoder, number].series.append(Series(group.label, index, after[:, 0], after[:, 1], kind="cloud"))
-    if len(places) > 1:
-        panels = {key: replace(panel, title=f"{panel.title}, decoder {key[0][:6]}") for key, panel in panels.items()}
-    return FigureData("modes", "Modes: actions before and after", " ".join([caption, *why]), list(panels.values()))
+        for number, (before, after) in enumerate(zip(found.frozen, found.steered, strict=True), 1):
+            clouds = [
+                Series("frozen policy", len(groups), before[:, 0], before[:, 1], kind="cloud"),
+                Series(group.label, index, after[:, 0], after[:, 1], kind="cloud"),
+            ]
+            # clouds of several methods over one another would hide which one is empty
+            title = f"state {number}" if len(groups) == 1 else f"state {number}: {group.label}"
+            panels.append(Panel(title, clouds, xlabel="", ylabel=""))
+    columns = 2 if len(groups) == 1 else MODE_STATES
+    return FigureData("modes", "Modes: actions before and after", " ".join([caption, *why]), panels, columns)
 
 
 def _critics(groups: Sequence[Group]) -> FigureData:
@@ -237,7 +241,7 @@ def _entropy(groups: Sequence[Group]) -> FigureData:
     old = [group.label for group in told if not tells(group, "action_entropy_frozen")]
     missing = f"Not shown, for their records lack the frozen policy's entropy: {', '.join(old)}." if old else ""
     panel = Panel("action entropy less the frozen policy's, nats", series, [Level("as the frozen policy", 0.0)])
-    return FigureData("entropy", "Action entropy", caption, [panel], missing)
+    return FigureData("entropy", "Action entropy", caption, [panel], missing=missing)
 
 
 def _throughput(groups: Sequence[Group]) -> FigureData:

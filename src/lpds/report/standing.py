@@ -82,12 +82,16 @@ def against(side: Side, reference: Side) -> Against:
 def standing(task: str, sides: Sequence[Side]) -> list[str]:
     """One line that says which method is the highest, by success where all tell it, and which may be as high; for two and more.
 
-    Heights are those on the episodes that all of them played; a method that played others is counted, not ranked. One is below
-    the highest where the interval of their difference excludes zero, each pair by itself: among many, one in forty is put
-    there by chance.
+    Heights are those on the episodes that all of them played; a method that played others, or has returns that are not known,
+    is counted, not ranked. One is below the highest where the interval of their difference excludes zero, each pair by itself:
+    among many, one in forty is put there by chance.
     """
     if _methods(sides) < 2:
         return []
+    whole_returns = [side for side in sides if not np.isnan(side.columns["return"]).any()]
+    unknown, sides = len(sides) - len(whole_returns), whole_returns
+    if _methods(sides) < 2:
+        return [f"{task}: which method is the highest is not told: of fewer than two are all returns known"]
     ranked = max(([side for side in sides if set(side.keys) & set(one.keys)] for one in sides), key=_methods)
     shared = sorted(set.intersection(*(set(side.keys) for side in ranked)))
     if _methods(ranked) < 2 or not shared:
@@ -102,7 +106,7 @@ def standing(task: str, sides: Sequence[Side]) -> list[str]:
         return float(side.columns[what].mean()), float(side.columns["return"].mean())
 
     best = max(ranked, key=height)
-    level, below = [], 0
+    level, below = list[str](), 0
     for side in sorted(ranked, key=height, reverse=True):
         if side is best:
             continue
@@ -110,12 +114,14 @@ def standing(task: str, sides: Sequence[Side]) -> list[str]:
         if found.success[2] < 0.0 if told else told_apart(found.difference, found.differ) < 0:
             below += 1
         else:
-            level.append(_named(side))
+            lower = told and told_apart(found.difference, found.differ) < 0
+            level.append(_named(side) + (" (its return is below)" if lower else ""))
     top = height(best)[0]
     said = f"{100.0 * top:.0f} %" if told else f"{top:.4g}" if math.fabs(top) < 1000.0 else f"{top:,.0f}"
     over = "" if whole else f" over the {len(shared)} episodes that all played"
-    rest = [f"{below} below it"] if below and (level or apart) else []
+    rest = [f"{below} below it"] if below and (level or apart or unknown) else []
     rest += [f"{apart} on other episodes"] if apart else []
+    rest += [f"{unknown} with returns that are not known"] if unknown else []
     beside = f"not told apart from it: {', '.join(level)}" if level else "all others are below it"
     if apart and not level:
         beside = "none of those that played the same is as high"
