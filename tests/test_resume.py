@@ -28,6 +28,7 @@ from lpds.errors import EnvironmentFault, LpdsError
 from lpds.files import how_to_resume
 from lpds.log import read_json_lines
 from lpds.methods.dppo import DPPO
+from lpds.methods.lpds import LPDS
 from lpds.registry import METHOD_SETTINGS, METHODS, resolve
 from lpds.replay import Replay
 from lpds.types import LatentSpec
@@ -215,6 +216,33 @@ def test_ctrl_c_ends_in_a_checkpoint_and_resume_goes_on(whole, tmp_path, number,
     step = json.loads((tmp_path / "run" / "checkpoint" / "checkpoint.json").read_text())["step"]
     assert number <= step < number + 16  # the end of that round, not the last due checkpoint
     assert lpds.load_policy(tmp_path / "run", toy_decoder()).shift(np.zeros((1, 2))).any() == (number > 200)
+    assert resume(tmp_path / "run", env=make_four_mode).finished
+    assert_same_but_for_names(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_a_stop_among_the_fits_of_the_warm_up_is_obeyed_and_costs_nothing(whole, tmp_path, monkeypatch, broken_off):
+    """They may take an hour with wide networks: neither is that waited for, nor is what was collected lost."""
+    update, fits = LPDS.update, []
+
+    def counted(self, batch, noise, *, critics_only=False):
+        fits.append(critics_only)
+        if len(fits) == 3:
+            signal.raise_signal(signal.SIGINT)
+            if broken_off:  # impatience: Ctrl-C again
+                signal.raise_signal(signal.SIGINT)
+        return update(self, batch, noise, critics_only=critics_only)
+
+    monkeypatch.setattr(LPDS, "update", counted)
+    if broken_off:
+        with pytest.raises(KeyboardInterrupt):
+            steer(tmp_path / "run", env=make_four_mode)
+    else:
+        assert not steer(tmp_path / "run", env=make_four_mode).finished
+    assert fits == [True] * 3
+    facts = json.loads((tmp_path / "run" / "checkpoint" / "checkpoint.json").read_text())
+    assert (facts["behind"], facts["warm"], facts["step"] >= TINY["warmup_steps"]) == (True, False, True)
+    monkeypatch.undo()
     assert resume(tmp_path / "run", env=make_four_mode).finished
     assert_same_but_for_names(whole, tmp_path / "run")
 

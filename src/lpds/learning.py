@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from lpds.records import Records, save_states
 from lpds.replay import Replay
 from lpds.scale import reward_scale
 from lpds.types import Batch, Decoder, Method, Metrics
+
+FITS_TOLD = 30.0
+"""Seconds between two lines about the fits of the warm-up."""
 
 
 class Learning:
@@ -62,6 +66,8 @@ class Learning:
         c, chunk = settings, decoder.spec.action_shape[0]
         self._ignored = method.ignores
         self._warmup = 1 if "warmup_steps" in self._ignored else c.warmup_steps
+        self.fits = 0 if "warmup_fits" in self._ignored else c.warmup_fits
+        """Of the critics, at the end of the warm-up."""
         # a decision takes at least one step, so a run never inserts more rows than it has steps
         read = c.steps if method.reads_replay else self._warmup if method.learns else 0
         capacity = min(c.replay_size, read + c.num_envs + given)
@@ -90,7 +96,8 @@ class Learning:
         self.probe = torch.empty(0, self.state_decoder.spec.obs_size, device=device)
         """States of the warm-up at which what acts is looked at [S, O]; none before its end."""
         self._owed, self._rounds = 0.0, 0
-        self._behind = False  # a fault came between a round and what is learned from it
+        self.behind = False
+        """Whether something came between a round and what is learned from it: a fault, or a stop."""
 
     def describe(self) -> list[str]:
         """What a user should know before it begins."""
@@ -119,13 +126,19 @@ class Learning:
         """Whether a round that ended at this step is to be learned from."""
         return self.method.learns and step >= self._warmup
 
-    def catch_up(self, step: int) -> None:
-        """Learn from the round that a fault left behind, if there is one; see :meth:`learn`."""
-        if self._behind:
-            self.learn(step)
+    def catch_up(self, step: int, stopped: Callable[[], bool]) -> bool:
+        """Learn from the round that was left behind, if there is one; see :meth:`learn`."""
+        return not self.behind or self.learn(step, stopped)
 
-    def learn(self, step: int) -> None:
+    def learn(self, step: int, stopped: Callable[[], bool]) -> bool:
         """Learn from a round.
+
+        Args:
+            step: primitive steps so far.
+            stopped: asked between the fits of the warm-up, which may take many minutes.
+
+        Returns:
+            Whether it did. Where it was stopped what is here is of no use any more, and the checkpoint from before is.
 
         Raises:
             RunFault: a decoder failed; one that can be lost leaves everything as if this had not begun.
@@ -133,19 +146,20 @@ class Learning:
         asks = self.method.decodes and getattr(self.decoder, "can_be_lost", False)
         before = self._copies() if asks else None
         try:
-            if not self.warm:
-                self._end_warmup(step)
+            if not self.warm and not self._end_warmup(step, stopped):
+                return False
             self._update()
         except RunFault:
             if before is not None:
                 self._go_back(*before)
-                self._behind = True
+                self.behind = True
             raise
-        self._behind = False
+        self.behind = False
+        return True
 
-    def _end_warmup(self, step: int) -> None:
+    def _end_warmup(self, step: int, stopped: Callable[[], bool]) -> bool:
         """Fix every scale by the rows so far, and fit the critics to their returns; demonstrations are among them."""
-        c = self.c
+        c, fits = self.c, self.fits
         self.warm = True
         first, last = self.given, len(self.replay)
         self.probe = self.replay.states(probe_rows(first, last).to(self._device))
@@ -156,12 +170,19 @@ class Learning:
         if "reward_scale" not in self._ignored:
             scale = c.reward_scale or reward_scale(returns[0][first:], self._say)
         self.method.calibrate(self.replay.everything("obs"), self.replay.everything("action"), scale)
-        fits = 0 if "warmup_fits" in self._ignored else c.warmup_fits
-        for _ in range(fits):
+        if fits:
+            self._say(f"{step:>8,}  warm-up collected; fitting the critics {fits:,} times to its returns")
+        said = time.monotonic()
+        for done in range(fits):
+            if stopped():
+                return False
+            if time.monotonic() - said > FITS_TOLD:
+                said = time.monotonic()
+                self._say(f"{step:>8,}  fitted {done:,} of {fits:,} times")
             batch = self.replay.sample(c.batch_size, self._generator, self._noises, returns)
             self._records.add(self.method.update(batch, self._noise(self._generator), critics_only=True))
-        fitted = f": critics fitted {fits} times to its returns" if fits else ""
-        self._say(f"{step:>8,}  warm-up done{fitted}")
+        self._say(f"{step:>8,}  warm-up done")
+        return True
 
     def _update(self) -> None:
         """Do the updates that a round adds to what is owed, in whole blocks of rounds."""
@@ -258,7 +279,7 @@ class Learning:
             "rounds": self._rounds,
             "block": self._block,
             "given": self.given,
-            "behind": self._behind,
+            "behind": self.behind,
         }
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -267,7 +288,7 @@ class Learning:
         self._generator.set_state(tensors["generator"])
         self.probe = tensors["probe"].to(self._device)
         self.updates, self._owed, self.warm = (facts[key] for key in ("updates", "owed", "warm"))
-        self._rounds, self._behind = facts.get("rounds", 0), facts.get("behind", False)
+        self._rounds, self.behind = facts.get("rounds", 0), facts.get("behind", False)
 
     def _copies(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
         """Copies of all that :meth:`learn` changes."""

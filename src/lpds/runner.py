@@ -139,7 +139,8 @@ class Runner:
     def _train(self) -> bool:
         c, learning, env = self.c, self.learning, self.collector.env
         try:
-            learning.catch_up(self.step)
+            if not learning.catch_up(self.step, self._asked_to_stop):
+                return False  # what was saved before it stands
             while self.step < c.steps:
                 self._due()
                 if self.stop_requested:
@@ -158,7 +159,11 @@ class Runner:
                         decoded = learning.replay.everything("action")[learning.given :]
                         for line in remarks.of_actions(decoded, env.primitive_action_space):
                             self._display.say(line)
-                    learning.learn(self.step)
+                    if learning.fits and not learning.warm:  # they take long, and what stops them, or kills, is to cost no more
+                        learning.behind = True
+                        self.save()
+                    if not learning.learn(self.step, self._asked_to_stop):
+                        return False
             if not self.learned:
                 self._display.say(f"NOTHING WAS LEARNED: {self.why_not}")
             self._due(last=True)
@@ -166,6 +171,9 @@ class Runner:
             self.save()
             raise type(fault)(f"{fault}; the run is saved at step {self.step}: {how_to_resume(self.out)}") from fault
         return True
+
+    def _asked_to_stop(self) -> bool:
+        return self.stop_requested
 
     @property
     def why_not(self) -> str:
