@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from scripted import CPU, Scripted, identity_decoder, toy_decoder
+from scripted import CPU, TINY, Scripted, identity_decoder, toy_decoder
 
 import lpds
 from lpds import evaluation
 from lpds.cli import main
 from lpds.config import LPDSSettings
 from lpds.envs.build import make_eval_env
+from lpds.envs.four_mode import make_four_mode
 from lpds.errors import LpdsError
 from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.methods.base import BasePolicy
@@ -171,6 +172,55 @@ def test_intervals_of_a_report():
     assert report.interval("length")[0] == 24.5
     with pytest.raises(LpdsError, match="unknown figure 'returns'; did you mean 'return'"):
         report.interval("returns")
+
+
+class Few:
+    """Environments of which only so many may be open at once, as a licence or a port has it."""
+
+    def __init__(self, most):
+        self.most, self.open, self.seen = most, 0, 0
+
+    def __call__(self):
+        if self.open == self.most:
+            raise RuntimeError("no licence left")
+        self.open += 1
+        self.seen = max(self.seen, self.open)
+        env = make_four_mode()
+        close = env.close
+
+        def closed():
+            self.open -= 1
+            close()
+
+        env.close = closed
+        return env
+
+
+@pytest.mark.parametrize("envs", [1, 3])
+def test_an_evaluation_opens_as_many_environments_as_it_is_allowed_and_the_same_comes_out(envs):
+    decoder = toy_decoder()
+    few = Few(envs)
+    assert equal(
+        lpds.evaluate(steered(decoder), env=few, episodes=25, envs=envs),
+        lpds.evaluate(steered(decoder), env=make_four_mode, episodes=25),
+    )
+    assert (few.seen, few.open) == (envs, 0)
+
+
+def test_a_run_opens_so_many_beside_those_it_learns_in(tmp_path):
+    few, given = Few(4 + 2), {"decoder": toy_decoder(), **TINY, "num_envs": 4}
+    run = lpds.steer("toy", env=few, out=tmp_path / "few", eval_envs=2, **given)
+    assert (few.seen, few.open) == (few.most, 0)
+    whole = lpds.steer("toy", env=make_four_mode, out=tmp_path / "whole", **given)
+    assert equal(run.steered, whole.steered)
+
+
+@pytest.mark.parametrize("envs", [0, 21])
+def test_more_rows_than_an_evaluation_has_are_refused(envs):
+    with pytest.raises(LpdsError, match=f"^envs must be in 1 .. 20, not {envs}$"):
+        lpds.evaluate(toy_decoder(), "toy", envs=envs)
+    with pytest.raises(LpdsError, match=f"^eval_envs must be in 1 .. 20, not {envs}$"):
+        lpds.steer("toy", eval_envs=envs)
 
 
 def test_progress_counts_every_episode_once():

@@ -20,6 +20,7 @@ from lpds.evaluation import silence_is_failure
 from lpds.findings import PATIENCE
 from lpds.replay import Replay
 from lpds.report import write_report
+from lpds.report.read import read_runs
 from lpds.runner import Runner
 
 
@@ -167,9 +168,10 @@ def test_the_doctor_sees_an_episode_without_an_end_and_a_seed_that_is_ignored():
 def test_a_run_tells_once_that_its_environment_ignores_seeds(tmp_path, capsys):
     tiny = {**TINY, "quiet": False, "steps": 300}
     odd = lpds.steer(decoder=decoder(), env=lambda: Odd(ignores_seed=True), out=tmp_path / "odd", **tiny)
-    said = "".join(capsys.readouterr())
-    assert len(re.findall("ignores the seed of a reset", said)) == 1
+    assert len(re.findall("ignores the seed of a reset", "".join(capsys.readouterr()))) == 1
     assert json.loads((odd.folder / "summary.json").read_text())["ignores_seed"] is True
+    assert odd.verdict().endswith("; NOT THE SAME EPISODES: the environment ignores the seed of a reset")
+    assert read_runs([odd.folder])[0].verdict() == odd.verdict()
     fine = lpds.steer(decoder=decoder(), env=Odd, out=tmp_path / "fine", **tiny)
     assert "ignores the seed" not in "".join(capsys.readouterr())
     assert "ignores_seed" not in json.loads((fine.folder / "summary.json").read_text())

@@ -193,3 +193,29 @@ def test_a_grids_shared_words_are_every_cells_unless_it_has_its_own(refused):
     assert two.settings == {"steps": "100", "decoder": "hopper"}  # whose sampler has no ODE steps
     with refused("say which, and where it acts"):
         grid_cells("own", ["lpds"], 1, 100, {"decoder": "hopper"})
+
+
+# -- running statistics ------------------------------------------------------------------------------------------------
+
+
+def test_wrappers_with_running_statistics_are_named_and_frozen_ones_are_not(tmp_path, capsys):
+    """The environment draws from its own generator as it should: what breaks the seed is around it."""
+    inside = lambda: gymnasium.wrappers.NormalizeReward(gymnasium.wrappers.NormalizeObservation(toy()))  # noqa: E731
+    outside = lambda: gymnasium.wrappers.TimeLimit(inside(), 40)  # noqa: E731
+    told = remarks.of_statistics(outside())
+    assert [line.split()[0] for line in told] == ["NormalizeReward", "NormalizeObservation"]
+    frozen = gymnasium.wrappers.NormalizeObservation(toy())
+    frozen.update_running_mean = False
+    assert remarks.of_statistics(frozen) == remarks.of_statistics(toy()) == []
+    found = next(f for f in lpds.check(toy_decoder(), outside, samples=16).findings if f.name == "seeds")
+    assert found.verdict == "warning"
+    assert found.figure == "; ".join(told)
+    assert "self.np_random" not in found.remedy
+    lpds.steer("toy", decoder=toy_decoder(), env=outside, out=tmp_path / "run", **SHORT)
+    said = capsys.readouterr().err
+    assert all(f"WARNING: {line}; {remarks.FREEZE}" in said for line in told)
+
+
+def test_where_training_episodes_end_at_success_that_is_said_of_them_alone():
+    plain, ends = (remarks.of_success("success", end) for end in (False, True))
+    assert ends == f"{plain}, at the first of which a training episode ends; an evaluation's goes on"

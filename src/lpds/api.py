@@ -12,7 +12,7 @@ import torch
 
 from lpds import remarks
 from lpds.checkpoint import CheckpointStore
-from lpds.checks import check_decoder, check_device
+from lpds.checks import LANES, check_decoder, check_device
 from lpds.compact import refuse_other_pictures
 from lpds.config import RunSettings
 from lpds.decoders.base import BaseDecoder
@@ -274,6 +274,7 @@ def evaluate(
     scale: float = 1.0,
     noise_scale: float = 1.0,
     noise_seed: int | None = None,
+    envs: int = LANES,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalReport:
     """Evaluate a policy or a frozen decoder; equal seeds give equal episodes and noise.
@@ -288,6 +289,7 @@ def evaluate(
         noise_scale: factor of eps, 0 to 1, beside the policy's own; 1 is the prior.
         noise_seed: in place of ``seed`` for the noise alone: the same episodes under other noises, which tells what the noise
             decides (:func:`lpds.stats.noise_share`).
+        envs: environments that are open at once, at most 20; fewer take less memory, and the same comes out.
         progress: called with (episodes done, E).
 
     Returns:
@@ -309,7 +311,7 @@ def evaluate(
     chunk = decoder.spec.action_shape[0]
     lanes = lambda count: make_eval_env(env, count, chunk, keep_dict=decoder.spec.takes_dict)  # noqa: E731
     options: dict[str, Any] = {"scale": scale, "noise_scale": noise_scale, "noise_seed": noise_seed, "progress": progress}
-    return evaluate_policy(acting, decoder, lanes, episodes=episodes, seed=seed, **options)
+    return evaluate_policy(acting, decoder, lanes, episodes=episodes, seed=seed, envs=envs, **options)
 
 
 def _as_decoder(decoder: Decoder | str) -> Decoder:

@@ -12,6 +12,22 @@ from lpds.errors import LpdsError, unknown_name
 LARGEST_SEED = 2**32
 """Seeds are below it: they are words of the counters that noise and resets are drawn from."""
 
+LANES = 20
+"""Rows of every evaluation batch, so environments at most. Fixed, and never shrunk while episodes end, since a matrix product
+may round a row differently in a batch of another size, and a contact-rich simulation makes another episode of the last bit."""
+
+
+def check_lanes(name: str, value: Any) -> int:
+    """A number of environments that an evaluation may open at once.
+
+    Raises:
+        LpdsError: it is none in 1 .. :data:`LANES`.
+    """
+    lanes = whole(name, value)
+    if not 1 <= lanes <= LANES:
+        raise LpdsError(f"{name} must be in 1 .. {LANES}, not {lanes}")
+    return lanes
+
 
 def check_seed(name: str, value: Any) -> int:
     """A seed as a plain integer in [0, 2^32).

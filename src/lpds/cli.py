@@ -95,6 +95,7 @@ def _run_commands(commands: Any) -> None:
     evaluate.add_argument("--env", help="a Gymnasium id in place of the task's")
     evaluate.add_argument("--episodes", type=int, default=100, help="of each evaluation")
     evaluate.add_argument("--seed", type=int, default=0, help="of the episodes and of the noise")
+    evaluate.add_argument("--envs", type=int, default=20, help="environments open at once, at most 20; fewer take less memory")
     evaluate.add_argument("--scale", type=float, default=1.0, help="s of w = eps + s Delta(s)")
     evaluate.add_argument(
         "--noise-scale",
@@ -118,6 +119,7 @@ def _policy_commands(commands: Any) -> None:
     look.add_argument("--env", help="a Gymnasium id in place of the task's")
     look.add_argument("--episodes", type=int, default=50, help="of each way")
     look.add_argument("--seed", type=int, default=0, help="of the episodes and of the noise")
+    look.add_argument("--envs", type=int, default=20, help="environments open at once, at most 20; fewer take less memory")
     look.add_argument("--noise-scale", type=_factors, metavar="K,K", help="factors of eps to try (default: 0.6,0.3,0)")
     look.add_argument("--json", action="store_true", help="one JSON line an episode")
     add_decoder_options(look)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lpds.checks import check_seed, check_share, choose, positive
+from lpds.checks import LANES, check_lanes, check_seed, check_share, choose, positive
 from lpds.errors import LpdsError, unknown_name
 
 DELTA_UNITS = ("sum", "mean", "rms", "nats")
@@ -283,6 +283,8 @@ class RunSettings:
     """Episodes of an evaluation on the curve."""
     final_episodes: int = 50
     """Episodes of the last evaluation, frozen and steered."""
+    eval_envs: int = LANES
+    """Environments that an evaluation opens at once beside those of the training, at most 20; the figures do not hang on it."""
     eval_seed: int = 0
     """Of the last evaluation's episodes and noise; the curve's are others."""
     keep: str = "last"
@@ -302,6 +304,7 @@ class RunSettings:
         positive(self, "eval_episodes", "final_episodes", "updates_per_decision", "warmup_steps", "n_step")
         if not 0.0 < self.gamma <= 1.0:
             raise LpdsError(f"gamma must be in (0, 1], not {self.gamma}")
+        check_lanes("eval_envs", self.eval_envs)
         check_seed("seed", self.seed)
         check_seed("eval_seed", self.eval_seed)
         check_seed(f"eval_seed + {CURVE_SEED}, the learning curve's,", self.eval_seed + CURVE_SEED)

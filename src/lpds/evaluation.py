@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lpds.checks import check_seed, check_share, whole
+from lpds.checks import LANES, check_lanes, check_seed, check_share, whole
 from lpds.compact import look
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import EnvironmentFault, LpdsError, unknown_name
@@ -22,10 +22,6 @@ from lpds.types import Decoder, Policy
 
 LONGEST_EPISODE = 20_000
 """Primitive steps after which an episode is taken to be endless, unless its environment's own time limit is larger."""
-LANES = 20
-"""Rows of every evaluation batch. Fixed, and never shrunk while episodes end, since a matrix product may round a row
-differently in a batch of another size, and a contact-rich simulation makes another episode of the last bit."""
-
 Array = npt.NDArray[np.float64]
 
 
@@ -112,6 +108,7 @@ def evaluate_policy(
     scale: float = 1.0,
     noise_scale: float = 1.0,
     noise_seed: int | None = None,
+    envs: int = LANES,
     device: torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalReport:
@@ -126,6 +123,7 @@ def evaluate_policy(
         scale: s of ``w = eps + s Delta``; 0 is the frozen policy.
         noise_scale: factor of eps; below 1 the policy repeats itself more and leaves the prior (0 decodes Delta alone).
         noise_seed: in place of ``seed`` for the noise alone: the same episodes under other noises.
+        envs: environments that are open at once; what comes out does not hang on it.
         device: of policy and decoder.
         progress: called with (episodes done, E).
 
@@ -133,19 +131,20 @@ def evaluate_policy(
         The records.
 
     Raises:
-        LpdsError: not at least one episode, or a scale outside [0, 1].
+        LpdsError: not at least one episode, more environments than an evaluation takes, or a scale outside [0, 1].
         EnvironmentFault: the environment failed, or an episode does not end.
     """
     episodes = whole("episodes", episodes)
     if episodes < 1:
         raise LpdsError(f"episodes must be at least 1, not {episodes}")
     check_seed("seed", seed)
+    check_lanes("envs", envs)
     check_share("scale", scale)
     check_share("noise_scale", noise_scale)
     if noise_seed is not None:
         check_seed("noise_seed", noise_seed)
     device = device or torch.device("cpu")
-    env = make_lanes(min(LANES, episodes))
+    env = make_lanes(min(envs, episodes))
     try:
         return _run(
             env,

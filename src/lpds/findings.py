@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from lpds import remarks
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.observations import conform, parts
 from lpds.probe import Probe, take
@@ -90,6 +91,9 @@ def episodes_end(decoder: Decoder, env: ChunkedVectorEnv) -> Finding | None:
 
 def seeds(env: ChunkedVectorEnv) -> Finding:
     """Whether a seed decides the episode, its start and what the same actions do: frozen and steered are to play the same."""
+    running = remarks.of_statistics(env.first)
+    if running:
+        return Finding("seeds", "; ".join(running), "warning", f"{remarks.FREEZE}, so that frozen and steered play the same")
     box = env.primitive_action_space
     narrow = box.high.astype(np.float64) - box.low < 1e6  # no bounds, or hardly any: around zero then
     low, high = np.where(narrow, box.low, -1.0), np.where(narrow, box.high, 1.0)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lpds.api import evaluate
-from lpds.checks import check_decoder, check_share
+from lpds.checks import LANES, check_decoder, check_share
 from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike
 from lpds.errors import LpdsError
@@ -112,6 +112,7 @@ def look(
     episodes: int = 50,
     seed: int = 0,
     noise_scales: Sequence[float] = NOISE_SCALES,
+    envs: int = LANES,
     progress: Callable[[int, int], None] | None = None,
 ) -> LookReport:
     """Play the same episodes in every way that costs no learning.
@@ -123,6 +124,7 @@ def look(
         episodes: E, of each way.
         seed: of the episodes and of the noise, the same for all.
         noise_scales: factors of eps to try, 0 to 1, beside all of it.
+        envs: environments that are open at once, at most 20.
         progress: called with (episodes done, episodes of all ways).
 
     Returns:
@@ -135,8 +137,8 @@ def look(
     from lpds.zoo import load_decoder
 
     frozen = load_decoder(decoder) if isinstance(decoder, str) else decoder
-    ways = play_ways(frozen, task, env=env, episodes=episodes, seed=seed, noise_scales=noise_scales, progress=progress)
-    return report_ways(frozen, list(ways))
+    played: dict[str, Any] = {"episodes": episodes, "seed": seed, "noise_scales": noise_scales, "envs": envs}
+    return report_ways(frozen, list(play_ways(frozen, task, env=env, **played, progress=progress)))
 
 
 def play_ways(
@@ -147,6 +149,7 @@ def play_ways(
     episodes: int = 50,
     seed: int = 0,
     noise_scales: Sequence[float] = NOISE_SCALES,
+    envs: int = LANES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Way]:
     """The ways of :func:`look`, each as it was played, so that who stops in between has those before."""
@@ -169,8 +172,8 @@ def play_ways(
             if progress is not None:
                 progress(before + done, len(plans) * episodes)
 
-        played: dict[str, Any] = {"episodes": episodes, "seed": seed, "noise_scale": plan.noise_scale, "progress": advance}
-        yield Way(plan.name, evaluate(acting, task, env=env, **played), plan.flags)
+        played: dict[str, Any] = {"episodes": episodes, "seed": seed, "noise_scale": plan.noise_scale, "envs": envs}
+        yield Way(plan.name, evaluate(acting, task, env=env, **played, progress=advance), plan.flags)
 
 
 def report_ways(frozen: Decoder, ways: Sequence[Way]) -> LookReport:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 import torch
 from torch import Tensor
@@ -88,9 +90,30 @@ def of_actions(action: Tensor, box: gymnasium.spaces.Box) -> list[str]:
 def of_success(key: str | None, end_at_success: bool) -> str:
     """What is taken for success, or that nothing is."""
     if key is not None:
-        return f"success: what the environment's info calls {key!r}, at any step of an episode"
+        return f"success: what the environment's info calls {key!r}, at any step of an episode" + (
+            ", at the first of which a training episode ends; an evaluation's goes on" if end_at_success else ""
+        )
     line = f"success: the environment's first steps say nothing of it (looked for in info: {', '.join(SUCCESS_KEYS)})"
     return line + (", so no episode ends at it (end_at_success) before an info names it" if end_at_success else "")
+
+
+RUNNING = {
+    "NormalizeObservation": "one state is observed in several ways, in every sub-environment by statistics of its own",
+    "NormalizeReward": "returns are in units of its own, which move",
+}
+"""Wrappers that keep running statistics, which no seed fixes and no checkpoint holds; and what comes of them."""
+FREEZE = "freeze the statistics (update_running_mean = False on all of them alike), or put them into the policy"
+
+
+def of_statistics(env: gymnasium.Env[Any, Any]) -> list[str]:
+    """Wrappers around an environment that keep running statistics, and that nobody froze."""
+    found = []
+    while isinstance(env, gymnasium.Wrapper):
+        name = type(env).__name__
+        if name in RUNNING and getattr(env, "update_running_mean", True):
+            found.append(f"{name} keeps running statistics: {RUNNING[name]}")
+        env = env.env
+    return found
 
 
 def of_order(order: str | None) -> list[str]:

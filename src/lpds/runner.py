@@ -103,7 +103,8 @@ class Runner:
                 extras=method.extras,
                 kept_next=method.kept_next,
             )
-            for line in (*remarks.of_order(end_to_end(lanes.first)), *self.learning.describe()):
+            running = [f"WARNING: {line}; {remarks.FREEZE}" for line in remarks.of_statistics(lanes.first)]
+            for line in (*remarks.of_order(end_to_end(lanes.first)), *running, *self.learning.describe()):
                 display.say(line)
             if demonstrations is not None:
                 self.learning.begin_with(self.collector.complete(demonstrations, method.target))
@@ -256,6 +257,7 @@ class Runner:
             seed=seed,
             scale=scale if self.learned else 0.0,
             noise_scale=noise_scale,
+            envs=self.c.eval_envs,
             device=self._device,
         )
         report = replace(report, scale=scale)

@@ -27,7 +27,7 @@ from lpds.registry import METHODS, resolve
 from lpds.runner import Runner
 from lpds.stats import Interval, paired_difference, pairs_that_differ, told_apart
 from lpds.types import Decoder, Method
-from lpds.verdict import UNTRAINED, against_line, verdict_line, with_noise
+from lpds.verdict import NOT_THE_SAME, UNTRAINED, against_line, verdict_line, with_noise
 
 FORMAT_VERSION = 1
 
@@ -47,6 +47,8 @@ class Run:
     """Why nothing was learned, so that both are the frozen policy's; empty where something was."""
     quiet: EvalReport | None = None
     """The last evaluation of the frozen policy with as little noise as the steered one has, where that is less than all."""
+    ignores_seed: bool = False
+    """Whether the environment was seen to begin an episode of one seed in two ways: then frozen and steered are no pairs."""
     start: EvalReport | None = None
     """The last evaluation of what the method started from, untrained, where that is not the frozen policy (a chain, say)."""
 
@@ -77,7 +79,8 @@ class Run:
         returns = (float(self.frozen.returns.mean()), float(self.steered.returns.mean()))
         rates = (self.frozen.interval("success")[0], self.steered.interval("success")[0])
         success = None if np.isnan(self.frozen.successes).all() else rates
-        return verdict_line(returns, success, self.difference, len(self.frozen.returns), self._differ) + self._beside()
+        line = verdict_line(returns, success, self.difference, len(self.frozen.returns), self._differ) + self._beside()
+        return line + (NOT_THE_SAME if self.ignores_seed else "")
 
     def _beside(self) -> str:
         """What is left of the difference where the frozen policy, too, has less noise, or the method's own sampler."""
@@ -182,7 +185,7 @@ def drive(runner: Runner, display: Display) -> Run:
             rest = ", only its last evaluation is missing" if finished else ""
             where = f"the run is saved at step {runner.step}{rest}: {how_to_resume(folder)}"
             raise type(fault)(f"{fault}; {where}") from fault
-        run = Run(folder, True, frozen, steered, unlearned)
+        run = Run(folder, True, frozen, steered, unlearned, ignores_seed=runner.ignores_seed)
         for other in others:
             run = replace(run, quiet=other) if other.noise_scale < 1.0 else replace(run, start=other)
         found = run.difference or (0.0, 0.0, 0.0)

@@ -10,6 +10,9 @@ from lpds.stats import FEWEST_PAIRS, Interval, paired_difference, pairs_that_dif
 UNTRAINED = "what it starts from, untrained"
 """A method's own actor before it learned anything, where that is not the frozen policy: a chain, a squashed Gaussian."""
 
+NOT_THE_SAME = "; NOT THE SAME EPISODES: the environment ignores the seed of a reset"
+"""The end of a verdict where the pairs are none."""
+
 
 def verdict_line(
     returns: tuple[float, float],

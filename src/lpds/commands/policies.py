@@ -56,8 +56,8 @@ def do_look(arguments: argparse.Namespace) -> int:
     ways: list[Way] = []
     interrupted = True
     with progress_bar("episodes") as advance, suppress(KeyboardInterrupt):
-        played = {"episodes": arguments.episodes, "seed": arguments.seed, "noise_scales": factors, "progress": advance}
-        for way in play_ways(decoder, arguments.task, env=env, **played):
+        played = {"episodes": arguments.episodes, "seed": arguments.seed, "noise_scales": factors, "envs": arguments.envs}
+        for way in play_ways(decoder, arguments.task, env=env, **played, progress=advance):
             ways.append(way)
         interrupted = False
     if not ways:

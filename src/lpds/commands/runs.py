@@ -161,14 +161,14 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, bool]:
 
 
 def _where(arguments: argparse.Namespace, is_run: bool) -> dict[str, Any]:
-    """Environment, number and seed of the episodes."""
+    """Environment, number and seed of the episodes, and how many are played at once."""
     from lpds.run_folder import read_config
 
     env = arguments.env
     if env is None and arguments.task is None and is_run:
         env = read_config(Path(arguments.run))["env"]
     env = env or where_it_acts(arguments.run, arguments)
-    return {"env": env, "episodes": arguments.episodes, "seed": arguments.seed}
+    return {"env": env, "episodes": arguments.episodes, "seed": arguments.seed, "envs": arguments.envs}
 
 
 def _asked(arguments: argparse.Namespace, own: float, is_run: bool) -> dict[str, tuple[float, float]]:

@@ -24,7 +24,7 @@ from lpds.log import read_json_lines
 from lpds.metrics import quiet_nats
 from lpds.registry import METHOD_SETTINGS, resolve
 from lpds.report.paired import Array, Comparison, Row, numbers, pair
-from lpds.verdict import UNTRAINED, against_line, with_noise
+from lpds.verdict import NOT_THE_SAME, UNTRAINED, against_line, with_noise
 
 FIGURES = ("return", "success", "success_at_end", "length", "scale")
 """What a row may lack, but not have as text."""
@@ -193,7 +193,7 @@ class RunData:
         """What the records of a finished run say, else what the run said itself, or what its records say so far."""
         said, comparison = self.summary.get("verdict"), self.comparison()
         if comparison is not None and comparison.final and self.summary.get("learned") is not False:
-            return comparison.verdict() + self._beside()
+            return comparison.verdict() + self._beside() + (NOT_THE_SAME if self.summary.get("ignores_seed") else "")
         if said:
             return str(said)
         progress = f"{self.steps:,} of {self.budget:,} steps" if self.budget else f"{self.steps:,} steps"
