@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,9 @@ from lpds.decoders.diffusion import DiffusionDecoder, cosine_alphas_cumprod
 from lpds.decoders.flow import FlowDecoder
 from lpds.decoders.network import DenoisingMLP, shape_of
 from lpds.decoders.store import WEIGHTS, save_decoder
+from lpds.errors import LpdsError
 from lpds.pretrain.clone import ChunkWindows, CloneSettings, clone, diffusion_loss, flow_loss, normaliser_of
+from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Demonstrations
 
 # --- DPPO's pre-training loss ---------------------------------------------------------------------------------------
@@ -282,6 +286,21 @@ def test_both_modes_are_recovered(kind, sampler_steps):
     # which mode is a matter of the noise alone: other noise at the same state gives the other mode too
     fixed = decoder(obs[:1].expand(1000, 3), torch.randn(1000, 2, 2, generator=generator)).numpy()
     assert 0.3 < (fixed[:, 0, 0] > 0).mean() < 0.7
+
+
+def test_what_was_meant_is_cloned_where_it_is_told_and_survives_a_file(tmp_path):
+    """A clone of shaken actions with the intentions beside them is the clone of the intentions, to the bit."""
+    meant = two_modes(50)
+    shaken = meant.actions + np.random.default_rng(1).normal(0.0, 0.3, meant.actions.shape).astype(np.float32)
+    both, settings = replace(meant, actions=shaken, meant=meant.actions), CloneSettings(**{**QUICK, "steps": 20})
+    both.save(tmp_path / "both.npz")
+    read = open_data(str(tmp_path / "both.npz"))
+    np.testing.assert_array_equal(read.actions, shaken)  # what a replay of demonstrations takes
+    prints = [clone(data, settings, name="x").fingerprint for data in (meant, both, read, replace(both, meant=both.meant[:0]))]
+    assert prints[0] == prints[1] == prints[2] != prints[3]
+    replace(both, meant=both.meant[:-1]).save(tmp_path / "short.npz")
+    with pytest.raises(LpdsError, match=r"meant is \[99, 2\], expected \[100, 2\]"):
+        open_data(str(tmp_path / "short.npz"))
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "flow"])

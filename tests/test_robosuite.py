@@ -287,10 +287,23 @@ def test_an_arm_waits_for_its_condition_beyond_its_steps_and_follows_its_own_way
     arm = Script(plan, Manner(), np.random.default_rng(0), arm=1)
     parts = {"robot1_eef_pos": np.array([0.3, 0.0, 0.0]), "robot1_eef_quat": np.array([1.0, 0.0, 0.0, 0.0])}
     for _ in range(5):
-        assert arm.act({**parts, "ready": np.zeros(1)})[[0, 6]].tolist() == [-1.0, 0.5]
+        for action in arm.act({**parts, "ready": np.zeros(1)}):  # done and meant: no tremor here
+            assert action[[0, 6]].tolist() == [-1.0, 0.5]
     assert arm.phase == 0
     arm.act({**parts, "ready": np.ones(1)})
     assert arm.phase == 1
+
+
+def test_what_is_meant_is_the_action_without_its_tremor_whatever_that_is():
+    """The tremor moves the arm, and the expert answers to where it is: what it meant there hangs on the state alone."""
+    plan = Plan([Waypoint(fixed(0.0, 0.0, 0.0), 1.0, pace=0.5, least=99, most=99)], mode=0)
+    parts = {"robot0_eef_pos": np.array([0.004, -0.003, 0.0]), "robot0_eef_quat": np.array([1.0, 0.0, 0.0, 0.0])}
+    calm, shaking = (Script(plan, Manner(tremor=t), np.random.default_rng(0)) for t in (0.0, 0.1))
+    done, meant = (np.stack(part) for part in zip(*(shaking.act(parts) for _ in range(40)), strict=True))
+    wanted = np.stack([calm.act(parts)[0] for _ in range(40)])
+    np.testing.assert_array_equal(meant, wanted)
+    assert 0.02 < (done - meant)[:, :6].std() < 0.08  # half of it, at half of the pace
+    np.testing.assert_array_equal(done[:, 6], meant[:, 6])
 
 
 def resting():
@@ -373,6 +386,7 @@ def test_the_scripted_expert_succeeds_and_the_recording_stops_soon_after(task, t
     assert data.actions.shape == (length, SIZES[task][1])
     assert np.abs(data.actions).max() <= 1.0
     assert length < SIZES[task][2]
+    assert data.meant.shape == (data.actions.shape if task == "transport" else (0, 0))
     assert data.rewards[-10:].tolist() == [1.0] * 10
     assert data.final_obs.shape == (1, SIZES[task][0])
     assert not data.terminated.any()

@@ -188,6 +188,8 @@ def data_card(name: str, data: Demonstrations, chunk: int = 1, pad_end: bool = F
         facts["episodes_shorter_than_chunk"] = short
     if unlearned := int(np.minimum(data.episode_lengths, chunk - 1).sum()) * (not pad_end):
         facts["states_that_begin_no_chunk"] = unlearned
+    if data.meant.size:
+        facts["cloned"] = "what was meant, not what a tremor made of it"
     if data.remark:
         facts["remark"] = data.remark
     returns = data.episode_returns

@@ -82,7 +82,7 @@ def normaliser_of(data: Demonstrations) -> MinMaxNormaliser:
     A constant column gets unit width: of actions, so that decoding can be undone, and of observations, since over a width of
     rounding anything that moves after all would be thousands to the network.
     """
-    obs, actions = torch.from_numpy(data.obs), torch.from_numpy(data.actions)
+    obs, actions = torch.from_numpy(data.obs), torch.from_numpy(data.cloned)
     return MinMaxNormaliser(*_range(obs), *_range(actions))
 
 
@@ -176,7 +176,7 @@ def clone(
     generator = torch.Generator().manual_seed(settings.seed)
     normaliser = normaliser_of(data)
     obs = normaliser.observation(torch.from_numpy(data.obs))
-    actions = normaliser.normalise_action(torch.from_numpy(data.actions))
+    actions = normaliser.normalise_action(torch.from_numpy(data.cloned))
     windows = ChunkWindows(data, settings.chunk, settings.pad_end)
     shape = NetworkShape(obs.shape[1], settings.chunk * actions.shape[1], settings.width, settings.blocks, settings.time_size)
     with torch.random.fork_rng(devices=[]):

@@ -107,6 +107,7 @@ def _own(fields: dict[str, Any], obs: Any, actions: Any, lengths: Any) -> Demons
         rewards=np.asarray(fields.get("rewards", np.empty(0)), np.float32),
         final_obs=np.asarray(fields.get("final_obs", np.empty((0, 0))), np.float32),
         terminated=_flags("terminated", fields.get("terminated", np.empty(0))),
+        meant=_real("meant", fields.get("meant", np.empty((0, 0)))),
         image=np.asarray(fields.get("image", np.empty(0)), np.uint8),
         image2=np.asarray(fields.get("image2", np.empty(0)), np.uint8),
         recipe=str(fields.get("recipe", "")),
@@ -203,6 +204,7 @@ def _checked(data: Demonstrations, name: str) -> Demonstrations:
         "episode_returns": (data.episode_returns.shape, [(episodes,)]),
         "episode_source": (data.episode_source.shape, [(episodes,)]),
         "final_obs": (data.final_obs.shape, [(episodes, data.obs.shape[1]), (0, 0), (0,)]),
+        "meant": (data.meant.shape, [data.actions.shape, (0, 0), (0,)]),
         "image": (data.image.shape, [(steps, *data.image.shape[1:]), (0,)]),
         "image2": (data.image2.shape, [(steps, *data.image2.shape[1:]), (0,)]),
     }
@@ -210,6 +212,6 @@ def _checked(data: Demonstrations, name: str) -> Demonstrations:
         if shape not in choices:
             raise LpdsError(f"dataset {name}: {field} is {list(shape)}, expected {list(choices[0])}")
     recorded = data.final_obs[~np.isnan(data.final_obs).all(1)] if data.final_obs.ndim == 2 else data.final_obs
-    if not all(np.isfinite(part).all() for part in (data.obs, data.actions, data.rewards, recorded)):
+    if not all(np.isfinite(part).all() for part in (data.obs, data.actions, data.meant, data.rewards, recorded)):
         raise LpdsError(f"dataset {name} holds NaN or infinity")
     return data

@@ -168,6 +168,8 @@ class Demonstrations:
     """[E, O], where every episode ended; empty where the source does not say, NaN in the rows of which it does not."""
     terminated: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     """[E], whether the episode ended for good rather than at a time limit; empty where the source does not say."""
+    meant: FloatArray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """[N, A], what whoever acted meant before a hand shook; empty where nothing else was meant than done."""
     image: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     """[N, H, W, 3], what the first camera saw with each observation (LeRobot's ``observation.images.image``); mostly empty."""
     image2: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
@@ -182,13 +184,18 @@ class Demonstrations:
     remark: str = ""
     """What whoever learns from them should be told; mostly empty."""
 
+    @property
+    def cloned(self) -> FloatArray:
+        """[N, A], what a clone learns: what was meant where that is told, else what was done."""
+        return self.meant if self.meant.size else self.actions
+
     def save(self, path: Path) -> None:
-        """Write the project's own npz layout (one array per field, no pickle; pictures only where there are any)."""
+        """Write the project's own npz layout (one array per field, no pickle; pictures and intentions where there are any)."""
         from lpds.files import write_atomically
 
         path.parent.mkdir(parents=True, exist_ok=True)
         fields: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in self.__dataclass_fields__}
-        fields = {name: array for name, array in fields.items() if array.size or not name.startswith("image")}
+        fields = {name: array for name, array in fields.items() if array.size or name not in ("image", "image2", "meant")}
         write_atomically(path, lambda stream: np.savez_compressed(stream, **fields))
 
 

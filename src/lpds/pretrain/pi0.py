@@ -119,7 +119,7 @@ def train_pi0(
     tokenizer = words_of(instruction, sizes.vocabulary)
     tokens = torch.tensor(tokenizer(instruction)["input_ids"])
     config = _config(data, settings, len(tokens))
-    stats = {STATE: statistics(data.obs), ACTION: statistics(data.actions)}
+    stats = {STATE: statistics(data.obs), ACTION: statistics(data.cloned)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # of the weights, and of the noise and times that LeRobot's loss draws
         policy = _build(config, sizes)
@@ -224,7 +224,7 @@ def _fit(
     generator = torch.Generator().manual_seed(settings.seed)
     scaled = {
         key: (torch.from_numpy(rows) - stats[key]["mean"]) / stats[key]["std"]
-        for key, rows in ((STATE, data.obs), (ACTION, data.actions))
+        for key, rows in ((STATE, data.obs), (ACTION, data.cloned))
     }
     windows = ChunkWindows(data, settings.chunk, settings.pad_end)
     size = settings.batch_size

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class _Episode:
     mode: int
     obs: list[FloatArray] = field(default_factory=list)
     actions: list[FloatArray] = field(default_factory=list)
+    meant: list[FloatArray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     pictures: list[dict[str, npt.NDArray[np.uint8]]] = field(default_factory=list)
     succeeded: bool = False
@@ -43,6 +44,7 @@ def demonstrate(
     episodes: int,
     seed: int,
     tremor: float,
+    meant: bool = False,
     options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
@@ -56,6 +58,7 @@ def demonstrate(
         episodes: successes wanted.
         seed: attempt i, its reset, plan and tremor, is a function of (seed, i).
         tremor: the largest standard deviation of the noise on the actions, of which every episode draws its own.
+        meant: keep what was meant besides what the tremor made of it; then that is what a clone learns.
         options: of the environment. One that observes a dict of vectors and pictures (uint8, LeRobot's names) gives
             observations of its vectors end to end, ``observation.state`` first, and the pictures beside them.
         progress: called with (episodes, wanted) after every attempt.
@@ -93,6 +96,8 @@ def demonstrate(
     if not kept:
         raise LpdsError(f"the expert of {env_id} succeeded in none of {tried.sum()} attempts: try another --seed")
     data = _demonstrations(kept)
+    if meant:
+        data = replace(data, meant=np.concatenate([episode.meant for episode in kept]))
     if say is not None:
         won = np.bincount(data.episode_source, minlength=len(tried))
         modes = "; ".join(f"{name} {a} of {b}" for name, a, b in zip(script.MODES, won, tried, strict=True))
@@ -107,11 +112,13 @@ def _attempt(env: Any, script: Any, rng: np.random.Generator, tremor: float) -> 
     experts = [Script(plan, manner, rng, arm) for arm in range(len(plan.arms))]
     episode, held, over = _Episode(plan.mode), 0, False
     while not over and held < HELD:
-        action = np.concatenate([expert.act(env.unwrapped.parts) for expert in experts]).astype(np.float32)
+        acts = [expert.act(env.unwrapped.parts) for expert in experts]
+        action, meant = (np.concatenate(part).astype(np.float32) for part in zip(*acts, strict=True))
         vector, pictures = _split(obs)
         episode.obs.append(vector)
         episode.pictures.append(pictures)
         episode.actions.append(action)
+        episode.meant.append(meant)
         obs, reward, terminated, truncated, info = env.step(action)
         episode.rewards.append(float(reward))
         held, over = held + 1 if info["success"] else 0, terminated or truncated

@@ -99,8 +99,12 @@ class Script:
         """Number of the way-point under way."""
         return self._phase
 
-    def act(self, parts: Parts) -> Array:
-        """Return an action [7] in [-1, 1] and move on to the next phase where this one is done."""
+    def act(self, parts: Parts) -> tuple[Array, Array]:
+        """Move on to the next phase where this one is done.
+
+        Returns:
+            An action [7] in [-1, 1], and what was meant by it, without the tremor.
+        """
         now = self._waypoints[self._phase]
         hand = rotation(parts[f"robot{self._arm}_eef_quat"])
         self._follow_heading(hand)
@@ -113,13 +117,14 @@ class Script:
         pose = np.concatenate([(away + self._integral) / STEP, twist / TWIST])
         fresh = self._rng.standard_normal(6) * self._manner.tremor
         self._tremor = TREMOR_MEMORY * self._tremor + math.sqrt(1 - TREMOR_MEMORY**2) * fresh
-        action = np.append(np.clip(pose, -speed, speed) + now.pace * self._tremor, now.gripper)
+        meant = np.append(np.clip(pose, -speed, speed), now.gripper)
+        action = meant + np.append(now.pace * self._tremor, 0.0)
         self._steps += 1
         near = float(np.linalg.norm(away)) < now.tolerance and abs(turn) < TURNED and self._steps >= now.least
         done = (near or self._steps >= now.most) and (now.until is None or now.until(parts))
         if done and self._phase + 1 < len(self._waypoints):
             self._phase, self._steps, self._integral = self._phase + 1, 0, np.zeros(3)
-        return np.asarray(np.clip(action, -1.0, 1.0), np.float64)
+        return np.clip(action, -1.0, 1.0), np.clip(meant, -1.0, 1.0)
 
     def _follow_heading(self, hand: Array) -> None:
         angle = math.atan2(hand[1, 1], hand[0, 1])  # the fingers close along the hand's y
