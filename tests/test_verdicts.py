@@ -20,7 +20,6 @@ from lpds.log import read_json_lines
 from lpds.report import write_report
 from lpds.report.compare import compare
 from lpds.report.html import _pooled
-from lpds.report.paired import Comparison
 from lpds.report.read import group_runs, read_runs
 from lpds.stats import crossed_bootstrap, iqm, paired_share_gain, pairs_that_differ, share_difference, told_apart, wilson
 from lpds.tell import differences
@@ -168,17 +167,22 @@ def test_environments_that_only_a_factorys_name_makes_one_are_told(tmp_path):
     assert "shares no frozen episode" not in "\n".join(compare(folders[:1]).notes)
 
 
-def test_seeds_of_other_frozen_episodes_are_no_more_episodes_in_the_overview():
-    """Three seeds of ten shared episodes, all of which the steered policies pass: the bounds that ``lpds compare`` has."""
+def test_seeds_of_other_frozen_episodes_are_no_more_episodes_in_the_overview(tmp_path):
+    """Three seeds of fifty shared episodes, all of which the steered policies pass: the bounds of a comparison."""
     rng = np.random.default_rng(0)
     frozen = [(rng.random(50) < 0.9).astype(float) for _ in range(3)]
-    steered = [np.ones(50)] * 3
-
-    def side(successes):
-        return dict.fromkeys(("return", "success", "success_at_end", "length"), successes)
-
-    row = _pooled([Comparison(1, True, side(f), side(s)) for f, s in zip(frozen, steered, strict=True)], "success")
-    mean, low, high = (100.0 * value for value in paired_share_gain(np.stack(frozen), np.stack(steered)))
+    folders = []
+    for seed, before in enumerate(frozen):
+        folders.append(write_run(tmp_path / f"s{seed}", "lpds", seed, [1.0] * 50))
+        rows = [
+            {"step": 9, "kind": "final", "seed": 0, "episode": e, "scale": scale, "return": won, "success": won, "length": 7}
+            for scale, column in ((0.0, before), (1.0, np.ones(50)))
+            for e, won in enumerate(column.tolist())
+        ]
+        (folders[-1] / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (group,) = group_runs(read_runs(folders))
+    row = _pooled(group, "success")
+    mean, low, high = (100.0 * value for value in paired_share_gain(np.stack(frozen), np.ones((3, 50))))
     assert row[2] == f"{mean:+.0f} points [{low:+.0f}, {high:+.0f}]"
 
 

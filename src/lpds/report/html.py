@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from lpds.digits import unsigned_zero
 from lpds.errors import LpdsError, one_line
@@ -23,8 +21,10 @@ from lpds.report.paired import Comparison, column_interval
 from lpds.report.panels import FigureData, to_csv
 from lpds.report.read import Group, RunData, group_runs, read_runs
 from lpds.report.series import figures_of
+from lpds.report.sides import alike, frozen_of, side_of
+from lpds.report.standing import against
 from lpds.report.worlds import by_task
-from lpds.stats import Interval, crossed_difference, mean_over_seeds, paired_share_gain, share_difference, share_over_seeds
+from lpds.stats import Interval, mean_over_seeds, share_over_seeds
 
 CHAIN = (
     "steered acts by the decoder's whole chain, frozen by its sampler, which may make much of the difference by itself "
@@ -277,9 +277,10 @@ def _overview_rows(task: str, group: Group, what: str) -> Iterable[list[str]]:
         facts = [task, group.label, str(run.seed), f"{run.steps:,}" + ("" if final else " so far")]
         yield facts + _cells(comparison, what)
         if comparison is not None and final and comparison.has(what):
-            done.append(comparison)
+            done.append(run)
     if len(done) > 1:
-        yield [task, group.label, f"all {len(done)}", "", *_pooled(done, what)]
+        with suppress(LpdsError):  # of seeds that share no episode there is nothing to say
+            yield [task, group.label, f"all {len(done)}", "", *_pooled(replace(group, runs=tuple(done)), what)]
 
 
 def _cells(comparison: Comparison | None, what: str) -> list[str]:
@@ -289,27 +290,17 @@ def _cells(comparison: Comparison | None, what: str) -> list[str]:
     return [*sides, interval(what, comparison.difference(what), sign=True)]
 
 
-def _pooled(done: Sequence[Comparison], what: str) -> list[str]:
+def _pooled(group: Group, what: str) -> list[str]:
+    """Frozen, steered and their difference over several seeds, as a comparison has them."""
+    side = side_of(group)
+    before = frozen_of(side)
+    found, frozen = against(side, before), before.columns[what]
+    over = share_over_seeds if what == "success" else mean_over_seeds
     # seeds that share one frozen policy and its episodes have one sample of it, not several that happen to agree
-    shared = all(np.array_equal(c.frozen[what], done[0].frozen[what], equal_nan=True) for c in done)
-    over = share_over_seeds if what.startswith("success") else mean_over_seeds
-    before = column_interval(what, done[0].frozen[what]) if shared else over([c.frozen[what] for c in done])
-    after = over([c.steered[what] for c in done])
-    # with one frozen policy and its episodes: crossed, as in the comparison; else over the seeds' own differences, whose
-    # episodes need not be the same
-    crossed = partial(share_difference, same=all(c.same for c in done)) if what.startswith("success") else crossed_difference
-    if shared:
-        difference = crossed(done[0].frozen[what], np.stack([c.steered[what] for c in done]))
-    elif what.startswith("success"):  # the seeds share their episodes, so there are as many as the shortest has
-        least = min(c.episodes for c in done)
-        sides = [
-            np.stack([side[what][:least] for side in column])
-            for column in ([c.frozen for c in done], [c.steered for c in done])
-        ]
-        difference = paired_share_gain(*sides, same=all(c.same for c in done))
-    else:
-        difference = mean_over_seeds([c.steered[what] - c.frozen[what] for c in done])
-    return [interval(what, before), interval(what, after), interval(what, difference, sign=True)]
+    start = column_interval(what, frozen[0]) if alike([frozen]) else over(list(frozen))
+    difference = found.success if what == "success" else found.difference
+    cells = [interval(what, start), interval(what, over(list(side.columns[what])))]
+    return [*cells, interval(what, difference, sign=True)]
 
 
 def _card(run: RunData, name: str, wide_open: bool) -> str:
