@@ -29,7 +29,7 @@ RELEASED = {
     "dql": "0.016 of 1,000",
     "dql+data-slow": "0.016 of 1,000",
 }
-EQUAL = {"dsrl-na+equal": "1", "dsrl-na+equal-alpha0.3": "1", "dsrl-sac+equal": "1", "idql+equal": "1"}
+EQUAL = {"dsrl-na+equal": "1", "dsrl-na+equal-alpha0.3": "1", "dsrl-na+fits": "1", "dsrl-sac+equal": "1", "idql+equal": "1"}
 ORDER = {"lpds": "1"} | FLOOR | SAME  # the frozen row is the first runs'
 TABLES = {"released": ORDER | RELEASED, "equal": ORDER | EQUAL}
 """Methods by the names of their folders, and their updates a decision."""
@@ -37,6 +37,7 @@ SAID = {
     "frozen": "frozen policy",
     "lpds+quiet-100k": "`lpds --preset quiet`",
     "dql+data-slow": "`dql`, clones the data, at 1e-5",
+    "dsrl-na+fits": "`dsrl-na`, temperature 0.3, LP-DS's start",
     **dict.fromkeys(("dsrl-na+alpha0.3", "dsrl-na+equal-alpha0.3"), "`dsrl-na`, temperature 0.3"),
     **{name: f"`{name.removesuffix('+equal')}`" for name in EQUAL if name.endswith("+equal")},
 }

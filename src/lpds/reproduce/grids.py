@@ -49,6 +49,8 @@ class Reproduction:
 
 _FLOOR = ("base+chain", "golden-ticket")  # the frozen policy itself is a row of every table
 EQUAL = "updates_per_decision=1"
+START = "warmup_fits=3000,reward_scale=0"
+"""Critics fitted to the warm-up's returns and rewards scaled by them, as LP-DS has it by default."""
 BUDGET = (
     "Budgets are far below the published 18 to 160 million steps of dppo, idql and dql: where those are flat, lay it to that."
 )
@@ -66,6 +68,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
             "dsrl-sac",
             f"dsrl-na+equal:{EQUAL}",
             f"dsrl-na+equal-alpha0.3:{EQUAL},temperature=0.3",
+            f"dsrl-na+fits:{EQUAL},temperature=0.3,{START}",
             f"dsrl-sac+equal:{EQUAL}",
             "dppo",
             "idql",
@@ -81,6 +84,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
             BUDGET,
             "Own frozen policies (see their cards), not the public checkpoints; chunk 4, networks 3x256 (Hopper 3x128).",
             "dppo, idql and dql act by the 20-step chain: compare them with base+chain, not with the frozen policy.",
+            "dsrl-na+fits has what lpds starts from: critics fitted to the warm-up's returns, and rewards scaled by them.",
         ),
         figures=("learning", "entropy"),
         metrics=("action_entropy",),
@@ -93,7 +97,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
                 "Off-policy methods at one update a decision",
                 (
                     *(*_FLOOR, "lpds", "lpds-a"),
-                    *("dsrl-na+equal", "dsrl-na+equal-alpha0.3", "dsrl-sac+equal", "idql+equal", "dql+equal"),
+                    *("dsrl-na+equal", "dsrl-na+equal-alpha0.3", "dsrl-na+fits", "dsrl-sac+equal", "idql+equal", "dql+equal"),
                 ),
             ),
         ),
