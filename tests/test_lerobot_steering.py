@@ -135,10 +135,11 @@ def test_a_run(decoder, tmp_path):
     settings = {"num_envs": 2, "batch_size": 4, "warmup_steps": 16 * steps, "warmup_fits": 2, "width": 16, "delta": 0.1}
     settings |= {"eval_every": 0, "final_episodes": 2, "kept_noises": 2, "shift_form": "tied", "quiet": True}
     lpds.steer(decoder=decoder, env=world(decoder), steps=32 * steps, out=tmp_path / "run", **settings)
-    (segment,) = (tmp_path / "run" / "checkpoint").glob("replay-*")
-    rows = load_file(segment)
-    assert rows["obs"].shape[1:] == (decoder.feature_size,)
-    assert ("next_action" in rows) == (not decoder.decodes_states)
+    segments = [load_file(path) for path in sorted((tmp_path / "run" / "checkpoint").glob("replay-*"))]
+    assert len(segments) == 2  # before the fits at the warm-up's end, and at the end
+    for rows in segments:
+        assert rows["obs"].shape[1:] == (decoder.feature_size,)
+        assert ("next_action" in rows) == (not decoder.decodes_states)
     policy = lpds.load_policy(tmp_path / "run", decoder)
     obs, eps = pictures(decoder), np.random.default_rng(0).normal(size=(ROWS, *decoder.spec.latent_shape)).astype(np.float32)
     shift = policy.shift(obs)
