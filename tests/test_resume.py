@@ -24,7 +24,7 @@ from lpds.checkpoint import CheckpointStore
 from lpds.collect import Collector
 from lpds.config import RunSettings
 from lpds.envs.four_mode import make_four_mode
-from lpds.errors import EnvironmentFault, LpdsError
+from lpds.errors import DecoderFault, EnvironmentFault, LpdsError
 from lpds.files import how_to_resume
 from lpds.log import read_json_lines
 from lpds.methods.dppo import DPPO
@@ -216,6 +216,26 @@ def test_ctrl_c_ends_in_a_checkpoint_and_resume_goes_on(whole, tmp_path, number,
     step = json.loads((tmp_path / "run" / "checkpoint" / "checkpoint.json").read_text())["step"]
     assert number <= step < number + 16  # the end of that round, not the last due checkpoint
     assert lpds.load_policy(tmp_path / "run", toy_decoder()).shift(np.zeros((1, 2))).any() == (number > 200)
+    assert resume(tmp_path / "run", env=make_four_mode).finished
+    assert_same_but_for_names(whole, tmp_path / "run")
+
+
+def test_a_fault_among_the_fits_of_the_warm_up_is_saved_as_it_was_before_them(whole, tmp_path, monkeypatch):
+    """Critics that were fitted three times of five, taken for fitted ones, would be another run."""
+    update, fits = LPDS.update, []
+
+    def broken(self, batch, noise, *, critics_only=False):
+        fits.append(critics_only)
+        if len(fits) == 3:
+            raise DecoderFault("decoder 'toy' failed")
+        return update(self, batch, noise, critics_only=critics_only)
+
+    monkeypatch.setattr(LPDS, "update", broken)
+    with pytest.raises(DecoderFault, match="the run is saved at step 208"):
+        steer(tmp_path / "run", env=make_four_mode)
+    facts = json.loads((tmp_path / "run" / "checkpoint" / "checkpoint.json").read_text())
+    assert (facts["behind"], facts["warm"]) == (True, False)
+    monkeypatch.undo()
     assert resume(tmp_path / "run", env=make_four_mode).finished
     assert_same_but_for_names(whole, tmp_path / "run")
 
