@@ -85,6 +85,8 @@ def test_level_in_success_and_below_in_return_is_said():
     assert line == "toy: highest success: golden-ticket, 100 %; not told apart from it: lpds (its return is below)"
     (line,) = standing("toy", [fast, side("dql", noisy(90.0, 0.1), np.ones((3, 12)))])
     assert line.endswith("not told apart from it: dql")
+    alone = side("lpds", noisy(1.0, 0.1, 1, seeds=1), np.ones((1, 12)))
+    assert standing("toy", [fast, alone])[0].endswith("lpds (one seed; its return is below)")
 
 
 def test_a_method_whose_returns_are_not_known_is_not_as_high_as_any():

@@ -115,7 +115,7 @@ def standing(task: str, sides: Sequence[Side]) -> list[str]:
             below += 1
         else:
             lower = told and told_apart(found.difference, found.differ) < 0
-            level.append(_named(side) + (" (its return is below)" if lower else ""))
+            level.append(_named(side, "its return is below" if lower else ""))
     top = height(best)[0]
     said = f"{100.0 * top:.0f} %" if told else f"{top:.4g}" if math.fabs(top) < 1000.0 else f"{top:,.0f}"
     over = "" if whole else f" over the {len(shared)} episodes that all played"
@@ -138,5 +138,7 @@ def _on(side: Side, keys: Sequence[tuple[int, int]]) -> Side:
     return replace(side, keys=list(keys), columns={what: column[:, chosen] for what, column in side.columns.items()})
 
 
-def _named(side: Side) -> str:
-    return f"{side.label} (one seed)" if side.method != "frozen" and len(side.runs) == 1 else side.label
+def _named(side: Side, remark: str = "") -> str:
+    alone = "one seed" if side.method != "frozen" and len(side.runs) == 1 else ""
+    said = "; ".join(filter(None, (alone, remark)))
+    return f"{side.label} ({said})" if said else side.label
