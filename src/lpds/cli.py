@@ -143,13 +143,19 @@ def _data_commands(commands: Any) -> None:
     demos.add_argument(
         "--cameras", type=int, metavar="PIXELS", help="of LIBERO's tasks: keep both cameras' pictures too, so large"
     )
+    demos.add_argument(
+        "--take-over", metavar="POLICY", help="of a scripted expert: go on from where this policy gets to (corrections)"
+    )
     demos.add_argument("--out", type=Path, required=True, help="FILE.npz")
     demos.add_argument("--overwrite", action="store_true", help="replace a file that exists")
 
     pretrain = _command(commands, "pretrain", "train a decoder by behaviour cloning", policies.do_pretrain)
     pretrain.add_argument("name", help="a zoo recipe, or a name of your own")
     pretrain.add_argument(
-        "--data", required=True, help="own npz, DPPO npz, RoboMimic .hdf5, LeRobotDataset folder, or minari:DATASET-ID"
+        "--data",
+        required=True,
+        nargs="+",
+        help="one or several: own npz, DPPO npz, RoboMimic .hdf5, LeRobotDataset folder, or minari:DATASET-ID",
     )
     pretrain.add_argument("--normalization", type=Path, help="npz of ranges, for DPPO data (stored scaled)")
     pretrain.add_argument("--out", type=Path, required=True, help="folder of the decoder and its card")

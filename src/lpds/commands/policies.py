@@ -101,10 +101,11 @@ def do_demos(arguments: argparse.Namespace) -> int:
     check_writable(arguments.out)
     if arguments.out.exists() and not arguments.overwrite:
         raise LpdsError(f"{arguments.out} exists already: choose another --out, or pass --overwrite")
+    policy = load_given(arguments.take_over, arguments) if arguments.take_over else None
     bar = progress_bar("episodes" if arguments.name in SCRIPTED else "transitions")
     with bar as advance, asked_to_stop() as stopped:
-        options = {"episodes": arguments.episodes, "seed": arguments.seed, "cameras": arguments.cameras, "say": print}
-        data = make_data(arguments.name, arguments.experts, advance, stop=stopped, **options)
+        options = {"episodes": arguments.episodes, "seed": arguments.seed, "cameras": arguments.cameras, "policy": policy}
+        data = make_data(arguments.name, arguments.experts, advance, stop=stopped, say=print, **options)
         cut_short = stopped()
         data.save(arguments.out)  # a signal that comes now is too late to stop anything, and must not lose the file
     returns = data.episode_returns

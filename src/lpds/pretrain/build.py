@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lpds.fields import override
 from lpds.files import write_json
 from lpds.pretrain.clone import CloneSettings, clone
 from lpds.pretrain.datasets import open_data
-from lpds.pretrain.experts import Demonstrations
+from lpds.pretrain.experts import Demonstrations, joined
 from lpds.pretrain.fits import check_fits
 from lpds.pretrain.recipes import DATA, SCRIPTED, ZOO
 from lpds.registry import resolve
@@ -39,7 +40,7 @@ def _unstopped() -> Iterator[Callable[[], bool]]:
 
 def pretrain(
     name: str,
-    data: str,
+    data: str | Sequence[str],
     out: Path,
     *,
     normalization: Path | None = None,
@@ -56,7 +57,7 @@ def pretrain(
 
     Args:
         name: a zoo recipe, whose settings are then the defaults, or any name.
-        data: see :func:`lpds.pretrain.datasets.open_data`.
+        data: see :func:`lpds.pretrain.datasets.open_data`; several are learned from as one.
         out: folder to write.
         normalization: ranges of DPPO data.
         task: whose environment the card's return is measured in; the recipe's by default.
@@ -84,7 +85,8 @@ def pretrain(
         raise LpdsError(f"{out} holds a decoder of another kind ({other}; this one's is {ours}): choose another --out")
     if there and not overwrite:
         raise LpdsError(f"{out} holds {', '.join(there)} already: choose another --out, or pass --overwrite")
-    demonstrations = open_data(data, normalization)
+    references = [data] if isinstance(data, str) else data
+    demonstrations = reduce(joined, (open_data(reference, normalization) for reference in references))
     task = task or (recipe.task if recipe is not None and env is None else None)
     measured = bool(episodes and (task or env))
     if measured:  # before the training, not after it

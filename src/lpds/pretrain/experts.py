@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +197,42 @@ class Demonstrations:
         fields: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in self.__dataclass_fields__}
         fields = {name: array for name, array in fields.items() if array.size or name not in ("image", "image2", "meant")}
         write_atomically(path, lambda stream: np.savez_compressed(stream, **fields))
+
+
+def joined(first: Demonstrations, second: Demonstrations) -> Demonstrations:
+    """One dataset of two of the same robot; the second's sources are numbered after the first's.
+
+    What only one of them tells (rewards, how episodes ended) is left out; where one tells what was meant, what was done stands
+    for it in the other.
+
+    Raises:
+        LpdsError: they differ in widths, in the task, in the order of the observation or in having pictures.
+    """
+    for what in ("obs", "actions"):
+        a, b = getattr(first, what).shape[1], getattr(second, what).shape[1]
+        if a != b:
+            raise LpdsError(f"these data do not belong together: {what} of {a} and of {b} values")
+    for what, told in (("scene", "task"), ("order", "order of the observation")):
+        a, b = getattr(first, what), getattr(second, what)
+        if a and b and a != b:
+            raise LpdsError(f"these data do not belong together: their {told} is {a} and {b}")
+    for camera in ("image", "image2"):
+        if getattr(first, camera).shape[1:] != getattr(second, camera).shape[1:]:
+            raise LpdsError(f"these data do not belong together: their pictures ({camera}) differ in size, or one has none")
+    second = replace(second, episode_source=second.episode_source + first.episode_source.max() + 1)
+    whole = ("obs", "actions", "episode_lengths", "episode_returns", "episode_source")
+    optional = ("rewards", "final_obs", "terminated", "image", "image2")
+    names = [*whole, *(name for name in optional if getattr(first, name).size and getattr(second, name).size)]
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
+    if first.meant.size or second.meant.size:
+        arrays["meant"] = np.concatenate([first.cloned, second.cloned])
+    return Demonstrations(
+        **arrays,
+        recipe=first.recipe if first.recipe == second.recipe else "",
+        scene=first.scene or second.scene,
+        order=first.order or second.order,
+        remark="; ".join(dict.fromkeys(remark for remark in (first.remark, second.remark) if remark)),
+    )
 
 
 def roll_out(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -51,11 +49,3 @@ def human_demonstrations(path: Path) -> Demonstrations:
         final_obs=np.full((len(obs), obs[0].shape[1]), np.nan, np.float32),  # what was seen after the last step is not recorded
         terminated=np.zeros(len(episodes), np.bool_),
     )
-
-
-def joined(first: Demonstrations, second: Demonstrations) -> Demonstrations:
-    """One dataset of two; the second's episodes count as one more source."""
-    moved = replace(second, episode_source=second.episode_source + first.episode_source.max() + 1)
-    names = [name for name in first.__dataclass_fields__ if name not in ("recipe", "scene", "order", "remark")]
-    fields: dict[str, Any] = {name: np.concatenate([getattr(first, name), getattr(moved, name)]) for name in names}
-    return Demonstrations(**fields)

@@ -16,8 +16,9 @@ import numpy as np
 
 from lpds.errors import LpdsError, unknown_name
 from lpds.pretrain.clone import CloneSettings
-from lpds.pretrain.experts import Demonstrations, Source, roll_out
-from lpds.pretrain.human import human_demonstrations, joined
+from lpds.pretrain.experts import Demonstrations, Source, joined, roll_out
+from lpds.pretrain.human import human_demonstrations
+from lpds.types import Decoder
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ def make_data(
     episodes: int | None = None,
     seed: int | None = None,
     cameras: int | None = None,
+    policy: Decoder | None = None,
     say: Callable[[str], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Demonstrations:
@@ -160,6 +162,7 @@ def make_data(
         episodes: of a scripted expert, in place of the recipe's.
         seed: of a scripted expert, in place of the recipe's.
         cameras: keep what LIBERO's two cameras see too, in pictures of so many pixels square.
+        policy: that a scripted expert takes over from, in place of beginning at a reset; what it then does are corrections.
         say: called with lines of counts.
         stop: asked after every episode; what is there by then is all that is wanted.
 
@@ -168,9 +171,11 @@ def make_data(
             environment that has no cameras to observe.
     """
     name = ZOO[name].data if name in ZOO else name
-    data = _make(name, experts, progress, episodes, seed, cameras, say, stop)
+    data = _make(name, experts, progress, episodes, seed, cameras, policy, say, stop)
     wanted = (SCRIPTED[name].episodes if episodes is None else episodes) if name in SCRIPTED else 0
     cut_short = (stop is not None and stop()) or len(data.episode_lengths) < wanted
+    if policy is not None:
+        data = replace(data, remark=f"the episodes begin where {policy.name} ({policy.fingerprint[:12]}) had come to")
     return replace(data, recipe="" if cut_short else name)  # what was cut short is not the recipe's
 
 
@@ -181,6 +186,7 @@ def _make(
     episodes: int | None,
     seed: int | None,
     cameras: int | None,
+    policy: Decoder | None,
     say: Callable[[str], None] | None,
     stop: Callable[[], bool] | None,
 ) -> Demonstrations:
@@ -198,6 +204,7 @@ def _make(
             seed=script.seed if seed is None else seed,
             tremor=script.tremor,
             meant=script.meant,
+            policy=policy,
             options={**script.options, **filmed},
             progress=progress,
             say=say,
@@ -205,8 +212,10 @@ def _make(
         )
     if name != "toy" and name not in DATA:
         raise unknown_name("dataset", name, ["toy", *DATA, *SCRIPTED])
-    if episodes is not None or seed is not None:
-        raise LpdsError(f"--episodes and --seed are for scripted experts ({', '.join(SCRIPTED)}); {name!r} has its recipe's")
+    if episodes is not None or seed is not None or policy is not None:
+        raise LpdsError(
+            f"--episodes, --seed and --take-over are for scripted experts ({', '.join(SCRIPTED)}); {name!r} has its recipe's"
+        )
     if name == "toy":
         return toy_data()
     if experts is None:

@@ -13,17 +13,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lpds.checks import check_seed
 from lpds.errors import LpdsError
 from lpds.pretrain.experts import Demonstrations, FloatArray
 from lpds.pretrain.scripted.waypoints import Script, draw_manner
 from lpds.registry import ENVIRONMENTS, resolve
+from lpds.types import Decoder
 
 HELD = 10
 """Successful steps in a row after which a recording stops."""
 ATTEMPTS = 5
 """Attempts for every episode wanted, before giving up."""
+CORRECT = ("lpds.pretrain.scripted.transport",)
+"""Experts with ``take_over(start, parts, rng)``, who go on from where a policy has come to."""
+NOWHERE = -1
+"""Mode of an attempt in which nothing was taken over."""
 
 
 @dataclass
@@ -45,6 +51,7 @@ def demonstrate(
     seed: int,
     tremor: float,
     meant: bool = False,
+    policy: Decoder | None = None,
     options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
@@ -59,6 +66,9 @@ def demonstrate(
         seed: attempt i, its reset, plan and tremor, is a function of (seed, i).
         tremor: the largest standard deviation of the noise on the actions, of which every episode draws its own.
         meant: keep what was meant besides what the tremor made of it; then that is what a clone learns.
+        policy: acts first, for a number of steps drawn anew for every attempt, up to three quarters of the horizon; the expert
+            takes over then, and an episode is what it did: corrections of where this policy gets to (as a person gives them
+            in HG-DAgger, arXiv 1810.02890).
         options: of the environment. One that observes a dict of vectors and pictures (uint8, LeRobot's names) gives
             observations of its vectors end to end, ``observation.state`` first, and the pictures beside them.
         progress: called with (episodes, wanted) after every attempt.
@@ -70,20 +80,22 @@ def demonstrate(
         ``MODES``.
 
     Raises:
-        LpdsError: no episodes are wanted, or it never succeeds.
+        LpdsError: no episodes are wanted, it never succeeds, or it cannot take over from a policy.
     """
     if episodes < 1:
         raise LpdsError(f"episodes must be at least 1, not {episodes}")
     check_seed("seed", seed)
     script = importlib.import_module(expert)
+    if policy is not None and script.__name__ not in CORRECT:
+        raise LpdsError(f"{script.__name__} begins at a reset and cannot take over from a policy; {', '.join(CORRECT)} can")
     env = resolve("environment", ENVIRONMENTS, env_id)(**options or {})
     kept: list[_Episode] = []
-    tried = np.zeros(len(script.MODES), np.int64)
+    modes: list[int] = []
     stopped = False
     try:
-        while not stopped and len(kept) < episodes and tried.sum() < ATTEMPTS * episodes:
-            episode = _attempt(env, script, np.random.default_rng([seed, int(tried.sum())]), tremor)
-            tried[episode.mode] += 1
+        while not stopped and len(kept) < episodes and len(modes) < ATTEMPTS * episodes:
+            episode = _attempt(env, script, np.random.default_rng([seed, len(modes)]), tremor, policy)
+            modes.append(episode.mode)
             if episode.succeeded:
                 kept.append(episode)
             if progress is not None:
@@ -92,24 +104,34 @@ def demonstrate(
     finally:
         env.close()
     if not kept and stopped:
-        raise LpdsError(f"stopped after {tried.sum()} attempts, none of which had succeeded: there is nothing to keep")
+        raise LpdsError(f"stopped after {len(modes)} attempts, none of which had succeeded: there is nothing to keep")
     if not kept:
-        raise LpdsError(f"the expert of {env_id} succeeded in none of {tried.sum()} attempts: try another --seed")
+        raise LpdsError(f"the expert of {env_id} succeeded in none of {len(modes)} attempts: try another --seed")
     data = _demonstrations(kept)
     if meant:
         data = replace(data, meant=np.concatenate([episode.meant for episode in kept]))
     if say is not None:
+        begun = [mode for mode in modes if mode != NOWHERE]
+        tried = np.bincount(begun, minlength=len(script.MODES))
         won = np.bincount(data.episode_source, minlength=len(tried))
-        modes = "; ".join(f"{name} {a} of {b}" for name, a, b in zip(script.MODES, won, tried, strict=True))
-        say(f"{len(kept)} successes, {tried.sum() - len(kept)} failures ({modes})")
+        ways = "; ".join(f"{name} {a} of {b}" for name, a, b in zip(script.MODES, won, tried, strict=True))
+        never = len(modes) - len(begun)
+        other = f", {never} in which there was nothing to take over" if never else ""
+        say(f"{len(kept)} successes, {len(begun) - len(kept)} failures ({ways}){other}")
     return data
 
 
-def _attempt(env: Any, script: Any, rng: np.random.Generator, tremor: float) -> _Episode:
+def _attempt(env: Any, script: Any, rng: np.random.Generator, tremor: float, policy: Decoder | None = None) -> _Episode:
     obs, _ = env.reset(seed=int(rng.integers(2**31)))
-    manner, parts = draw_manner(rng, tremor), env.unwrapped.parts
-    plan = script.plan(parts, rng)
-    experts = [Script(plan, manner, rng, arm) for arm in range(len(plan.arms))]
+    manner, start = draw_manner(rng, tremor), dict(env.unwrapped.parts)
+    if policy is None:
+        plan = script.plan(start, rng)
+    else:
+        obs, over = _led(env, obs, policy, int(rng.integers(1, 3 * env.unwrapped.horizon // 4)), rng)
+        plan = None if over else script.take_over(start, env.unwrapped.parts, rng)
+        if plan is None:
+            return _Episode(NOWHERE)
+    experts = [Script(plan, manner, rng, arm, start) for arm in range(len(plan.arms))]
     episode, held, over = _Episode(plan.mode), 0, False
     while not over and held < HELD:
         acts = [expert.act(env.unwrapped.parts) for expert in experts]
@@ -125,6 +147,18 @@ def _attempt(env: Any, script: Any, rng: np.random.Generator, tremor: float) -> 
     episode.obs.append(_split(obs)[0])
     episode.succeeded = held >= HELD
     return episode
+
+
+def _led(env: Any, obs: Any, policy: Decoder, steps: int, rng: np.random.Generator) -> tuple[Any, bool]:
+    """Where a policy has come to after so many steps, and whether nothing is left to be shown."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    while True:
+        w = torch.randn((1, *policy.spec.latent_shape), generator=generator)
+        for action in policy(torch.from_numpy(obs)[None], w)[0].numpy():
+            obs, _, terminated, truncated, info = env.step(action)
+            steps -= 1
+            if terminated or truncated or info["success"] or steps == 0:
+                return obs, bool(steps > 0 or info["success"])
 
 
 def _split(obs: Any) -> tuple[FloatArray, dict[str, npt.NDArray[np.uint8]]]:

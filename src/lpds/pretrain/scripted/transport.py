@@ -5,11 +5,14 @@ nearer to itself, arm 1 grasps the other half, and arm 0 lets go once the other'
 
 Some grasps close above the thing and are made again. A clone misses now and then, and of data in which every grasp succeeds it
 learns that a closed hand has what it closed for, and goes on without it.
+
+The expert can take over from a policy wherever that has come to (:func:`take_over`), and show how it goes on from there.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,13 +51,21 @@ MISSED = 0.35
 """Share of the grasps from a table that close on nothing at first."""
 HELD, LET_GO = 0.035, 0.06
 """Distances between the fingers: below the one they hold the handle, 3 cm thick, above the other they hold nothing."""
+MEET = np.array([[0.06, -0.015, 1.03], [0.11, 0.005, 1.07]])
+"""Where the arms may meet: lowest and highest |x|, y and z of the hammer."""
+LIFTED, GONE = 0.05, 0.15
+"""Metres: above where it was a thing has been lifted; farther from where it was, and not held, it is lost."""
 
 
 def plan(parts: Parts, rng: np.random.Generator) -> Plan:
     """Draw a way of bringing the hammer over."""
     far, right = int(rng.integers(2)), int(rng.integers(2))
-    side = (1 if right else -1) * float(rng.uniform(0.06, 0.11))
-    meet = np.array([side, float(rng.uniform(-0.015, 0.005)), float(rng.uniform(1.03, 1.07))])
+    meet = rng.uniform(MEET[0], MEET[1]) * np.array([1 if right else -1, 1, 1])
+    return way(parts, rng, meet, far, right)
+
+
+def way(parts: Parts, rng: np.random.Generator, meet: Array, far: int, right: int) -> Plan:
+    """Draw the rest of a way that is known by where the arms meet and where the lid goes."""
     return Plan(
         fetch(parts, rng, meet, float(rng.uniform(-0.30, -0.26) if far else rng.uniform(-0.16, -0.13))),
         mode=2 * far + right,
@@ -70,15 +81,15 @@ def fetch(parts: Parts, rng: np.random.Generator, meet: Array, aside: float) -> 
     start = parts[f"{LID}_pos"][:2]
     rest = (aside, float(start[1] + rng.uniform(-0.02, 0.02)))
     out = np.array([*parts["payload_pos"][:2], CLEAR + float(rng.uniform(0.06, 0.1))])
-    over_lid = Waypoint(above(f"{LID}_pos", hover), OPEN, across_lid, 0.02, most=80)
-    over_handle = Waypoint(handle(along, 0.16), OPEN, across_handle(0), 0.03, most=80)
+    over_lid = Waypoint(above(f"{LID}_pos", hover), OPEN, across_lid, 0.02, most=80, stage="lid")
+    over_handle = Waypoint(handle(along, 0.16), OPEN, across_handle(0), 0.03, most=80, stage="hammer")
     return [
         over_lid,
         *missed(parts, rng, above(f"{LID}_pos", lid), over_lid, 0),
         Waypoint(above(f"{LID}_pos", lid), OPEN, across_lid, 0.008, most=50, pace=0.7),
         Waypoint(above(f"{LID}_pos", lid), CLOSED, None, math.inf, least=int(rng.integers(7, 12)), pace=0.6, insist=True),
         Waypoint(fixed(*start, carry), CLOSED, None, 0.03, most=50),
-        Waypoint(fixed(*rest, carry), CLOSED, across_lid, 0.03, most=80),
+        Waypoint(fixed(*rest, carry), CLOSED, across_lid, 0.03, most=80, stage="lid aside"),
         Waypoint(fixed(*rest, TABLE + 0.035), CLOSED, across_lid, 0.01, most=60, pace=0.8),
         Waypoint(fixed(*rest, TABLE + 0.035), OPEN, None, math.inf, least=int(rng.integers(5, 9)), pace=0.3),
         Waypoint(rise(CLEAR + 0.05), OPEN, None, 0.04, most=50),
@@ -86,11 +97,11 @@ def fetch(parts: Parts, rng: np.random.Generator, meet: Array, aside: float) -> 
         *missed(parts, rng, handle(along, grip), over_handle, 0),
         Waypoint(handle(along, grip), OPEN, across_handle(0), 0.01, most=60, pace=0.7),
         Waypoint(handle(along, grip), CLOSED, None, math.inf, least=int(rng.integers(8, 13)), pace=0.6, insist=True),
-        Waypoint(hammer_at(0, out), CLOSED, None, 0.03, most=60, pace=0.8),
-        Waypoint(hammer_at(0, meet), CLOSED, point_handle, 0.015, most=120),
+        Waypoint(hammer_at(0, out), CLOSED, None, 0.03, most=60, pace=0.8, stage="hammer out"),
+        Waypoint(hammer_at(0, meet), CLOSED, point_handle, 0.015, most=120, stage="meet"),
         Waypoint(hammer_at(0, meet), CLOSED, point_handle, math.inf, least=int(rng.integers(3, 7)), pace=0.3, until=holds(1)),
         Waypoint(hammer_at(0, meet), OPEN, None, math.inf, least=int(rng.integers(5, 9)), pace=0.3),
-        Waypoint(rise(meet[2] + 0.12), OPEN, None, 0.02, most=40, pace=0.8),
+        Waypoint(rise(meet[2] + 0.12), OPEN, None, 0.02, most=40, pace=0.8, stage="leave"),
         Waypoint(fixed(0.0, -0.35, meet[2] + 0.12), OPEN, None, 0.02),
     ]
 
@@ -108,27 +119,88 @@ def receive(parts: Parts, rng: np.random.Generator, meet: Array) -> list[Waypoin
     goal = parts["target_bin_pos"] + np.array([float(rng.uniform(-0.02, 0.02)), float(rng.uniform(-0.02, 0.0)), 0.0])
     over, low = goal + np.array([0.0, 0.0, carry - TABLE]), goal + np.array([0.0, 0.0, float(rng.uniform(0.06, 0.09))])
     drop = float(rng.uniform(0.86, 0.95))
-    over_trash = Waypoint(above("trash_pos", hover), OPEN, turn, 0.02, most=80)
+    beside = fixed(meet[0], 0.24, meet[2] + 0.1)
+    over_trash = Waypoint(above("trash_pos", hover), OPEN, turn, 0.02, most=80, stage="trash")
     return [
         over_trash,
         *missed(parts, rng, above("trash_pos", cube), over_trash, 1),
         Waypoint(above("trash_pos", cube), OPEN, turn, 0.008, most=60, pace=0.7),
         Waypoint(above("trash_pos", cube), CLOSED, None, math.inf, least=int(rng.integers(7, 12)), pace=0.6, insist=True),
         Waypoint(fixed(*parts["trash_pos"][:2], carry), CLOSED, None, 0.03, most=60),
-        Waypoint(fixed(*dump, carry), CLOSED, None, 0.03, most=80),
+        Waypoint(fixed(*dump, carry), CLOSED, None, 0.03, most=80, stage="trash away"),
         Waypoint(fixed(*dump, drop), CLOSED, None, 0.02, most=40),
         Waypoint(fixed(*dump, drop), OPEN, None, math.inf, least=int(rng.integers(5, 9)), pace=0.3),
         Waypoint(rise(carry + 0.05, 1), OPEN, None, 0.03, most=40),
-        Waypoint(fixed(meet[0], 0.24, meet[2] + 0.1), OPEN, across_handle(1), 0.03, most=80, until=offered(meet)),
-        Waypoint(handle(along, 0.09), OPEN, across_handle(1), 0.02, most=80),
+        Waypoint(beside, OPEN, across_handle(1), 0.03, most=80, until=offered(meet), stage="wait"),
+        Waypoint(handle(along, 0.09), OPEN, across_handle(1), 0.02, most=80, stage="approach"),
         Waypoint(handle(along, grip), OPEN, across_handle(1), 0.01, most=80, pace=0.6),
         Waypoint(handle(along, grip), CLOSED, None, math.inf, least=int(rng.integers(8, 13)), pace=0.6, insist=True),
-        Waypoint(hammer_at(1, meet), CLOSED, None, math.inf, pace=0.3, until=left(0)),
-        Waypoint(hammer_at(1, over), CLOSED, point_handle, 0.03, most=120),
+        Waypoint(hammer_at(1, meet), CLOSED, None, math.inf, pace=0.3, until=left(0), stage="keep"),
+        Waypoint(hammer_at(1, over), CLOSED, point_handle, 0.03, most=120, stage="bring"),
         Waypoint(hammer_at(1, low), CLOSED, point_handle, 0.02, most=50, pace=0.8),
         Waypoint(hammer_at(1, low), OPEN, None, math.inf, least=int(rng.integers(5, 9)), pace=0.3),
         Waypoint(rise(carry + 0.05, 1), OPEN, None, 0.02, most=40),
     ]
+
+
+def take_over(start: Parts, parts: Parts, rng: np.random.Generator) -> Plan | None:
+    """Draw a way of going on from where somebody else has brought the task.
+
+    Args:
+        start: what was observed at the reset.
+        parts: what is observed now.
+        rng: draws what is still open; the arms meet where the hammer is, if it is near there.
+
+    Returns:
+        A plan that begins at the stages that were come to; None where the hammer or the trash is out of reach.
+    """
+    hammer, trash = parts["payload_pos"], parts["trash_pos"]
+    up = bool(hammer[2] > start["payload_pos"][2] + LIFTED)
+    held = [up and grasps(parts, arm) for arm in range(2)]
+    astray = np.linalg.norm(hammer[:2] - start["payload_pos"][:2]) > GONE
+    if (astray and not any(held)) or min(hammer[2], trash[2]) < TABLE - 0.1:
+        return None
+    far, right = int(rng.integers(2)), int(rng.integers(2))
+    mirror = np.array([1 if right else -1, 1, 1])
+    meet = rng.uniform(MEET[0], MEET[1]) * mirror
+    mirror = np.array([math.copysign(1, hammer[0]), 1, 1])
+    near = np.clip(hammer * mirror, MEET[0], MEET[1]) * mirror
+    if any(held) and np.linalg.norm(near - hammer) < 0.1:
+        meet, right = near, int(hammer[0] > 0)
+    begin = (fetched(start, parts, held), received(parts, held, meet))
+    return replace(way(start, rng, meet, far, right), begin=begin)
+
+
+def fetched(start: Parts, parts: Parts, held: list[bool]) -> str:
+    """How far arm 0 is."""
+    lid = parts[f"{LID}_pos"] - start[f"{LID}_pos"]
+    if held[1] and not held[0]:
+        return "leave"
+    if held[0]:
+        return "meet" if parts["payload_pos"][2] > CLEAR else "hammer out"
+    if lid[2] > LIFTED and np.linalg.norm(parts["robot0_eef_pos"] - parts[f"{LID}_pos"]) < 0.03:
+        return "lid aside"
+    return "hammer" if np.linalg.norm(lid[:2]) > 0.1 else "lid"
+
+
+def received(parts: Parts, held: list[bool], meet: Array) -> str:
+    """How far arm 1 is."""
+    hand, trash = parts["robot1_eef_pos"], parts["trash_pos"]
+    if held[1]:
+        return "keep" if held[0] else "bring"
+    if trash[2] > TABLE + 2 * LIFTED and np.linalg.norm(hand - trash) < 0.03:
+        return "trash away"
+    if not parts["trash_in_trash_bin"]:
+        return "trash"
+    ready = offered(meet)(parts) and np.linalg.norm(hand - handle(0.06, 0.09)(parts)) < 0.15
+    return "approach" if ready else "wait"
+
+
+def grasps(parts: Parts, arm: int) -> bool:
+    """The arm's fingers are closed about the hammer's handle."""
+    away = parts[f"robot{arm}_eef_pos"] - parts["payload_pos"]
+    beside = away - axis(parts) * float(away @ axis(parts))
+    return width(parts, arm) < HELD and float(np.linalg.norm(away)) < 0.12 and float(np.linalg.norm(beside)) < 0.03
 
 
 def missed(parts: Parts, rng: np.random.Generator, place: Place, begin: Waypoint, arm: int) -> list[Waypoint]:

@@ -49,6 +49,8 @@ class Waypoint:
     """Add an integral term, for phases that need the last millimetres."""
     until: Condition | None = None
     """The phase lasts until this holds too, beyond ``most`` if need be: how one arm waits for another."""
+    stage: str = ""
+    """What begins here, for an expert that takes over in the middle; mostly empty."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Plan:
     mode: int
     others: Sequence[Sequence[Waypoint]] = ()
     """Way-points of the other arms."""
+    begin: Sequence[str] = ()
+    """The stage at which each arm begins; empty from the first way-point."""
 
     @property
     def arms(self) -> list[Sequence[Waypoint]]:
@@ -79,19 +83,23 @@ class Plan:
 class Script:
     """An arm's state machine."""
 
-    def __init__(self, plan: Plan, manner: Manner, rng: np.random.Generator, arm: int = 0) -> None:
-        """Stand before the first way-point.
+    def __init__(self, plan: Plan, manner: Manner, rng: np.random.Generator, arm: int = 0, start: Parts | None = None) -> None:
+        """Stand before the first way-point, or that of the stage at which the plan begins.
 
         Args:
             plan: where to go.
             manner: and how.
             rng: draws the tremor.
             arm: whose way-points to follow and observations to read.
+            start: what was observed at the reset, where the script begins later; headings count from there.
         """
         self.mode = plan.mode
         self._waypoints, self._manner, self._rng, self._arm = plan.arms[arm], manner, rng, arm
         self._phase, self._steps = 0, 0
-        self._heading, self._angle = 0.0, math.nan
+        if plan.begin:
+            self._phase = [point.stage for point in self._waypoints].index(plan.begin[arm])
+        self._heading = 0.0  # of less than half a turn, as the joint's limits are
+        self._angle = math.nan if start is None else fingers(start, arm)
         self._tremor, self._integral = np.zeros(6), np.zeros(3)
 
     @property
