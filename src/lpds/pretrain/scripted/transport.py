@@ -51,6 +51,8 @@ MISSED = 0.35
 """Share of the grasps from a table that close on nothing at first."""
 HELD, LET_GO = 0.035, 0.06
 """Distances between the fingers: below the one they hold the handle, 3 cm thick, above the other they hold nothing."""
+CUBE = 0.045
+"""Distance between fingers below which they hold the trash, 4 cm wide."""
 MEET = np.array([[0.06, -0.015, 1.03], [0.11, 0.005, 1.07]])
 """Where the arms may meet: lowest and highest |x|, y and z of the hammer."""
 LIFTED, GONE = 0.05, 0.15
@@ -155,9 +157,9 @@ def take_over(start: Parts, parts: Parts, rng: np.random.Generator) -> Plan | No
         A plan that begins at the stages that were come to; None where the hammer or the trash is out of reach.
     """
     hammer, trash = parts["payload_pos"], parts["trash_pos"]
-    up = bool(hammer[2] > start["payload_pos"][2] + LIFTED)
-    held = [up and grasps(parts, arm) for arm in range(2)]
+    up = hammer[2] > start["payload_pos"][2] + LIFTED
     astray = np.linalg.norm(hammer[:2] - start["payload_pos"][:2]) > GONE
+    held = [bool(up or astray) and grasps(parts, arm) for arm in range(2)]
     if (astray and not any(held)) or min(hammer[2], trash[2]) < TABLE - 0.1:
         return None
     far, right = int(rng.integers(2)), int(rng.integers(2))
@@ -188,9 +190,10 @@ def received(parts: Parts, held: list[bool], meet: Array) -> str:
     hand, trash = parts["robot1_eef_pos"], parts["trash_pos"]
     if held[1]:
         return "keep" if held[0] else "bring"
-    if trash[2] > TABLE + 2 * LIFTED and np.linalg.norm(hand - trash) < 0.03:
+    binned = np.linalg.norm((trash - parts["trash_bin_pos"])[:2]) < 0.1  # or falls there
+    if np.linalg.norm(hand - trash) < 0.03 and width(parts, 1) < CUBE and (binned or trash[2] > TABLE + 2 * LIFTED):
         return "trash away"
-    if not parts["trash_in_trash_bin"]:
+    if not binned:
         return "trash"
     ready = offered(meet)(parts) and np.linalg.norm(hand - handle(0.06, 0.09)(parts)) < 0.15
     return "approach" if ready else "wait"
