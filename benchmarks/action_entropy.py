@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 import lpds
+from lpds.commands.terminal import guarded
 from lpds.diagnose import SAMPLES, SHOWN, action_entropy, frozen_entropy
 from lpds.files import write_atomically, write_json
 from lpds.report.read import read_runs
@@ -88,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from warmup_fits import DEVIATION, fitted, opened, share_explained, value_of
 
+from lpds.commands.terminal import guarded
 from lpds.files import write_json
 
 
@@ -77,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from torch import Tensor
 
 import lpds
+from lpds.commands.terminal import guarded
 from lpds.envs.build import make_eval_env
 from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.files import write_atomically, write_json
@@ -132,4 +134,4 @@ def cell(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lpds.checkpoint import CheckpointStore
+from lpds.commands.terminal import guarded
 from lpds.config import LPDSSettings, RunSettings
 from lpds.decoders.diffusion import DiffusionDecoder
 from lpds.fields import from_json
@@ -162,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

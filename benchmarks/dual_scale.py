@@ -10,12 +10,14 @@ without rounding: if the learner is free of scale, the runs are the same to the 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
 import gymnasium
 
 import lpds
+from lpds.commands.terminal import guarded
 from lpds.envs.four_mode import make_four_mode
 from lpds.files import write_atomically, write_json
 from lpds.log import read_json_lines
@@ -69,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from lpds.commands.terminal import guarded
 from lpds.config import RunSettings
 from lpds.envs.build import make_eval_env
 from lpds.evaluation import EvalReport, evaluate_policy
@@ -97,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

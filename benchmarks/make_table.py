@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lpds.commands.terminal import guarded
 from lpds.evidence import copy_evidence
 from lpds.files import write_json
 from lpds.log import read_json_lines
@@ -118,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import lpds
+from lpds.commands.terminal import guarded
 from lpds.files import write_atomically, write_json
 from lpds.stats import crossed_mean, share_over_seeds
 
@@ -107,4 +109,4 @@ def page(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lpds.commands.terminal import guarded
 from lpds.files import write_json
 
 CELLS = ((0, 0), (1, 64), (2, 64), (2, 128), (1, 256), (2, 256))
@@ -74,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import io
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from lpds import load_decoder
+from lpds.commands.terminal import guarded
 from lpds.decoders.lerobot.folder import import_lerobot
 from lpds.decoders.lerobot.tiny import TinySizes, built_with, write_sizes
 from lpds.files import write_json
@@ -124,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from lpds import load_decoder
+from lpds.commands.terminal import guarded
 from lpds.files import write_json
 
 ROWS = (1, 4, 256, 1024)
@@ -70,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

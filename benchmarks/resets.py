@@ -12,6 +12,7 @@ A study, no method of the package: its runs can not be resumed.
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 
 import lpds
 from lpds import tasks
+from lpds.commands.terminal import guarded
 from lpds.config import LPDSSettings, Task
 from lpds.methods.lpds import LPDS
 from lpds.methods.state import adam
@@ -98,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

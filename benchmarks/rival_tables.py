@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from pathlib import Path
 
+from lpds.commands.terminal import guarded
 from lpds.files import write_json
 from lpds.report.compare import CompareReport, Row, compare
 
@@ -113,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

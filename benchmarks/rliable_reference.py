@@ -4,9 +4,13 @@ rliable 1.2.0 needs pandas < 3, so it lives in an environment of its own and the
 """
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 from rliable import library, metrics
+
+from lpds.commands.terminal import guarded
 
 
 def main() -> None:
@@ -29,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

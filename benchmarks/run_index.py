@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from lpds.command import changed_words, steer_command
+from lpds.commands.terminal import guarded
 from lpds.errors import LpdsError
 from lpds.grid import Cell, finished_cells, grid_cells
 from lpds.report.compare import Row, compare
@@ -118,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

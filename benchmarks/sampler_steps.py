@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import lpds
 from lpds.checks import choose
+from lpds.commands.terminal import guarded
 from lpds.evaluation import EvalReport
 from lpds.files import write_atomically, write_json
 from lpds.stats import bootstrap_mean
@@ -83,4 +85,4 @@ def cell(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

@@ -15,11 +15,13 @@ import argparse
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 from resets import register
 
+from lpds.commands.terminal import guarded
 from lpds.config import RunSettings
 from lpds.fields import to_json
 from lpds.files import write_atomically
@@ -124,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

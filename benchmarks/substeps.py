@@ -8,6 +8,7 @@ The same random actions for both, in turn; the states they end in are compared t
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lpds.commands.terminal import guarded
 from lpds.envs import libero, robosuite
 from lpds.files import write_json
 from lpds.registry import ENVIRONMENTS, resolve
@@ -59,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

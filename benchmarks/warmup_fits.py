@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lpds.checkpoint import CheckpointStore
+from lpds.commands.terminal import guarded
 from lpds.compact import as_learned
 from lpds.files import write_json
 from lpds.nn import EnsembleMLP, Scaling
@@ -155,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(Path(__file__).stem, main))

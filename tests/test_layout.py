@@ -161,6 +161,21 @@ def python(code):
     return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
 
 
+def test_a_benchmark_ends_in_one_line_too():
+    """Each of them did its work as the program, and a mistaken folder came with a traceback."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    own = [path for path in folder.glob("*.py") if "__main__" in path.read_text()]
+    assert len(own) > 20
+    for path in own:
+        assert path.read_text().endswith("    sys.exit(guarded(Path(__file__).stem, main))\n"), path.name
+    ended = subprocess.run(
+        [sys.executable, str(folder / "final_start.py"), "nowhere"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("final_start: ")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_import_is_light():
     done = python(
         "import sys, lpds, lpds.config, lpds.registry, lpds.tasks, lpds.errors\n"

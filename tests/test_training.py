@@ -118,6 +118,8 @@ def test_demonstrations_of_another_scene_or_unit_are_refused_before_a_run(tmp_pa
     check_fits(still_data(), env, "x")
     with pytest.raises(LpdsError, match=r"outside of the environment's box: number 0 .*: take others"):
         check_fits(still_data(scale=300.0), env, "take others")
+    with pytest.raises(LpdsError, match="outside of the environment's box"):  # what would be cloned of them
+        check_fits(replace(still_data(), meant=still_data(scale=300.0).actions), env, "x")
     env.first.unwrapped.task = type("Task", (), {"name": "Can"})()
     with pytest.raises(LpdsError, match="recorded in Square, but still is Can"):
         check_fits(still_data(scene="Square"), env, "x")
@@ -302,7 +304,7 @@ def test_an_expert_that_fails_too_often_gives_what_it_has(monkeypatch, refused):
     closed, tried, every = [], [], [10]
     monkeypatch.setattr(collect, "resolve", lambda *given: lambda **options: SimpleNamespace(close=lambda: closed.append(1)))
 
-    def attempt(env, script, rng, tremor):
+    def attempt(env, script, rng, tremor, policy):
         tried.append(1)
         episode = collect._Episode(0)
         episode.obs, episode.pictures = [np.zeros(2, np.float32)] * 2, [{}]

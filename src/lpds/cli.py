@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lpds.commands import grids, policies, runs
+from lpds.commands.terminal import guarded
 from lpds.decoder_flags import add_decoder_options
 from lpds.errors import LpdsError, unknown_name
 from lpds.registry import DECODER_FILES, DECODER_FORMS
@@ -33,27 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if os.getcwd() not in sys.path:  # as under `python -m lpds`: --env MODULE:ID and python: find what lies here
         sys.path.append(os.getcwd())
-    try:
-        parser = _parser(words)
-        arguments, unknown = parser.parse_known_args(words)
-        if unknown:
-            raise _unknown(unknown, arguments.options, getattr(arguments, "method", None))
-        handler: Handler = arguments.handler
-        code = handler(arguments)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # `| head` has seen enough; what else Python would flush at its end goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except LpdsError as error:
-        print(f"lpds: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # no space, no permission, no such place
-        print(f"lpds: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        print("lpds: interrupted" + (f": {interrupt}" if str(interrupt) else ""), file=sys.stderr)
-        return 130
+    return guarded("lpds", lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
+    parser = _parser(words)
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise _unknown(unknown, arguments.options, getattr(arguments, "method", None))
+    handler: Handler = arguments.handler
+    return handler(arguments)
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:

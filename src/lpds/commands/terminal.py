@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from lpds.errors import LpdsError
 
 
 def where_it_acts(reference: str, arguments: argparse.Namespace) -> str | None:
@@ -17,7 +20,6 @@ def where_it_acts(reference: str, arguments: argparse.Namespace) -> str | None:
     Raises:
         LpdsError: nothing does.
     """
-    from lpds.errors import LpdsError
     from lpds.zoo import environment_of
 
     if arguments.env is not None or arguments.task is not None:
@@ -70,3 +72,31 @@ def say(line: str) -> None:
 def settings_given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given, by their fields' names."""
     return {key.removeprefix("set_"): value for key, value in vars(arguments).items() if key.startswith("set_")}
+
+
+def guarded(name: str, work: Callable[[], int | None]) -> int:
+    """Do a program's work, and tell what goes wrong in one line.
+
+    Args:
+        name: the program's, before the line.
+        work: gives its exit code, or nothing for 0.
+
+    Returns:
+        The exit code: 2 for an input that does not fit, 130 after Ctrl-C, 141 where nobody reads on.
+    """
+    try:
+        code = work()
+        sys.stdout.flush()
+        return code or 0
+    except BrokenPipeError:  # `| head` has seen enough; what else Python would flush at its end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except LpdsError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # no space, no permission, no such place
+        print(f"{name}: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"{name}: interrupted" + (f": {interrupt}" if str(interrupt) else ""), file=sys.stderr)
+        return 130

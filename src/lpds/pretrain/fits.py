@@ -9,7 +9,7 @@ import numpy as np
 from lpds.envs.build import vector_places
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import LpdsError
-from lpds.pretrain.experts import Demonstrations
+from lpds.pretrain.experts import Demonstrations, FloatArray
 
 MOSTLY = 0.5
 """Share of the steps whose actions an environment may clip before the data are taken to be in another unit."""
@@ -40,7 +40,8 @@ def check_fits(data: Demonstrations, env: ChunkedVectorEnv, instead: str) -> Non
     if data.scene and isinstance(own, str) and own != data.scene:
         raise LpdsError(f"the data were recorded in {data.scene}, but {env.name} is {own}: {instead}")
     _check_order(data, env, instead)
-    _check_range(data, env.primitive_action_space, instead)
+    for actions in (data.actions, data.cloned):  # what was meant may be in another unit
+        _check_range(actions, env.primitive_action_space, instead)
 
 
 def _check_order(data: Demonstrations, env: ChunkedVectorEnv, instead: str) -> None:
@@ -55,14 +56,14 @@ def _check_order(data: Demonstrations, env: ChunkedVectorEnv, instead: str) -> N
         )
 
 
-def _check_range(data: Demonstrations, box: Any, instead: str) -> None:
+def _check_range(actions: FloatArray, box: Any, instead: str) -> None:
     """Refuse actions most of which the environment would clip: absolute ones, or others in another unit."""
-    slack = 1e-3 * (1.0 + np.abs(data.actions))
-    outside = (data.actions < box.low - slack) | (data.actions > box.high + slack)
+    slack = 1e-3 * (1.0 + np.abs(actions))
+    outside = (actions < box.low - slack) | (actions > box.high + slack)
     share = float(outside.any(1).mean())
     if share > MOSTLY:
         at = int(outside.mean(0).argmax())
-        least, most, low, high = data.actions[:, at].min(), data.actions[:, at].max(), box.low[at], box.high[at]
+        least, most, low, high = actions[:, at].min(), actions[:, at].max(), box.low[at], box.high[at]
         raise LpdsError(
             f"in {share:.0%} of the data's steps the action is outside of the environment's box: number {at} goes from "
             f"{least:.3g} to {most:.3g}, the box from {low:.3g} to {high:.3g} (absolute actions, or another unit?): {instead}"
