@@ -106,14 +106,14 @@ def test_the_expert_goes_on_from_a_policy_and_only_what_it_does_is_kept(env, mon
 
     policy = wrap_decoder(sink, latent_shape=(4, 14), action_shape=(4, 14), obs_shape=(59,), name="sink")
     reset, _ = env.reset(seed=int(np.random.default_rng([1, 0]).integers(2**31)))
-    episode = _attempt(env, transport, np.random.default_rng([1, 0]), 0.1, policy)
+    episode = _attempt(env, transport, np.random.default_rng([1, 0]), 0.1, policy, 200)
     assert episode.succeeded
     assert calls
     assert set(calls) == {1}
     assert len(episode.obs) == len(episode.actions) + 1
     assert episode.obs[0][2] < reset[2] - 0.02  # lower than at the reset
     monkeypatch.setattr(transport, "take_over", lambda *_: None)
-    assert _attempt(env, transport, np.random.default_rng([1, 0]), 0.1, policy).mode == NOWHERE
+    assert _attempt(env, transport, np.random.default_rng([1, 0]), 0.1, policy, 200).mode == NOWHERE
 
 
 @installed

@@ -304,7 +304,7 @@ def test_an_expert_that_fails_too_often_gives_what_it_has(monkeypatch, refused):
     closed, tried, every = [], [], [10]
     monkeypatch.setattr(collect, "resolve", lambda *given: lambda **options: SimpleNamespace(close=lambda: closed.append(1)))
 
-    def attempt(env, script, rng, tremor, policy):
+    def attempt(env, script, rng, tremor, policy, led):
         tried.append(1)
         episode = collect._Episode(0)
         episode.obs, episode.pictures = [np.zeros(2, np.float32)] * 2, [{}]

@@ -67,8 +67,8 @@ def demonstrate(
         tremor: the largest standard deviation of the noise on the actions, of which every episode draws its own.
         meant: keep what was meant besides what the tremor made of it; then that is what a clone learns.
         policy: acts first, for a number of steps drawn anew for every attempt, up to three quarters of the horizon; the expert
-            takes over then, and an episode is what it did: corrections of where this policy gets to (as a person gives them
-            in HG-DAgger, arXiv 1810.02890).
+            takes over then and has as long as from a reset. An episode is what it did: corrections of where this policy gets
+            to (as a person gives them in HG-DAgger, arXiv 1810.02890).
         options: of the environment. One that observes a dict of vectors and pictures (uint8, LeRobot's names) gives
             observations of its vectors end to end, ``observation.state`` first, and the pictures beside them.
         progress: called with (episodes, wanted) after every attempt.
@@ -89,12 +89,16 @@ def demonstrate(
     if policy is not None and script.__name__ not in CORRECT:
         raise LpdsError(f"{script.__name__} begins at a reset and cannot take over from a policy; {', '.join(CORRECT)} can")
     env = resolve("environment", ENVIRONMENTS, env_id)(**options or {})
+    led = 0
+    if policy is not None:
+        led = 3 * env.unwrapped.horizon // 4
+        env.unwrapped.horizon += led  # the expert has as long as from a reset
     kept: list[_Episode] = []
     modes: list[int] = []
     stopped = False
     try:
         while not stopped and len(kept) < episodes and len(modes) < ATTEMPTS * episodes:
-            episode = _attempt(env, script, np.random.default_rng([seed, len(modes)]), tremor, policy)
+            episode = _attempt(env, script, np.random.default_rng([seed, len(modes)]), tremor, policy, led)
             modes.append(episode.mode)
             if episode.succeeded:
                 kept.append(episode)
@@ -121,13 +125,15 @@ def demonstrate(
     return data
 
 
-def _attempt(env: Any, script: Any, rng: np.random.Generator, tremor: float, policy: Decoder | None = None) -> _Episode:
+def _attempt(
+    env: Any, script: Any, rng: np.random.Generator, tremor: float, policy: Decoder | None = None, led: int = 0
+) -> _Episode:
     obs, _ = env.reset(seed=int(rng.integers(2**31)))
     manner, start = draw_manner(rng, tremor), dict(env.unwrapped.parts)
     if policy is None:
         plan = script.plan(start, rng)
     else:
-        obs, over = _led(env, obs, policy, int(rng.integers(1, 3 * env.unwrapped.horizon // 4)), rng)
+        obs, over = _led(env, obs, policy, int(rng.integers(1, led)), rng)
         plan = None if over else script.take_over(start, env.unwrapped.parts, rng)
         if plan is None:
             return _Episode(NOWHERE)
