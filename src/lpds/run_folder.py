@@ -37,6 +37,16 @@ def folder_of(run: str | Path | RunFolder) -> Path:
     return run.folder
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The folder, or where it is that of a method or a task of a grid, the runs ``seedN`` in it."""
+    if (folder / "config.json").is_file():
+        return [folder]
+    for pattern in ("seed*", "*/seed*"):
+        if inside := [path.parent for path in folder.glob(f"{pattern}/config.json")]:
+            return sorted(inside, key=lambda path: (path.parent.name, len(path.name), path.name))
+    return [folder]
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The resolved configuration of a run folder.
 

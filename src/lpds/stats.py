@@ -115,7 +115,7 @@ def told_apart(difference: Interval, pairs: int) -> int:
 def iqm(x: npt.ArrayLike) -> float:
     """Interquartile mean: the mean of the middle half, the lowest and highest ``floor(N / 4)`` values left out.
 
-    As rliable and ``scipy.stats.trim_mean(x, 0.25)`` take it (Agarwal et al. 2021). NaN for an empty sample, or one with NaN.
+    As ``scipy.stats.trim_mean(x, 0.25)``; rliable takes that of the scores of runs. NaN for an empty sample, or one with NaN.
     """
     values = np.sort(np.asarray(x, np.float64), axis=None)  # NaN last
     if not values.size or np.isnan(values[-1]):

@@ -72,12 +72,11 @@ def do_reproduce(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("results") / f"reproduce-{arguments.figure}"
     if arguments.figure == "toy":
         given = [f"--{name}" for name in ("steps", "runs") if getattr(arguments, name) is not None]
-        given += ["--no-run"] if arguments.no_run else []
         if given or arguments.jobs != 1:
             raise LpdsError(
                 f"the toy's runs have their own budget and place: {', '.join(given or ['--jobs'])} cannot be chosen"
             )
-        print(reproduce_toy(out, seeds=arguments.seeds, say=say))
+        print(reproduce_toy(out, seeds=arguments.seeds, may_run=not arguments.no_run, say=say))
         return 0
     grid = {"seeds": arguments.seeds, "steps": arguments.steps, "jobs": arguments.jobs, "runs": arguments.runs}
     grid["run"] = not arguments.no_run

@@ -187,6 +187,10 @@ def compare(runs: str | Path | RunFolder | Iterable[str | Path | RunFolder], ref
         rows += found
         if found:
             references[task] = name
+    if any(not math.isnan(row.iqm[0]) for row in rows):
+        notes.append(
+            "IQM: mean of the middle half of a method's episodes, those of all its seeds together (rliable trims runs)"
+        )
     if not rows:
         raise LpdsError(f"nothing to compare: {', '.join(_left_out(run) for run in found_runs)}")
     return CompareReport(tuple(rows), references, tuple(notes), tuple(standings))
@@ -240,6 +244,7 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
         told_over = [f"{row.label} {_say_over(row.over[word])}" for row in rows if word in row.over]
         if told_over:
             notes.append(f"{task}: return over {beside}: {'; '.join(told_over)}")
+    notes += _efforts(task, sides)
     alone = [side.label for side in sides if side.method != "frozen" and len(side.runs) == 1]
     if alone:
         notes.append(
@@ -271,6 +276,25 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
             notes.append(f"{task}: {side.label} shares no episode with {other.label}: another eval_seed?")
     name = chosen.label if chosen else "frozen" if len(own) == 1 else "each one's own frozen policy"
     return rows, name, standing(task, sides)
+
+
+def _efforts(task: str, sides: Sequence[Side]) -> list[str]:
+    """What was learned with, where methods differ in it by more than the few updates that a last episode is worth."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for side in sides:
+        counts = [run.column("updates")[1] for run in side.runs]
+        made = [int(count[-1]) for count in counts if len(count) and count[-1] > 0]
+        if made and side.method != "frozen":
+            settings = side.runs[0].run_settings
+            found[side.label] = (max(made), int(settings["batch_size"]), int(settings["warmup_fits"]))
+    worked = [updates * batch for updates, batch, _ in found.values()]
+    if not worked or (max(worked) <= 1.2 * min(worked) and len({fits for *_, fits in found.values()}) == 1):
+        return []
+    told_of = [
+        f"{label} {updates:,} of {batch:,} transitions{f' after {fits:,} fits to the first returns' if fits else ''}"
+        for label, (updates, batch, fits) in found.items()
+    ]
+    return [f"{task}: learned with unequal updates: {'; '.join(told_of)}"]
 
 
 def _say_over(found: Over) -> str:

@@ -24,6 +24,7 @@ from lpds.log import read_json_lines
 from lpds.metrics import quiet_nats
 from lpds.registry import METHOD_SETTINGS, resolve
 from lpds.report.paired import Array, Comparison, Row, numbers, pair
+from lpds.run_folder import runs_in
 from lpds.verdict import NOT_THE_SAME, UNTRAINED, against_line, with_noise
 
 FIGURES = ("return", "success", "success_at_end", "length", "scale")
@@ -258,6 +259,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunData]:
     """
     # a grid writes seedN.log beside seedN, which `seed*` matches as well
     named = [Path(folder) for folder in folders if not (Path(folder).suffix == ".log" and Path(folder).is_file())]
+    named = [run for folder in named for run in runs_in(folder)]
     distinct = list({folder.resolve(): folder for folder in named}.values())
     if not distinct:
         raise LpdsError("a report needs at least one run folder")

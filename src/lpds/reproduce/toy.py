@@ -98,6 +98,7 @@ def reproduce_toy(
     steps: int = STEPS,
     rollouts: int = ROLLOUTS,
     changes: Mapping[str, Any] | None = None,
+    may_run: bool = True,
 ) -> str:
     """Run the grid, or what is left of it, measure, and write ``summary.json``, ``toy.csv``, ``toy.png`` and ``toy.svg``.
 
@@ -113,6 +114,7 @@ def reproduce_toy(
         steps: primitive steps of a run.
         rollouts: of every policy.
         changes: of the run's or the method's settings, beside the preset's.
+        may_run: make the runs that are not there; else they are an error.
 
     Returns:
         The table and the findings, as text.
@@ -144,7 +146,7 @@ def reproduce_toy(
         for seed in range(seeds):
             run = run_of(cell, seed)
             name = f"{label or f'delta {cell.delta:g}'}, seed {seed}"
-            say(f"{name}: {_ensure_run(*run)}")
+            say(f"{name}: {_ensure_run(*run, may_run=may_run)}")
             policy = load_policy(run[0])
             rolled.append(roll_out(policy.policy, policy.decoder, episodes=rollouts, seed=ROLLOUT_SEED))
             say(f"{name}: {_sentence(rolled[-1])}")
@@ -194,11 +196,13 @@ def _found(folder: Path, settings: dict[str, Any], method: str) -> bool:
     return same
 
 
-def _ensure_run(folder: Path, settings: dict[str, Any], method: str) -> str:
+def _ensure_run(folder: Path, settings: dict[str, Any], method: str, *, may_run: bool) -> str:
     """Have a finished run with these settings in the folder; say how it came about."""
     same = _found(folder, settings, method)
     if same and (folder / "summary.json").is_file() and (folder / "policy").is_dir():
         return "finished before"
+    if not may_run:
+        raise LpdsError(f"{folder} is no finished run: leave --no-run out, and it is made")
     done = resume(folder, quiet=True) if same else steer("toy", method, out=folder, quiet=True, **settings)
     if not done.finished:
         raise KeyboardInterrupt  # Ctrl-C ends the run in a checkpoint; the grid ends with it
