@@ -13,6 +13,7 @@ from scipy import stats as scipy_stats
 import lpds
 from lpds.errors import LpdsError
 from lpds.report.compare import hint
+from lpds.report.read import read_runs
 from lpds.stats import (
     area_under_curve,
     crossed_bootstrap,
@@ -297,6 +298,39 @@ def test_the_table_says_who_is_better_and_worse_than_the_frozen_policy(runs):
     assert "toy: against frozen" in text
     assert all(len(line) < 200 for line in text.splitlines())
     assert json.loads(json.dumps(report.to_json()))["rows"][1]["verdict"] == "better"
+
+
+def test_unequal_updates_and_fits_are_said(tmp_path):
+    """2.5 times the updates on one side and 3,000 fits on the other went without a word."""
+
+    def learned(method, updates, **settings):
+        folder = write_run(tmp_path / method, method, 0, [1.0, 2.0, 3.0, 5.0, 6.0, 7.0])
+        config = json.loads((folder / "config.json").read_text())
+        settings = {"batch_size": 256, "warmup_fits": 0, **settings}
+        (folder / "config.json").write_text(json.dumps(config | {"run": config["run"] | settings}))
+        rows = [{"step": 500, "updates": updates // 2}, {"step": 1000, "updates": updates}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return folder
+
+    ours, theirs = learned("lpds", 23_000, warmup_fits=3000), learned("dsrl-na", 57_500)
+    search = learned("golden-ticket", 0)
+    said = "toy: learned with unequal updates: lpds 23,000 of 256 transitions after 3,000 fits to the first returns; "
+    assert said + "dsrl-na 57,500 of 256 transitions" in lpds.compare([ours, theirs, search]).notes
+    level = learned("dsrl-sac", 23_100, warmup_fits=3000)
+    assert not [note for note in lpds.compare([ours, level, search]).notes if "unequal updates" in note]
+
+
+def test_a_folder_of_seeds_or_of_methods_stands_for_the_runs_in_it(tmp_path, refused):
+    for method in ("lpds", "dsrl-na"):
+        for seed in (0, 9, 10):
+            write_run(tmp_path / "toy" / method / f"seed{seed}", method, seed, [float(seed)] * 6)
+    (tmp_path / "toy" / "lpds" / "seed0.log").write_text("")
+    given = [tmp_path / "toy" / "lpds" / f"seed{seed}" for seed in (0, 9, 10)]
+    assert [run.folder for run in read_runs([tmp_path / "toy" / "lpds"])] == given
+    assert len(read_runs([tmp_path / "toy"])) == len(read_runs([tmp_path / "toy", *given])) == 6
+    (tmp_path / "toy" / "empty").mkdir()
+    with refused("no run in", "empty"):
+        read_runs([tmp_path / "toy" / "empty"])
 
 
 def test_what_steer_returned_is_as_good_as_its_folder(runs, refused):

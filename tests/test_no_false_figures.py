@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -39,6 +40,25 @@ def test_what_learned_nothing_is_the_frozen_policy_in_every_figure_and_in_what_i
     more = lpds.resume(run.folder, steps=10_100, decoder=toy_decoder(), quiet=True)  # and it goes on from there
     assert not more.unlearned
     assert lpds.load_policy(run.folder, toy_decoder()).method == method
+
+
+def test_a_search_that_its_budget_did_not_finish_says_by_how_much(tmp_path, capsys):
+    """The best of four single episodes passed for a search of sixteen tickets."""
+    sizes = {key: value for key, value in TINY.items() if key not in ("width", "depth")} | {"warmup_steps": 1, "quiet": False}
+    short = lpds.steer("toy", "golden-ticket", decoder=toy_decoder(), out=tmp_path / "short", **sizes | {"steps": 2_400})
+    caveat = json.loads((short.folder / "summary.json").read_text())["caveat"]
+    assert re.fullmatch(
+        r"the budget was too small for the search: 0 of its 4 halvings, \d+ of 16 tickets never played; the best was chosen by "
+        r"\d+ episodes? of its own",
+        caveat,
+    )
+    assert f"golden-ticket: {caveat}" in capsys.readouterr().err
+    assert f"toy: {short.folder}: {caveat}" in lpds.compare(short.folder).notes
+    long = lpds.steer("toy", "golden-ticket", decoder=toy_decoder(), out=tmp_path / "long", **sizes | {"steps": 12_000})
+    assert "caveat" not in json.loads((long.folder / "summary.json").read_text())
+    settings = json.loads((long.folder / "policy" / "policy.json").read_text())["settings"]
+    assert len(settings["plays"]) == settings["tickets"] == 16
+    assert min(settings["plays"]) > 0
 
 
 def test_a_seed_that_never_succeeds_counts_where_an_info_names_success_only_where_there_is_one(tmp_path):

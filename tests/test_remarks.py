@@ -216,6 +216,20 @@ def test_wrappers_with_running_statistics_are_named_and_frozen_ones_are_not(tmp_
     assert all(f"WARNING: {line}; {remarks.FREEZE}" in said for line in told)
 
 
+def test_ending_at_success_where_going_on_is_paid_is_warned_of(tmp_path, capsys):
+    """A dense reward of a step near success makes an episode that ends there the worse one."""
+    rewards, goes_on = torch.tensor([1.0, -0.5, 40.0]), torch.tensor([0.9, 0.9, 0.0])
+    (told,) = remarks.of_early_ends(rewards, goes_on)
+    assert "earn 0.25 in the mean" in told
+    assert remarks.of_early_ends(rewards - 1.0, goes_on) == remarks.of_early_ends(rewards[2:], goes_on[2:]) == []
+    sizes = {**SHORT, "warmup_steps": 64, "reward_offset": 100.0}
+    lpds.steer("toy", decoder=toy_decoder(), out=tmp_path / "dense", end_at_success=True, **sizes)
+    assert "what stays short of success may earn more" in capsys.readouterr().err
+    lpds.steer("toy", decoder=toy_decoder(), out=tmp_path / "plain", **sizes)
+    lpds.steer("toy", decoder=toy_decoder(), out=tmp_path / "sparse", end_at_success=True, **sizes | {"reward_offset": -100.0})
+    assert "stays short" not in capsys.readouterr().err
+
+
 def test_where_training_episodes_end_at_success_that_is_said_of_them_alone():
     plain, ends = (remarks.of_success("success", end) for end in (False, True))
     assert ends == f"{plain}, at the first of which a training episode ends; an evaluation's goes on"

@@ -12,6 +12,7 @@ pytest.importorskip("matplotlib")
 
 import lpds
 from lpds import session
+from lpds.cli import main
 from lpds.envs.four_mode import GOAL_RADIUS, TIME_LIMIT
 from lpds.methods.base import BasePolicy
 from lpds.metrics import mode_coverage
@@ -136,3 +137,15 @@ def test_the_grid_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.
 def test_a_grid_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(lpds.LpdsError, match="at least 1"):
         reproduce_toy(tmp_path, 0, lambda line: None)
+
+
+def test_the_toy_is_redrawn_from_what_is_there_and_a_run_that_is_not_is_named(tmp_path, capsys):
+    """``--no-run`` was refused, so the figure could not be drawn again."""
+    assert main(["reproduce", "toy", "--no-run", "--out", str(tmp_path)]) == 2
+    assert "delta0.01/seed0 is no finished run: leave --no-run out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    kept = {"deltas": (0.1,), "rivals": (), "steps": 200, "rollouts": 8, "changes": TINY}
+    first = reproduce_toy(tmp_path, 1, say=lambda line: None, **kept)
+    said = []
+    assert reproduce_toy(tmp_path, 1, say=said.append, may_run=False, **kept) == first
+    assert "delta 0.1, seed 0: finished before" in said

@@ -97,6 +97,17 @@ def of_success(key: str | None, end_at_success: bool) -> str:
     return line + (", so no episode ends at it (end_at_success) before an info names it" if end_at_success else "")
 
 
+def of_early_ends(reward: Tensor, discount: Tensor) -> list[str]:
+    """Whether a policy that ends its episodes at success earns more without it: rewards [N] and discounts [N] of a warm-up."""
+    going = reward[discount > 0.0]
+    if not len(going) or float(going.mean()) <= 0.0:
+        return []
+    return [
+        f"WARNING: end_at_success ends episodes in which decisions before success earn {float(going.mean()):.3g} in the mean; "
+        "what stays short of success may earn more than it; leave it out, or make those rewards negative (reward_offset)"
+    ]
+
+
 RUNNING = {
     "NormalizeObservation": "one state is observed in several ways, in every sub-environment by statistics of its own",
     "NormalizeReward": "returns are in units of its own, which move",

@@ -160,6 +160,10 @@ class Runner:
                         decoded = learning.replay.everything("action")[learning.given :]
                         for line in remarks.of_actions(decoded, env.primitive_action_space):
                             self._display.say(line)
+                        if c.end_at_success and env.success_key is not None:
+                            made = (learning.replay.everything(key)[learning.given :] for key in ("reward", "discount"))
+                            for line in remarks.of_early_ends(*made):
+                                self._display.say(line)
                     if learning.fits and not learning.warm:  # they take long, and what stops them, or kills, is to cost no more
                         learning.behind = True
                         self.save()
@@ -167,6 +171,8 @@ class Runner:
                         return False
             if not self.learned:
                 self._display.say(f"NOTHING WAS LEARNED: {self.why_not}")
+            elif self.method.caveat:
+                self._display.say(f"{self.method_name}: {self.method.caveat}")
             self._due(last=True)
         except RunFault as fault:
             self.save()

@@ -193,6 +193,7 @@ def drive(runner: Runner, display: Display) -> Run:
         summary = {"format_version": FORMAT_VERSION, "difference": difference, "verdict": run.verdict()}
         summary |= {"ignores_seed": True} if runner.ignores_seed else {}
         summary |= {"learned": False} if unlearned else {}
+        summary |= {"caveat": runner.method.caveat} if runner.method.caveat and not unlearned else {}
         summary |= {} if runner.kept_step is None else {"kept_step": runner.kept_step}
         write_json(folder / "summary.json", summary)
         if runner.kept_step is not None:

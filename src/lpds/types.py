@@ -234,6 +234,11 @@ class Method(Protocol):
     """Why there may be nothing to show, where that is not that too few updates came; empty for nothing else."""
 
     @property
+    def caveat(self) -> str:
+        """What is to be said of that which was learned, at the end of the budget; empty for nothing."""
+        ...
+
+    @property
     def start(self) -> Policy | None:
         """What acts before anything is learned, where that is not the frozen policy as its decoder samples it."""
         ...

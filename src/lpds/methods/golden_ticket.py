@@ -111,6 +111,21 @@ class GoldenTicket(Learner[LatentPolicy]):
         return bool((self.plays > 0).any())
 
     @property
+    def caveat(self) -> str:
+        """A search that its budget did not finish."""
+        halvings, unplayed, played = int(self.halvings), int((self.plays == 0).sum()), int(self.plays[self.best])
+        if halvings >= self._phases - 1 and not unplayed:  # the last one comes with the budget's last round
+            return ""
+        return (
+            f"the budget was too small for the search: {halvings} of its {self._phases} halvings, {unplayed} of "
+            f"{len(self.plays)} tickets never played; the best was chosen by {played} episode{'s' * (played != 1)} of its own"
+        )
+
+    @property
+    def _phases(self) -> int:
+        return max(1, math.ceil(math.log2(self.settings.tickets)))
+
+    @property
     def behaviour(self) -> LatentPolicy:
         """The search."""
         return SearchPolicy(self.tickets, self.playing, self.free)
@@ -134,9 +149,8 @@ class GoldenTicket(Learner[LatentPolicy]):
 
     def learn(self, experience: Experience, updates: int) -> Iterator[Metrics]:
         """Halve the survivors at the end of a phase, or as soon after it as each of them has been played."""
-        phases = max(1, math.ceil(math.log2(self.settings.tickets)))
         self.round += 1
-        over = int(phases * min(1.0, float(self.round) / self._total_rounds))
+        over = int(self._phases * min(1.0, float(self.round) / self._total_rounds))
         while self.halvings < over and bool((self.plays[self.alive] > 0).all()):
             keep = self._ranked()[: math.ceil(int(self.alive.sum()) / 2)]
             self.alive.zero_()
@@ -170,7 +184,7 @@ class GoldenTicket(Learner[LatentPolicy]):
 
     def policy_settings(self) -> dict[str, Any]:
         """What :meth:`open_policy` needs beside the ticket."""
-        return {"tickets": self.settings.tickets, "keeps_masked": True}
+        return {"tickets": self.settings.tickets, "keeps_masked": True, "plays": self.plays.tolist()}
 
     @staticmethod
     def open_policy(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TicketPolicy:

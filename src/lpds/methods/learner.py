@@ -83,6 +83,11 @@ class Learner(ABC, Generic[P]):
         return None
 
     @property
+    def caveat(self) -> str:
+        """Nothing is to be said."""
+        return ""
+
+    @property
     def target(self) -> Policy:
         """What chooses the next chunks that are kept, where any are."""
         return self.policy

@@ -176,6 +176,7 @@ def compare(runs: str | Path | RunFolder | Iterable[str | Path | RunFolder], ref
                 f"one environment is known by the factory's name alone, {members[0].env_name!r}"
             )
         notes += [f"{task}: nothing was learned in {run.folder}" for run in members if run.summary.get("learned") is False]
+        notes += [f"{task}: {run.folder}: {run.summary['caveat']}" for run in members if run.summary.get("caveat")]
         torn = [(run, note) for run in members for note in run.notes if note.startswith("eval.jsonl is damaged")]
         notes += [f"{task}: {run.folder}: {note}" for run, note in torn]
         left_out = [_left_out(run) for run in members if not _finished(run)]

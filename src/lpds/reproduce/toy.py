@@ -137,7 +137,9 @@ def reproduce_toy(
 
     for cell in cells:  # a folder that cannot be used is told before hours of roll-outs
         for seed in range(seeds):
-            _found(*run_of(cell, seed))
+            run = run_of(cell, seed)
+            if not _finished(run[0], _found(*run)) and not may_run:
+                raise LpdsError(f"{run[0]} is no finished run: leave --no-run out, and it is made")
     say(f"frozen policy: {rollouts} roll-outs")
     frozen = roll_out(BasePolicy(), decoder, episodes=rollouts, seed=ROLLOUT_SEED, scale=0.0)
     points = [Point(0.0, [0], [frozen], "frozen")]
@@ -146,7 +148,7 @@ def reproduce_toy(
         for seed in range(seeds):
             run = run_of(cell, seed)
             name = f"{label or f'delta {cell.delta:g}'}, seed {seed}"
-            say(f"{name}: {_ensure_run(*run, may_run=may_run)}")
+            say(f"{name}: {_ensure_run(*run)}")
             policy = load_policy(run[0])
             rolled.append(roll_out(policy.policy, policy.decoder, episodes=rollouts, seed=ROLLOUT_SEED))
             say(f"{name}: {_sentence(rolled[-1])}")
@@ -196,13 +198,15 @@ def _found(folder: Path, settings: dict[str, Any], method: str) -> bool:
     return same
 
 
-def _ensure_run(folder: Path, settings: dict[str, Any], method: str, *, may_run: bool) -> str:
+def _finished(folder: Path, same: bool) -> bool:
+    return same and (folder / "summary.json").is_file() and (folder / "policy").is_dir()
+
+
+def _ensure_run(folder: Path, settings: dict[str, Any], method: str) -> str:
     """Have a finished run with these settings in the folder; say how it came about."""
     same = _found(folder, settings, method)
-    if same and (folder / "summary.json").is_file() and (folder / "policy").is_dir():
+    if _finished(folder, same):
         return "finished before"
-    if not may_run:
-        raise LpdsError(f"{folder} is no finished run: leave --no-run out, and it is made")
     done = resume(folder, quiet=True) if same else steer("toy", method, out=folder, quiet=True, **settings)
     if not done.finished:
         raise KeyboardInterrupt  # Ctrl-C ends the run in a checkpoint; the grid ends with it
