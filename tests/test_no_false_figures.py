@@ -44,7 +44,11 @@ def test_what_learned_nothing_is_the_frozen_policy_in_every_figure_and_in_what_i
 
 def test_a_search_that_its_budget_did_not_finish_says_by_how_much(tmp_path, capsys):
     """The best of four single episodes passed for a search of sixteen tickets."""
-    sizes = {key: value for key, value in TINY.items() if key not in ("width", "depth")} | {"warmup_steps": 1, "quiet": False}
+    sizes = {key: value for key, value in TINY.items() if key not in ("width", "depth")} | {
+        "warmup_steps": 1,
+        "eval_every": 0,
+        "quiet": False,
+    }
     short = lpds.steer("toy", "golden-ticket", decoder=toy_decoder(), out=tmp_path / "short", **sizes | {"steps": 2_400})
     caveat = json.loads((short.folder / "summary.json").read_text())["caveat"]
     assert re.fullmatch(
