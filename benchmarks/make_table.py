@@ -22,7 +22,7 @@ from lpds.evidence import copy_evidence
 from lpds.files import write_json
 from lpds.log import read_json_lines
 from lpds.report import write_figures
-from lpds.stats import bootstrap_mean, crossed_difference, wilson
+from lpds.stats import crossed_difference, crossed_mean, wilson
 
 RESULTS = Path(__file__).parents[1] / "results"
 DOCS = RESULTS.parent / "docs"
@@ -61,7 +61,7 @@ def measure(runs: list[Path], what: str) -> dict[str, Any]:
     frozen, steered = ([last_evaluation(run, scale, what) for run in runs] for scale in (0.0, 1.0))
     count = len(frozen[0])
     return {
-        "frozen": wilson(int(frozen[0].sum()), count) if what == "success" else bootstrap_mean(frozen[0]),
+        "frozen": wilson(int(frozen[0].sum()), count) if what == "success" else crossed_mean(np.stack(frozen[:1])),
         "steered_by_seed": [float(values.mean()) for values in steered],
         "difference": crossed_difference(frozen[:1], steered),  # the frozen policy plays the same for every seed
         "lowest_point_and_frozen": min((curve_dip(run, what) for run in runs), key=lambda pair: pair[0] - pair[1]),
