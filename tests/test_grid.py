@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripted import TINY
+from scripted import TINY, toy_decoder
 
 import lpds
 from lpds import grid
 from lpds.errors import LpdsError
 from lpds.files import locked
-from lpds.grid import Cell, grid_cells, run_grid
+from lpds.grid import Cell, check_methods, grid_cells, run_grid
 from lpds.zoo import FOLDER
 
 
@@ -296,3 +296,12 @@ def test_a_grid_with_demonstrations_goes_on_and_its_evidence_names_no_machine(tm
     for _ in range(2):
         run_grid(elsewhere, tmp_path / "runs", evidence=Path("kept"))
     assert json.loads((Path("kept") / cells[0].path / "config.json").read_text())["run"]["demos"] == "demos.npz"
+
+
+def test_a_method_that_the_shared_policy_cannot_serve_is_refused_before_the_first_run(tmp_path, refused):
+    """It was found out by every seed's own process, after the others' hours."""
+    shared = {"decoder": "mine", "env": "Hopper-v5"}
+    cells = grid_cells("own", ["lpds", "dppo", "dql+other:decoder=hopper"], 2, 1000, shared)
+    with refused("own/dppo: dppo trains a denoising chain", "has none"):
+        check_methods(cells, "mine", toy_decoder())
+    check_methods([cell for cell in cells if cell.method != "dppo"], "mine", toy_decoder())

@@ -95,6 +95,26 @@ def grid_cells(
     return cells
 
 
+def check_methods(cells: Sequence[Cell], reference: str, decoder: Any) -> None:
+    """Refuse a grid of which a method cannot work with the decoder that its cells share, opened from ``reference``.
+
+    Raises:
+        LpdsError: what :func:`lpds.session.build_learner` refuses, with the cell's name.
+    """
+    import torch
+
+    from lpds.session import build_learner
+
+    first = min((cell.seed for cell in cells), default=0)
+    for cell in cells:
+        *_, run, settings = _resolved(cell)
+        if cell.seed == first and cell.settings.get("decoder") == reference:
+            try:
+                build_learner(run, cell.method, settings, decoder, torch.device("cpu"))
+            except LpdsError as error:
+                raise LpdsError(f"{cell.path.parent}: {error}") from None
+
+
 def _fitting(given: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
     """The shared words less those of the shared decoder's options, where a variant has a decoder of its own."""
     own = "decoder" in changes

@@ -32,15 +32,18 @@ def _grid(arguments: argparse.Namespace) -> int:
 
     from lpds import remarks
     from lpds.api import check_env
-    from lpds.grid import grid_cells, run_grid
+    from lpds.grid import check_methods, grid_cells, run_grid
 
     signal.signal(signal.SIGTERM, as_interrupt)  # the runs are told to save, as after Ctrl-C
+    decoder = None
     if arguments.decoder is not None and arguments.env is not None:  # told once, and not by every run of the grid
         decoder = load_given(arguments.decoder, arguments)
         check_env(arguments.env, decoder)
         for line in remarks.of_decoder(decoder):
             say(line)
     cells = grid_cells(arguments.what, arguments.methods, arguments.seeds, arguments.steps, shared_words(arguments))
+    if decoder is not None:
+        check_methods(cells, str(arguments.decoder), decoder)
     out = arguments.out or Path("runs") / f"bench-{arguments.what}"
     finished = run_grid(cells, out, jobs=arguments.jobs, evidence=arguments.evidence, say=say)
     if finished:
