@@ -33,9 +33,9 @@ def reached(parts: Any, start: Any, success: bool) -> npt.NDArray[np.bool_]:
     return np.array([lid, trash, up, over, success])
 
 
-def play(reference: str, episodes: int, noise_scale: float) -> npt.NDArray[np.bool_]:
+def play(decoder: Any, episodes: int, noise_scale: float) -> npt.NDArray[np.bool_]:
     """Stages that each episode reached at any step [E, 5]."""
-    decoder, env = load_decoder(reference), make_transport()
+    env = make_transport()
     generator = torch.Generator().manual_seed(SEED)
     found = np.zeros((episodes, len(STAGES)), np.bool_)
     for episode in range(episodes):
@@ -59,13 +59,20 @@ def main() -> None:
     parser.add_argument("decoders", nargs="+", help="folders or references")
     parser.add_argument("--episodes", type=int, default=16)
     parser.add_argument("--noise-scale", type=float, default=1.0)
+    parser.add_argument("--ddim-steps", type=int, help="of its sampler; as it was saved by default")
     parser.add_argument("--out", type=Path, required=True, help="folder for NAME.json of each")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for reference in arguments.decoders:
-        found = play(reference, arguments.episodes, arguments.noise_scale)
+        options = {} if arguments.ddim_steps is None else {"ddim_steps": arguments.ddim_steps}
+        found = play(load_decoder(reference, **options), arguments.episodes, arguments.noise_scale)
         shares = {name: list(wilson(float(found[:, at].sum()), arguments.episodes)) for at, name in enumerate(STAGES)}
-        facts = {"format_version": 1, "episodes": arguments.episodes, "noise_scale": arguments.noise_scale, "seed": SEED}
+        facts = {
+            "format_version": 1,
+            "episodes": arguments.episodes,
+            "noise_scale": arguments.noise_scale,
+            "seed": SEED,
+        } | options
         write_json(arguments.out / f"{Path(reference).name}.json", {**facts, "reached": shares})
         print(Path(reference).name, json.dumps({name: round(share[0], 3) for name, share in shares.items()}))
 
