@@ -15,7 +15,7 @@ from scripted import toy_decoder
 from lpds.cli import main
 from lpds.decoders.wrap import wrap_decoder
 from lpds.pretrain.build import pretrain
-from lpds.pretrain.experts import Demonstrations, joined
+from lpds.pretrain.experts import Demonstrations, joined, of_sources
 from lpds.pretrain.recipes import make_data
 from lpds.pretrain.scripted import transport
 from lpds.pretrain.scripted.collect import NOWHERE, _attempt
@@ -135,8 +135,22 @@ def test_two_data_sets_are_one_and_what_one_of_them_lacks_is_left_out():
     np.testing.assert_array_equal(both.obs, np.concatenate([first.obs, second.obs]))
     np.testing.assert_array_equal(both.cloned, np.concatenate([first.meant, second.actions]))
     assert both.rewards.size == 0
-    assert (both.recipe, both.scene, both.remark) == ("a", "here", "corrections")
+    assert (both.recipe, both.scene, both.remark) == ("a", "here", "1 episodes: corrections")
     assert joined(first, replace(second, recipe="b")).recipe == ""
+
+
+def test_some_of_the_sources_are_their_episodes_whole(refused):
+    data = few((3, 2, 4), rewards=np.arange(9, dtype=np.float32), final_obs=np.arange(6, dtype=np.float32).reshape(3, 2))
+    some = of_sources(data, (0, 2))
+    at = [0, 1, 2, 5, 6, 7, 8]
+    np.testing.assert_array_equal(some.obs, data.obs[at])
+    np.testing.assert_array_equal(some.rewards, data.rewards[at])
+    np.testing.assert_array_equal(some.final_obs, data.final_obs[[0, 2]])
+    assert (some.episode_lengths.tolist(), some.episode_source.tolist(), some.meant.size) == ([3, 4], [0, 2], 0)
+    both = joined(of_sources(data, (1,)), some)
+    np.testing.assert_array_equal(np.sort(both.rewards), data.rewards)
+    with refused("no episode of source 3", "choices: 0, 1, 2"):
+        of_sources(data, (0, 3))
 
 
 def test_data_of_two_robots_tasks_or_cameras_are_not_joined(refused):

@@ -147,6 +147,9 @@ def _data_commands(commands: Any) -> None:
         nargs="+",
         help="one or several: own npz, DPPO npz, RoboMimic .hdf5, LeRobotDataset folder, or minari:DATASET-ID",
     )
+    pretrain.add_argument(
+        "--sources", type=int, nargs="+", help="learn from episodes of these alone (episode_source; a scripted expert's modes)"
+    )
     pretrain.add_argument("--normalization", type=Path, help="npz of ranges, for DPPO data (stored scaled)")
     pretrain.add_argument("--out", type=Path, required=True, help="folder of the decoder and its card")
     pretrain.add_argument("--overwrite", action="store_true", help="replace a decoder that is there; its runs open no more")

@@ -134,6 +134,7 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
             arguments.data,
             arguments.out,
             normalization=arguments.normalization,
+            sources=arguments.sources or (),
             task=arguments.task,
             env=arguments.env,
             episodes=arguments.episodes,

@@ -19,7 +19,7 @@ from lpds.fields import override
 from lpds.files import write_json
 from lpds.pretrain.clone import CloneSettings, clone
 from lpds.pretrain.datasets import open_data
-from lpds.pretrain.experts import Demonstrations, joined
+from lpds.pretrain.experts import Demonstrations, joined, of_sources
 from lpds.pretrain.fits import check_fits
 from lpds.pretrain.recipes import DATA, SCRIPTED, ZOO
 from lpds.registry import resolve
@@ -44,6 +44,7 @@ def pretrain(
     out: Path,
     *,
     normalization: Path | None = None,
+    sources: Sequence[int] = (),
     task: str | None = None,
     env: str | None = None,
     episodes: int = 100,
@@ -60,6 +61,7 @@ def pretrain(
         data: see :func:`lpds.pretrain.datasets.open_data`; several are learned from as one.
         out: folder to write.
         normalization: ranges of DPPO data.
+        sources: learn from the episodes of these alone (``episode_source``, a scripted expert's modes), of each of the data.
         task: whose environment the card's return is measured in; the recipe's by default.
         env: a Gymnasium id instead.
         episodes: behind the card's return; 0 for none.
@@ -86,7 +88,8 @@ def pretrain(
     if there and not overwrite:
         raise LpdsError(f"{out} holds {', '.join(there)} already: choose another --out, or pass --overwrite")
     references = [data] if isinstance(data, str) else data
-    demonstrations = reduce(joined, (open_data(reference, normalization) for reference in references))
+    opened = (open_data(reference, normalization) for reference in references)
+    demonstrations = reduce(joined, (of_sources(one, sources) if sources else one for one in opened))
     task = task or (recipe.task if recipe is not None and env is None else None)
     measured = bool(episodes and (task or env))
     if measured:  # before the training, not after it
@@ -109,7 +112,8 @@ def pretrain(
     card = {
         "format_version": FORMAT_VERSION,
         "name": name,
-        "data": data_card(name, demonstrations, decoder.spec.latent_shape[0], training["pad_end"]),
+        "data": data_card(name, demonstrations, decoder.spec.latent_shape[0], training["pad_end"])
+        | ({"sources": list(sources)} if sources else {}),
         "training": {**training, "stopped_at": done} if asked else training,
         "decoder": decoder.describe(),
         "latent_shape": list(decoder.spec.latent_shape),

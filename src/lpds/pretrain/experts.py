@@ -199,6 +199,22 @@ class Demonstrations:
         write_atomically(path, lambda stream: np.savez_compressed(stream, **fields))
 
 
+def of_sources(data: Demonstrations, sources: Sequence[int]) -> Demonstrations:
+    """The episodes of some of the sources (``episode_source``), in their order.
+
+    Raises:
+        LpdsError: a source that has no episode there.
+    """
+    there = np.unique(data.episode_source).tolist()
+    if missing := [number for number in sources if number not in there]:
+        raise LpdsError(f"the data have no episode of source {missing[0]} (choices: {', '.join(map(str, there))})")
+    kept = np.isin(data.episode_source, list(sources))
+    steps = np.repeat(kept, data.episode_lengths)
+    of = {"obs": steps, "actions": steps, "meant": steps, "rewards": steps, "image": steps, "image2": steps}
+    of |= dict.fromkeys(("episode_lengths", "episode_returns", "episode_source", "final_obs", "terminated"), kept)
+    return replace(data, **{name: getattr(data, name)[rows] for name, rows in of.items() if getattr(data, name).size})
+
+
 def joined(first: Demonstrations, second: Demonstrations) -> Demonstrations:
     """One dataset of two of the same robot; the second's sources are numbered after the first's.
 
@@ -231,7 +247,9 @@ def joined(first: Demonstrations, second: Demonstrations) -> Demonstrations:
         recipe=first.recipe if first.recipe == second.recipe else "",
         scene=first.scene or second.scene,
         order=first.order or second.order,
-        remark="; ".join(dict.fromkeys(remark for remark in (first.remark, second.remark) if remark)),
+        remark=first.remark
+        if first.remark == second.remark
+        else "; ".join(f"{len(one.episode_lengths)} episodes: {one.remark}" for one in (first, second) if one.remark),
     )
 
 

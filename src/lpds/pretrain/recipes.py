@@ -126,6 +126,10 @@ ZOO: dict[str, Recipe] = {
     "robomimic-can-c8": Recipe("robomimic-can", "robomimic-can", _whole_chunks(chunk=8, steps=15_000, sampler_steps=8)),
     # precise work: 400 episodes and twice the width
     "robomimic-square": Recipe("robomimic-square", "robomimic-square", _whole_chunks(width=512, steps=30_000, sampler_steps=8)),
+    # two arms that meet on one side, with corrections (docs/manipulation.md); 8 DDIM steps do worse
+    "robomimic-transport": Recipe(
+        "robomimic-transport", "robomimic-transport", _whole_chunks(width=512, steps=45_000, sampler_steps=10)
+    ),
     "halfcheetah": Recipe("halfcheetah", "halfcheetah", _whole_chunks(steps=60_000)),
 }
 
@@ -175,7 +179,7 @@ def make_data(
     wanted = (SCRIPTED[name].episodes if episodes is None else episodes) if name in SCRIPTED else 0
     cut_short = (stop is not None and stop()) or len(data.episode_lengths) < wanted
     if policy is not None:
-        data = replace(data, remark=f"the episodes begin where {policy.name} ({policy.fingerprint[:12]}) had come to")
+        data = replace(data, remark=f"they begin where {policy.name} ({policy.fingerprint[:12]}) had come to")
     return replace(data, recipe="" if cut_short else name)  # what was cut short is not the recipe's
 
 
