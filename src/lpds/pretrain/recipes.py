@@ -126,7 +126,7 @@ ZOO: dict[str, Recipe] = {
     "robomimic-can-c8": Recipe("robomimic-can", "robomimic-can", _whole_chunks(chunk=8, steps=15_000, sampler_steps=8)),
     # precise work: 400 episodes and twice the width
     "robomimic-square": Recipe("robomimic-square", "robomimic-square", _whole_chunks(width=512, steps=30_000, sampler_steps=8)),
-    # two arms that meet on one side, with corrections (docs/manipulation.md); 8 DDIM steps do worse
+    # two arms that meet on one side, with corrections (docs/manipulation.md); 8 of 20 DDIM steps would begin at noise
     "robomimic-transport": Recipe(
         "robomimic-transport", "robomimic-transport", _whole_chunks(width=512, steps=45_000, sampler_steps=10)
     ),
