@@ -13,8 +13,8 @@ import lpds
 from lpds.envs.build import environment_factory
 from lpds.presets import resolve_preset, resolve_settings
 from lpds.pretrain.datasets import open_data
-from lpds.pretrain.experts import Source, roll_out
-from lpds.pretrain.human import human_demonstrations, joined
+from lpds.pretrain.experts import Source, joined, roll_out
+from lpds.pretrain.human import human_demonstrations
 from lpds.registry import TASKS, resolve
 
 pytest.importorskip("gymnasium_robotics", reason="Adroit needs the extra adroit")
