@@ -141,16 +141,17 @@ def test_two_data_sets_are_one_and_what_one_of_them_lacks_is_left_out():
 
 def test_some_of_the_sources_are_their_episodes_whole(refused):
     data = few((3, 2, 4), rewards=np.arange(9, dtype=np.float32), final_obs=np.arange(6, dtype=np.float32).reshape(3, 2))
-    some = of_sources(data, (0, 2))
+    (some,) = of_sources([data], (0, 2))
     at = [0, 1, 2, 5, 6, 7, 8]
     np.testing.assert_array_equal(some.obs, data.obs[at])
     np.testing.assert_array_equal(some.rewards, data.rewards[at])
     np.testing.assert_array_equal(some.final_obs, data.final_obs[[0, 2]])
     assert (some.episode_lengths.tolist(), some.episode_source.tolist(), some.meant.size) == ([3, 4], [0, 2], 0)
-    both = joined(of_sources(data, (1,)), some)
+    (rest,) = of_sources([data, some], (1,))  # which has none of it, and is left out
+    both = joined(rest, some)
     np.testing.assert_array_equal(np.sort(both.rewards), data.rewards)
     with refused("no episode of source 3", "choices: 0, 1, 2"):
-        of_sources(data, (0, 3))
+        of_sources([data, some], (0, 3))
 
 
 def test_data_of_two_robots_tasks_or_cameras_are_not_joined(refused):

@@ -20,7 +20,7 @@ from small_envs import Still, still_data
 import lpds
 from lpds.cli import main
 from lpds.envs.chunk import ChunkedVectorEnv
-from lpds.errors import LpdsError
+from lpds.errors import DecoderFault, LpdsError
 from lpds.pretrain import build
 from lpds.pretrain.build import data_card, pretrain
 from lpds.pretrain.datasets import open_data
@@ -327,3 +327,19 @@ def test_an_expert_that_fails_too_often_gives_what_it_has(monkeypatch, refused):
         make_data(name, None, episodes=6, stop=lambda: True)
     every[0] = 1
     assert make_data(name, None, episodes=6).recipe == name
+    fault = DecoderFault("the server is gone")  # of a policy that is taken over from
+    outcomes = [None, None, fault]
+
+    def failing(*given):
+        if outcomes and (found := outcomes.pop(0)) is not None:
+            raise found
+        return attempt(*given)
+
+    monkeypatch.setattr(collect, "_attempt", failing)
+    said = []
+    data = make_data(name, None, episodes=6, say=said.append)
+    assert (len(data.episode_lengths), data.recipe) == (2, "")
+    assert said[-1] == "the server is gone; what was there by then is kept"
+    outcomes.append(fault)
+    with pytest.raises(DecoderFault):
+        make_data(name, None, episodes=6)

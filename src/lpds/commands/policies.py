@@ -114,8 +114,8 @@ def do_demos(arguments: argparse.Namespace) -> int:
     if cut_short:
         print(f"stopped: {arguments.out} holds what was there by then, and not all that was asked for")
         return 130
-    if not data.recipe:  # cut short by the expert's failures
-        print(f"{arguments.out} holds fewer episodes than asked for, since the expert failed too often: try another --seed")
+    if not data.recipe:  # cut short by the expert's failures, or by a policy's, which has been told
+        print(f"{arguments.out} holds fewer episodes than asked for; where the expert failed too often, try another --seed")
         return 1
     return 0
 

@@ -87,9 +87,8 @@ def pretrain(
         raise LpdsError(f"{out} holds a decoder of another kind ({other}; this one's is {ours}): choose another --out")
     if there and not overwrite:
         raise LpdsError(f"{out} holds {', '.join(there)} already: choose another --out, or pass --overwrite")
-    references = [data] if isinstance(data, str) else data
-    opened = (open_data(reference, normalization) for reference in references)
-    demonstrations = reduce(joined, (of_sources(one, sources) if sources else one for one in opened))
+    opened = [open_data(reference, normalization) for reference in ([data] if isinstance(data, str) else data)]
+    demonstrations = reduce(joined, of_sources(opened, sources) if sources else opened)
     task = task or (recipe.task if recipe is not None and env is None else None)
     measured = bool(episodes and (task or env))
     if measured:  # before the training, not after it

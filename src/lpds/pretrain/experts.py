@@ -199,20 +199,26 @@ class Demonstrations:
         write_atomically(path, lambda stream: np.savez_compressed(stream, **fields))
 
 
-def of_sources(data: Demonstrations, sources: Sequence[int]) -> Demonstrations:
-    """The episodes of some of the sources (``episode_source``), in their order.
+def of_sources(several: Sequence[Demonstrations], sources: Sequence[int]) -> list[Demonstrations]:
+    """Of each of the data the episodes of some sources (``episode_source``), in their order; data without any are left out.
 
     Raises:
-        LpdsError: a source that has no episode there.
+        LpdsError: a source that has no episode in any of them.
     """
-    there = np.unique(data.episode_source).tolist()
+    there = sorted({int(number) for data in several for number in data.episode_source})
     if missing := [number for number in sources if number not in there]:
         raise LpdsError(f"the data have no episode of source {missing[0]} (choices: {', '.join(map(str, there))})")
-    kept = np.isin(data.episode_source, list(sources))
-    steps = np.repeat(kept, data.episode_lengths)
-    of = {"obs": steps, "actions": steps, "meant": steps, "rewards": steps, "image": steps, "image2": steps}
-    of |= dict.fromkeys(("episode_lengths", "episode_returns", "episode_source", "final_obs", "terminated"), kept)
-    return replace(data, **{name: getattr(data, name)[rows] for name, rows in of.items() if getattr(data, name).size})
+    found = []
+    for data in several:
+        kept = np.isin(data.episode_source, list(sources))
+        steps = np.repeat(kept, data.episode_lengths)
+        of = {"obs": steps, "actions": steps, "meant": steps, "rewards": steps, "image": steps, "image2": steps}
+        of |= dict.fromkeys(("episode_lengths", "episode_returns", "episode_source", "final_obs", "terminated"), kept)
+        if kept.any():
+            found.append(
+                replace(data, **{name: getattr(data, name)[rows] for name, rows in of.items() if getattr(data, name).size})
+            )
+    return found
 
 
 def joined(first: Demonstrations, second: Demonstrations) -> Demonstrations:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from lpds.checks import check_seed
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, RunFault
 from lpds.pretrain.experts import Demonstrations, FloatArray
 from lpds.pretrain.scripted.waypoints import Script, draw_manner
 from lpds.registry import ENVIRONMENTS, resolve
@@ -81,6 +81,7 @@ def demonstrate(
 
     Raises:
         LpdsError: no episodes are wanted, it never succeeds, or it cannot take over from a policy.
+        RunFault: the policy failed before anything was there to keep.
     """
     if episodes < 1:
         raise LpdsError(f"episodes must be at least 1, not {episodes}")
@@ -95,10 +96,16 @@ def demonstrate(
         env.unwrapped.horizon += led  # the expert has as long as from a reset
     kept: list[_Episode] = []
     modes: list[int] = []
-    stopped = False
+    stopped, broken = False, ""
     try:
         while not stopped and len(kept) < episodes and len(modes) < ATTEMPTS * episodes:
-            episode = _attempt(env, script, np.random.default_rng([seed, len(modes)]), tremor, policy, led)
+            try:
+                episode = _attempt(env, script, np.random.default_rng([seed, len(modes)]), tremor, policy, led)
+            except RunFault as fault:  # of a policy that lives elsewhere, say
+                if not kept:
+                    raise
+                broken = f"{fault}; what was there by then is kept"
+                break
             modes.append(episode.mode)
             if episode.succeeded:
                 kept.append(episode)
@@ -122,6 +129,8 @@ def demonstrate(
         never = len(modes) - len(begun)
         other = f", {never} in which there was nothing to take over" if never else ""
         say(f"{len(kept)} successes, {len(begun) - len(kept)} failures ({ways}){other}")
+        if broken:
+            say(broken)
     return data
 
 
