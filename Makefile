@@ -57,12 +57,14 @@ tables: $(READY)
 ZOO := toy toy-flow hopper hopper-flow hopper-c8 walker2d halfcheetah adroit-pen adroit-hammer adroit-door adroit-relocate robomimic-lift robomimic-can \
 	robomimic-square adroit-pen-flow adroit-pen-c8 robomimic-can-flow robomimic-can-c8
 zoo: $(READY)
-	for data in toy hopper walker2d halfcheetah adroit-pen adroit-hammer adroit-door adroit-relocate robomimic-lift robomimic-can robomimic-square; do \
+	for data in toy hopper walker2d halfcheetah adroit-pen adroit-hammer adroit-door adroit-relocate; do \
 		test -f data/$$data.npz || $(BIN)/lpds demos $$data $(if $(EXPERTS),--experts $(EXPERTS)) --out data/$$data.npz || exit 1; done
-	test -f data/robomimic-transport.npz || $(BIN)/lpds demos robomimic-transport --episodes 170 --out data/robomimic-transport.npz
-	test -d data/transport-first || $(BIN)/lpds pretrain transport-first --data data/robomimic-transport.npz --pad-end false --chunk 8 --width 512 \
+	for data in robomimic-lift robomimic-can robomimic-square; do \
+		$(BIN)/lpds demos $$data --resume --out data/$$data.npz || exit 1; done
+	$(BIN)/lpds demos robomimic-transport --episodes 170 --resume --out data/robomimic-transport.npz
+	test -f data/transport-first/card.json || $(BIN)/lpds pretrain transport-first --data data/robomimic-transport.npz --pad-end false --chunk 8 --width 512 \
 		--steps 60000 --sampler-steps 8 --out data/transport-first
-	test -f data/transport-corrections.npz || $(BIN)/lpds demos robomimic-transport --take-over data/transport-first --episodes 79 --seed 1 \
+	$(BIN)/lpds demos robomimic-transport --take-over data/transport-first --episodes 79 --seed 1 --resume \
 		--out data/transport-corrections.npz
 	$(BIN)/lpds pretrain robomimic-transport --data data/robomimic-transport.npz data/transport-corrections.npz --sources 0 2 --overwrite \
 		--out src/lpds/zoo/robomimic-transport

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,10 @@ from scripted import SPEC, TINY, assert_same_run, toy_decoder
 import lpds
 from lpds.errors import LpdsError
 from lpds.pretrain.datasets import open_data
-from lpds.pretrain.experts import Demonstrations
+from lpds.pretrain.experts import Demonstrations, joined, of_sources
+from lpds.pretrain.recipes import SCRIPTED, make_data
 from lpds.pretrain.rows import demonstration_rows, left_out
+from lpds.pretrain.scripted import collect
 from lpds.types import LatentSpec
 
 
@@ -139,3 +142,74 @@ def test_a_number_that_is_none_is_refused_wherever_it_stands(tmp_path, field, re
     data.save(tmp_path / "d.npz")
     with refused("holds NaN or infinity"):
         open_data(str(tmp_path / "d.npz"))
+
+
+class Killed(Exception):
+    """What ends the making of demonstrations at once."""
+
+
+def shown(tmp_path, monkeypatch, meant):
+    """``make_data`` of a scripted expert whose attempts are numbers drawn, of which half fail; each asks for what it drew."""
+    drawn = []
+
+    def attempt(env, script, rng, *_):
+        drawn.append(first := rng.integers(2**31))
+        if first % 5 == 0:
+            return collect._Episode(collect.NOWHERE)
+        steps = int(rng.integers(10, 20))
+        episode = collect._Episode(mode=int(rng.integers(len(script.MODES))), succeeded=bool(first % 2))
+        episode.obs = list(rng.normal(size=(steps + 1, 3)).astype(np.float32))
+        episode.actions = list(rng.normal(size=(steps, 2)).astype(np.float32))
+        episode.meant = list(rng.normal(size=(steps, 2)).astype(np.float32))
+        episode.rewards = rng.integers(0, 2, steps).astype(float).tolist()
+        episode.pictures = [{} for _ in range(steps)]
+        return episode
+
+    monkeypatch.setattr(collect, "_attempt", attempt)
+    monkeypatch.setattr(collect, "KEPT_EVERY", 0.0)
+    monkeypatch.setattr(collect, "KEPT_LESS", 0.0)
+    monkeypatch.setattr(collect, "resolve", lambda *_: nullcontext)
+    monkeypatch.setattr(nullcontext, "close", lambda self: None, raising=False)
+    monkeypatch.setitem(SCRIPTED, "robomimic-lift", replace(SCRIPTED["robomimic-lift"], meant=meant))
+    return drawn
+
+
+@pytest.mark.parametrize("meant", [False, True])
+def test_demonstrations_that_were_killed_go_on_to_what_one_call_would_have_made(tmp_path, monkeypatch, meant):
+    drawn = shown(tmp_path, monkeypatch, meant)
+    whole = make_data("robomimic-lift", episodes=9, seed=3)
+    wanted = list(drawn)
+    assert len(whole.attempts) == len(wanted) > len(whole.episode_lengths) == 9
+    assert (whole.attempts == collect.NOWHERE).sum() == sum(first % 5 == 0 for first in wanted) > 0
+    assert whole.meant.size == meant * whole.actions.size
+    drawn.clear()
+
+    def keep(data):
+        data.save(tmp_path / "d.npz")
+        if len(data.episode_lengths) == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        make_data("robomimic-lift", episodes=9, seed=3, keep=keep)
+    begun = open_data(str(tmp_path / "d.npz"))
+    assert not begun.recipe
+    assert len(begun.attempts) == len(drawn) < len(wanted)
+    again = make_data("robomimic-lift", episodes=9, seed=3, begun=begun)
+    assert drawn == wanted  # no attempt was made twice, none left out
+    for name in whole.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+    assert again.recipe == "robomimic-lift"
+
+
+def test_demonstrations_made_otherwise_are_not_gone_on_with(tmp_path, monkeypatch, refused):
+    shown(tmp_path, monkeypatch, False)
+    begun = make_data("robomimic-lift", episodes=2, seed=3)
+    with refused("cannot be gone on with", "seed 3", "seed 4"):
+        make_data("robomimic-lift", episodes=3, seed=4, begun=begun)
+    with refused("do not say how they were made"):
+        make_data("robomimic-lift", episodes=3, seed=3, begun=made_up())
+    with refused("--resume", "scripted experts"):
+        make_data("toy", begun=begun)
+    for part in (*of_sources([begun], begun.episode_source.tolist()), joined(begun, begun)):
+        with refused("do not say how they were made"):  # a part of them, or two, are no work that could go on
+            make_data("robomimic-lift", episodes=3, seed=3, begun=part)

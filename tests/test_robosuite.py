@@ -392,6 +392,21 @@ def test_the_scripted_expert_succeeds_and_the_recording_stops_soon_after(task, t
     assert not data.terminated.any()
 
 
+@installed
+def test_demonstrations_of_one_and_then_one_more_are_those_of_two(tmp_path, capsys):
+    asked = ["demos", "robomimic-lift", "--seed", "0", "--out"]
+    assert main([*asked, str(tmp_path / "two.npz"), "--episodes", "2"]) == 0
+    for episodes in ("1", "2", "2"):  # the last has nothing to do
+        assert main([*asked, str(tmp_path / "d.npz"), "--episodes", episodes, "--resume"]) == 0
+    two, again = (open_data(str(tmp_path / name)) for name in ("two.npz", "d.npz"))
+    for name in two.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(again, name), getattr(two, name))
+    assert main([*asked, str(tmp_path / "d.npz"), "--episodes", "3"]) != 0
+    assert "pass --resume to go on with it" in capsys.readouterr().err
+    assert main([*asked, str(tmp_path / "d.npz"), "--resume", "--overwrite"]) != 0
+    assert "pass one of them" in capsys.readouterr().err
+
+
 def test_episodes_and_seeds_are_for_scripted_experts_only(capsys, tmp_path):
     assert set(SCRIPTED) == {*(f"robomimic-{task}" for task in SIZES), "libero-90:57"}
     assert main(["demos", "toy", "--episodes", "3", "--out", str(tmp_path / "x.npz")]) != 0

@@ -138,6 +138,9 @@ def _data_commands(commands: Any) -> None:
     )
     demos.add_argument("--out", type=Path, required=True, help="FILE.npz")
     demos.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    demos.add_argument(
+        "--resume", action="store_true", help="of a scripted expert: go on with FILE where it is there, and was cut short"
+    )
 
     pretrain = _command(commands, "pretrain", "train a decoder by behaviour cloning", policies.do_pretrain)
     pretrain.add_argument("name", help="a zoo recipe, or a name of your own")

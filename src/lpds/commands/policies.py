@@ -96,23 +96,41 @@ def do_demos(arguments: argparse.Namespace) -> int:
 
     from lpds.digits import told
     from lpds.files import check_writable
+    from lpds.pretrain.datasets import open_data
     from lpds.pretrain.recipes import SCRIPTED, make_data
 
     check_writable(arguments.out)
-    if arguments.out.exists() and not arguments.overwrite:
-        raise LpdsError(f"{arguments.out} exists already: choose another --out, or pass --overwrite")
+    if arguments.resume and arguments.overwrite:
+        raise LpdsError("--resume goes on with the file that is there, --overwrite replaces it: pass one of them")
+    if arguments.out.exists() and not (arguments.overwrite or arguments.resume):
+        raise LpdsError(
+            f"{arguments.out} exists already: choose another --out, or pass --resume to go on with it, or --overwrite"
+        )
+    begun = open_data(str(arguments.out)) if arguments.resume and arguments.out.exists() else None
     policy = load_given(arguments.take_over, arguments) if arguments.take_over else None
     bar = progress_bar("episodes" if arguments.name in SCRIPTED else "transitions")
     with bar as advance, asked_to_stop() as stopped:
-        options = {"episodes": arguments.episodes, "seed": arguments.seed, "cameras": arguments.cameras, "policy": policy}
-        data = make_data(arguments.name, arguments.experts, advance, stop=stopped, say=print, **options)
-        cut_short = stopped()
+        data = make_data(
+            arguments.name,
+            arguments.experts,
+            advance,
+            episodes=arguments.episodes,
+            seed=arguments.seed,
+            cameras=arguments.cameras,
+            policy=policy,
+            say=print,
+            stop=stopped,
+            begun=begun,
+            keep=lambda data: data.save(arguments.out),
+        )
+        cut_short = stopped() and not data.recipe
         data.save(arguments.out)  # a signal that comes now is too late to stop anything, and must not lose the file
     returns = data.episode_returns
     level = "" if np.isnan(returns).all() else ", return {} +- {}".format(*told([returns.mean(), returns.std()], least=0))
     print(f"{arguments.out}: {len(data.obs):,} transitions, {len(returns):,} episodes{level}")
     if cut_short:
-        print(f"stopped: {arguments.out} holds what was there by then, and not all that was asked for")
+        more = "; the same command with --resume goes on" if data.made else ""
+        print(f"stopped: {arguments.out} holds what was there by then, and not all that was asked for{more}")
         return 130
     if not data.recipe:  # cut short by the expert's failures, or by a policy's, which has been told
         print(f"{arguments.out} holds fewer episodes than asked for; where the expert failed too often, try another --seed")

@@ -114,6 +114,8 @@ def _own(fields: dict[str, Any], obs: Any, actions: Any, lengths: Any) -> Demons
         scene=str(fields.get("scene", "")),
         order=str(fields.get("order", "")),
         remark=str(fields.get("remark", "")),
+        attempts=np.asarray(fields.get("attempts", np.empty(0)), np.int64),
+        made=str(fields.get("made", "")),
     )
 
 

@@ -183,6 +183,10 @@ class Demonstrations:
     """Names of the vectors that were put end to end, in their order with commas; empty of one, or where nothing says it."""
     remark: str = ""
     """What whoever learns from them should be told; mostly empty."""
+    attempts: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """[T], modes of a scripted expert's attempts, of those that failed too; empty of everything else."""
+    made: str = ""
+    """What attempt i is a function of besides i (task, seed, policy); data with the same are the same work."""
 
     @property
     def cloned(self) -> FloatArray:
@@ -195,8 +199,14 @@ class Demonstrations:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         fields: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in self.__dataclass_fields__}
-        fields = {name: array for name, array in fields.items() if array.size or name not in ("image", "image2", "meant")}
+        fields = {
+            name: array for name, array in fields.items() if array.size or name not in ("image", "image2", "meant", "attempts")
+        }
         write_atomically(path, lambda stream: np.savez_compressed(stream, **fields))
+
+
+_NO_WORK: dict[str, Any] = {"attempts": np.empty(0, np.int64), "made": ""}
+"""Of data that are a part, or several: nothing can go on with them."""
 
 
 def of_sources(several: Sequence[Demonstrations], sources: Sequence[int]) -> list[Demonstrations]:
@@ -216,7 +226,11 @@ def of_sources(several: Sequence[Demonstrations], sources: Sequence[int]) -> lis
         of |= dict.fromkeys(("episode_lengths", "episode_returns", "episode_source", "final_obs", "terminated"), kept)
         if kept.any():
             found.append(
-                replace(data, **{name: getattr(data, name)[rows] for name, rows in of.items() if getattr(data, name).size})
+                replace(
+                    data,
+                    **_NO_WORK,
+                    **{name: getattr(data, name)[rows] for name, rows in of.items() if getattr(data, name).size},
+                )
             )
     return found
 

@@ -156,6 +156,8 @@ def make_data(
     policy: Decoder | None = None,
     say: Callable[[str], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    begun: Demonstrations | None = None,
+    keep: Callable[[Demonstrations], None] | None = None,
 ) -> Demonstrations:
     """Roll out the data of a recipe.
 
@@ -169,57 +171,72 @@ def make_data(
         policy: that a scripted expert takes over from, in place of beginning at a reset; what it then does are corrections.
         say: called with lines of counts.
         stop: asked after every episode; what is there by then is all that is wanted.
+        begun: of a scripted expert: go on with these, which were cut short; what comes out is what one call would have made.
+        keep: of a scripted expert: given what is there by then, every now and then, so that a kill does not lose all.
 
     Raises:
-        LpdsError: unknown name, no experts given, episodes asked of data that are no scripted expert's, or pictures of an
-            environment that has no cameras to observe.
+        LpdsError: unknown name, no experts given, episodes asked of data that are no scripted expert's, pictures of an
+            environment that has no cameras to observe, or data to go on with that were made otherwise.
     """
     name = ZOO[name].data if name in ZOO else name
-    data = _make(name, experts, progress, episodes, seed, cameras, policy, say, stop)
-    wanted = (SCRIPTED[name].episodes if episodes is None else episodes) if name in SCRIPTED else 0
-    cut_short = (stop is not None and stop()) or len(data.episode_lengths) < wanted
-    if policy is not None:
-        data = replace(data, remark=f"they begin where {policy.name} ({policy.fingerprint[:12]}) had come to")
-    return replace(data, recipe="" if cut_short else name)  # what was cut short is not the recipe's
+    _check_asked(name, episodes, seed, cameras, policy, begun)
+    if name not in SCRIPTED:
+        return replace(_rolled_out(name, experts, progress, stop), recipe="" if stop is not None and stop() else name)
+    from lpds.pretrain.scripted.collect import demonstrate
+
+    script = SCRIPTED[name]
+    wanted = script.episodes if episodes is None else episodes
+    seed = script.seed if seed is None else seed
+    filmed = {"cameras": ("agentview", "wrist"), "size": cameras, "objects": True} if cameras is not None else {}
+    work: dict[str, Any] = {
+        "made": f"{name}, seed {seed}, {f'pictures of {cameras}' if filmed else 'no pictures'}, "
+        + (f"after {policy.fingerprint[:12]}" if policy is not None else "from a reset"),
+        "remark": f"they begin where {policy.name} ({policy.fingerprint[:12]}) had come to" if policy is not None else "",
+    }
+    if begun is not None and begun.made != work["made"]:
+        of = f"they were made as {begun.made!r}" if begun.made else "they do not say how they were made"
+        raise LpdsError(f"these demonstrations cannot be gone on with: {of}, asked is {work['made']!r}")
+    data = demonstrate(
+        script.env,
+        script.expert,
+        episodes=wanted,
+        seed=seed,
+        tremor=script.tremor,
+        meant=script.meant,
+        policy=policy,
+        options={**script.options, **filmed},
+        progress=progress,
+        say=say,
+        stop=stop,
+        begun=begun,
+        keep=None if keep is None else lambda data: keep(replace(data, **work)),
+    )
+    whole = len(data.episode_lengths) >= wanted  # what was cut short is not the recipe's
+    return replace(data, **work, recipe=name if whole else "")
 
 
-def _make(
-    name: str,
-    experts: Path | None,
-    progress: Callable[[int, int], None] | None,
-    episodes: int | None,
-    seed: int | None,
-    cameras: int | None,
-    policy: Decoder | None,
-    say: Callable[[str], None] | None,
-    stop: Callable[[], bool] | None,
-) -> Demonstrations:
+def _check_asked(
+    name: str, episodes: int | None, seed: int | None, cameras: int | None, policy: Decoder | None, begun: Demonstrations | None
+) -> None:
     if cameras is not None and not name.startswith("libero-90:"):
         raise LpdsError(f"--cameras is for LIBERO's tasks; the observations of {name!r} have no pictures")
     if name in SCRIPTED:
-        from lpds.pretrain.scripted.collect import demonstrate
-
-        script = SCRIPTED[name]
-        filmed = {"cameras": ("agentview", "wrist"), "size": cameras, "objects": True} if cameras is not None else {}
-        return demonstrate(
-            script.env,
-            script.expert,
-            episodes=script.episodes if episodes is None else episodes,
-            seed=script.seed if seed is None else seed,
-            tremor=script.tremor,
-            meant=script.meant,
-            policy=policy,
-            options={**script.options, **filmed},
-            progress=progress,
-            say=say,
-            stop=stop,
-        )
+        return
     if name != "toy" and name not in DATA:
         raise unknown_name("dataset", name, ["toy", *DATA, *SCRIPTED])
-    if episodes is not None or seed is not None or policy is not None:
+    if any(given is not None for given in (episodes, seed, policy, begun)):
         raise LpdsError(
-            f"--episodes, --seed and --take-over are for scripted experts ({', '.join(SCRIPTED)}); {name!r} has its recipe's"
+            "--episodes, --seed, --take-over and --resume are for scripted experts "
+            f"({', '.join(SCRIPTED)}); {name!r} has its recipe's"
         )
+
+
+def _rolled_out(
+    name: str,
+    experts: Path | None,
+    progress: Callable[[int, int], None] | None,
+    stop: Callable[[], bool] | None,
+) -> Demonstrations:
     if name == "toy":
         return toy_data()
     if experts is None:

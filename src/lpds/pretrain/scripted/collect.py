@@ -7,8 +7,9 @@ RoboMimic's recordings stop soon after success, when it has held for ten steps (
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,10 @@ CORRECT = ("lpds.pretrain.scripted.transport",)
 """Experts with ``take_over(start, parts, rng)``, who go on from where a policy has come to."""
 NOWHERE = -1
 """Mode of an attempt in which nothing was taken over."""
+KEPT_EVERY = 60.0
+"""Seconds after which what is there is kept again."""
+KEPT_LESS = 20.0
+"""Times as long as the keeping took, where that is more: large files are not written all the time."""
 
 
 @dataclass
@@ -56,6 +61,8 @@ def demonstrate(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    begun: Demonstrations | None = None,
+    keep: Callable[[Demonstrations], None] | None = None,
 ) -> Demonstrations:
     """Let a scripted expert act until it has succeeded often enough.
 
@@ -74,6 +81,9 @@ def demonstrate(
         progress: called with (episodes, wanted) after every attempt.
         say: called with a line of counts at the end.
         stop: asked after every attempt; what is there by then is all that is wanted.
+        begun: go on after its last attempt; what comes out is what one call would have made. The other arguments have to be
+            those that made it.
+        keep: given what is there by then, every now and then.
 
     Returns:
         The successful episodes, fewer than wanted where it fails too often; ``episode_source`` is the number of the mode in
@@ -94,9 +104,9 @@ def demonstrate(
     if policy is not None:
         led = 3 * env.unwrapped.horizon // 4
         env.unwrapped.horizon += led  # the expert has as long as from a reset
-    kept: list[_Episode] = []
-    modes: list[int] = []
-    stopped, broken = False, ""
+    kept: list[_Episode] = [] if begun is None else _episodes(begun)
+    modes: list[int] = [] if begun is None else begun.attempts.tolist()
+    stopped, broken, due = False, "", time.monotonic() + KEPT_EVERY
     try:
         while not stopped and len(kept) < episodes and len(modes) < ATTEMPTS * episodes:
             try:
@@ -112,23 +122,25 @@ def demonstrate(
             if progress is not None:
                 progress(len(kept), episodes)
             stopped = stop is not None and stop()
+            if keep is not None and episode.succeeded and (now := time.monotonic()) >= due:
+                keep(_demonstrations(kept, modes, meant))
+                spent = time.monotonic() - now
+                due = now + spent + max(KEPT_EVERY, KEPT_LESS * spent)
     finally:
         env.close()
     if not kept and stopped:
         raise LpdsError(f"stopped after {len(modes)} attempts, none of which had succeeded: there is nothing to keep")
     if not kept:
         raise LpdsError(f"the expert of {env_id} succeeded in none of {len(modes)} attempts: try another --seed")
-    data = _demonstrations(kept)
-    if meant:
-        data = replace(data, meant=np.concatenate([episode.meant for episode in kept]))
+    data = _demonstrations(kept, modes, meant)
     if say is not None:
-        begun = [mode for mode in modes if mode != NOWHERE]
-        tried = np.bincount(begun, minlength=len(script.MODES))
+        at_work = [mode for mode in modes if mode != NOWHERE]
+        tried = np.bincount(at_work, minlength=len(script.MODES))
         won = np.bincount(data.episode_source, minlength=len(tried))
         ways = "; ".join(f"{name} {a} of {b}" for name, a, b in zip(script.MODES, won, tried, strict=True))
-        never = len(modes) - len(begun)
+        never = len(modes) - len(at_work)
         other = f", {never} in which there was nothing to take over" if never else ""
-        say(f"{len(kept)} successes, {len(begun) - len(kept)} failures ({ways}){other}")
+        say(f"{len(kept)} successes, {len(at_work) - len(kept)} failures ({ways}){other}")
         if broken:
             say(broken)
     return data
@@ -184,7 +196,27 @@ def _split(obs: Any) -> tuple[FloatArray, dict[str, npt.NDArray[np.uint8]]]:
     return np.concatenate(vectors).astype(np.float32), {key.split(".")[-1]: obs[key] for key in obs if obs[key].ndim == 3}
 
 
-def _demonstrations(kept: list[_Episode]) -> Demonstrations:
+def _episodes(data: Demonstrations) -> list[_Episode]:
+    """What :func:`_demonstrations` put together."""
+    ends = np.cumsum(data.episode_lengths)[:-1]
+    filmed = {name: getattr(data, name) for name in ("image", "image2") if getattr(data, name).size}
+    found = []
+    for i, steps in enumerate(np.split(np.arange(len(data.obs)), ends)):
+        found.append(
+            _Episode(
+                mode=int(data.episode_source[i]),
+                obs=[*data.obs[steps], data.final_obs[i]],
+                actions=list(data.actions[steps]),
+                meant=list(data.cloned[steps]),
+                rewards=data.rewards[steps].tolist(),
+                pictures=[{name: rows[step] for name, rows in filmed.items()} for step in steps],
+                succeeded=True,
+            )
+        )
+    return found
+
+
+def _demonstrations(kept: list[_Episode], modes: list[int], meant: bool) -> Demonstrations:
     pictures = [one for episode in kept for one in episode.pictures]
     filmed: dict[str, Any] = {name: np.stack([one[name] for one in pictures]) for name in pictures[0]}
     return Demonstrations(
@@ -197,5 +229,7 @@ def _demonstrations(kept: list[_Episode]) -> Demonstrations:
         final_obs=np.stack([episode.obs[-1] for episode in kept]),
         # the recording stops, the episode would go on to its horizon
         terminated=np.zeros(len(kept), np.bool_),
+        meant=np.concatenate([episode.meant for episode in kept] if meant else [np.empty((0, 0), np.float32)]),
+        attempts=np.asarray(modes, np.int64),
         **filmed,
     )
