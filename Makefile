@@ -63,7 +63,7 @@ zoo: $(READY)
 		$(BIN)/lpds demos $$data --resume --out data/$$data.npz || exit 1; done
 	$(BIN)/lpds demos robomimic-transport --episodes 170 --resume --out data/robomimic-transport.npz
 	test -f data/transport-first/card.json || $(BIN)/lpds pretrain transport-first --data data/robomimic-transport.npz --pad-end false --chunk 8 --width 512 \
-		--steps 60000 --sampler-steps 8 --out data/transport-first
+		--steps 60000 --sampler-steps 8 --resume --out data/transport-first
 	$(BIN)/lpds demos robomimic-transport --take-over data/transport-first --episodes 79 --seed 1 --resume \
 		--out data/transport-corrections.npz
 	$(BIN)/lpds pretrain robomimic-transport --data data/robomimic-transport.npz data/transport-corrections.npz --sources 0 2 --overwrite \

@@ -21,7 +21,7 @@ import lpds
 from lpds.cli import main
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import DecoderFault, LpdsError
-from lpds.pretrain import build
+from lpds.pretrain import build, kept_training
 from lpds.pretrain.build import data_card, pretrain
 from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Demonstrations, Source, roll_out
@@ -233,6 +233,74 @@ def test_a_stopped_training_is_saved_and_its_card_says_so(tmp_path):
     assert whole["fingerprint"] != card["fingerprint"]
     last = pretrain("mine", str(tmp_path / "d.npz"), tmp_path / "last", **given, stopping=lambda: after(40))
     assert (last["training"]["stopped_at"], last["return"]) == (40, None)  # asked at the last step: it does not go on to play
+
+
+class Killed(BaseException):
+    """What ends a training at once."""
+
+
+def after_steps(count, killed=False):
+    """A training that is asked to stop, or is killed, at a gradient step."""
+    asked = []
+
+    def stop():
+        asked.append(1)
+        if killed and len(asked) == count:
+            raise Killed
+        return len(asked) >= count
+
+    return lambda: nullcontext(stop)
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_training_that_was_stopped_or_killed_goes_on_to_what_it_would_have_been(tmp_path, monkeypatch, kind, killed):
+    """Twice, at 15 steps and 10 later: weights, their mean, moments, schedule and draws all go on."""
+    monkeypatch.setattr(kept_training, "KEPT_EVERY", 0.0)
+    plain_data().save(tmp_path / "d.npz")
+    data, out = str(tmp_path / "d.npz"), tmp_path / "out"
+    given = {"episodes": 0, "changes": SMALL | {"kind": kind}}
+    whole = pretrain("mine", data, tmp_path / "whole", **given)
+    for count in (15, 10):
+        with pytest.raises(Killed) if killed else nullcontext():
+            card = pretrain("mine", data, out, **given, resume=True, stopping=after_steps(count, killed))
+    if killed:
+        assert [path.name for path in out.iterdir()] == ["training.safetensors"]
+    else:
+        assert (card["training"]["stopped_at"], card["fingerprint"]) != (25, whole["fingerprint"])
+        assert card["training"]["stopped_at"] == 25
+    assert pretrain("mine", data, out, **given, resume=True) == whole
+    names = sorted(path.name for path in out.iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "whole").iterdir())  # and nothing is left to go on with
+    assert all((out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
+
+
+def test_what_a_training_does_not_go_on_with(tmp_path, refused):
+    plain_data().save(tmp_path / "d.npz")
+    (replace(plain_data(), obs=plain_data().obs + 1)).save(tmp_path / "other.npz")
+    data, out = str(tmp_path / "d.npz"), tmp_path / "out"
+    given = {"episodes": 0, "changes": SMALL}
+    pretrain("mine", data, out, **given, stopping=after_steps(15))
+    with refused("card.json, training.safetensors already", "--resume", "--overwrite"):
+        pretrain("mine", data, out, **given)
+    with refused("other data or other settings"):
+        pretrain("mine", str(tmp_path / "other.npz"), out, **given, resume=True)
+    with refused("other data or other settings"):
+        pretrain("mine", data, out, episodes=0, changes=SMALL | {"steps": 41}, resume=True)
+    with refused("pass one of them"):
+        pretrain("mine", data, out, **given, resume=True, overwrite=True)
+    with refused("--resume is for diffusion and flow"):
+        pretrain("mine", data, tmp_path / "pi0", episodes=0, changes={"kind": "pi0"}, resume=True)
+    kept = out / "training.safetensors"
+    content = kept.read_bytes()
+    kept.write_bytes(content[:-9])
+    with refused("training.safetensors cannot be read"):
+        pretrain("mine", data, out, **given, resume=True)
+    kept.write_bytes(content)
+    whole = pretrain("mine", data, out, **given, overwrite=True)  # from the beginning, whatever is there
+    assert whole["fingerprint"] == pretrain("mine", data, tmp_path / "whole", **given)["fingerprint"]
+    with refused("of a training that is done", "nothing is left to go on with"):
+        pretrain("mine", data, out, **given, resume=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -156,6 +156,7 @@ def _data_commands(commands: Any) -> None:
     pretrain.add_argument("--normalization", type=Path, help="npz of ranges, for DPPO data (stored scaled)")
     pretrain.add_argument("--out", type=Path, required=True, help="folder of the decoder and its card")
     pretrain.add_argument("--overwrite", action="store_true", help="replace a decoder that is there; its runs open no more")
+    pretrain.add_argument("--resume", action="store_true", help="go on with a training that was stopped or killed in --out")
     pretrain.add_argument("--task", help="task to evaluate on for the card (default: the recipe's)")
     pretrain.add_argument("--env", help="a Gymnasium id to evaluate on for the card")
     pretrain.add_argument("--episodes", type=int, default=100, help="episodes behind the card's return; 0 for none")

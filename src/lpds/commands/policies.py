@@ -143,6 +143,7 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
     from lpds.digits import brackets, told
     from lpds.files import check_writable
     from lpds.pretrain.build import pretrain
+    from lpds.pretrain.kept_training import NAME as TRAINING
 
     check_writable(arguments.out / "card.json" if arguments.out.is_dir() else arguments.out)
     told_of = "stopping after this step; what is trained by then will be kept (Ctrl-C again to break off)"
@@ -161,6 +162,7 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
             progress=lambda done, total, loss: advance(done, total),
             stopping=lambda: asked_to_stop(told_of),
             overwrite=arguments.overwrite,
+            resume=arguments.resume,
         )
     mean, *bounds = told(card["return"], least=0) if card["return"] else ("",)
     level = f", return {mean}{brackets(*bounds)}" if mean else ""
@@ -177,6 +179,8 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
     at = card["training"].get("stopped_at")
     if at is not None:
         print(f"stopped at {at:,} of {card['training']['steps']:,} gradient steps: that is what was saved, without a return")
+        if (arguments.out / TRAINING).is_file():
+            print("the same command with --resume in place of --overwrite goes on")
         return 130
     return 0
 

@@ -21,6 +21,7 @@ from lpds.pretrain.clone import CloneSettings, clone
 from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Demonstrations, joined, of_sources
 from lpds.pretrain.fits import check_fits
+from lpds.pretrain.kept_training import KeptTraining
 from lpds.pretrain.recipes import DATA, SCRIPTED, ZOO
 from lpds.registry import resolve
 
@@ -53,6 +54,7 @@ def pretrain(
     progress: Callable[[int, int, float], None] | None = None,
     stopping: Callable[[], AbstractContextManager[Callable[[], bool]]] = _unstopped,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Train a decoder and write it with its ``card.json``.
 
@@ -71,6 +73,7 @@ def pretrain(
         stopping: entered for the training alone; what it gives is asked after every step, and where it says so what was
             trained by then is saved, with a card that says so and has no return.
         overwrite: replace a decoder that is there; runs that were made on it no longer open then.
+        resume: go on with a training that was stopped or killed in ``out``, to what it would have been; begin where none is.
 
     Returns:
         The card.
@@ -80,13 +83,8 @@ def pretrain(
     """
     if episodes < 0:
         raise LpdsError(f"episodes must be at least 0, not {episodes}")
-    there = [name for name in (*WEIGHTS, "card.json") if (out / name).exists()]
     recipe, changes = ZOO.get(name), dict(changes or {})
-    ours, other = WEIGHTS if changes.get("kind") in MAKERS else WEIGHTS[::-1]
-    if other in there:  # both would be in one folder, and another policy than the card's would open
-        raise LpdsError(f"{out} holds a decoder of another kind ({other}; this one's is {ours}): choose another --out")
-    if there and not overwrite:
-        raise LpdsError(f"{out} holds {', '.join(there)} already: choose another --out, or pass --overwrite")
+    kept = _place_of(out, changes, overwrite=overwrite, resume=resume)
     opened = [open_data(reference, normalization) for reference in ([data] if isinstance(data, str) else data)]
     demonstrations = reduce(joined, of_sources(opened, sources) if sources else opened)
     task = task or (recipe.task if recipe is not None and env is None else None)
@@ -107,13 +105,13 @@ def pretrain(
             decoder, training = make(demonstrations, changes, out, instruction, progress, stopped)
         else:
             base = recipe.clone if recipe is not None else CloneSettings()
-            decoder, training = _clone(name, demonstrations, base, changes, out, instruction, progress, stopped)
+            decoder, training = _clone(name, demonstrations, base, changes, out, instruction, progress, stopped, kept)
     card = {
         "format_version": FORMAT_VERSION,
         "name": name,
         "data": data_card(name, demonstrations, decoder.spec.latent_shape[0], training["pad_end"])
         | ({"sources": list(sources)} if sources else {}),
-        "training": {**training, "stopped_at": done} if asked else training,
+        "training": {**training, "stopped_at": done + (kept.begun if kept is not None else 0)} if asked else training,
         "decoder": decoder.describe(),
         "latent_shape": list(decoder.spec.latent_shape),
         "action_shape": list(decoder.spec.action_shape),
@@ -121,6 +119,8 @@ def pretrain(
         "return": None,
     }
     write_json(out / "card.json", card)  # before the evaluation: what was trained is not lost with an environment
+    if kept is not None and not asked:
+        kept.remove()
     if measured and not asked:
         try:
             card |= _level(decoder, task, env, episodes)
@@ -132,6 +132,27 @@ def pretrain(
             raise KeyboardInterrupt(saved) from None
         write_json(out / "card.json", card)
     return card
+
+
+def _place_of(out: Path, changes: dict[str, Any], *, overwrite: bool, resume: bool) -> KeptTraining | None:
+    """Where a training is kept, of the kinds that can go on; what is there must be neither another's nor in the way."""
+    theirs = changes.get("kind") in MAKERS
+    there = [name for name in (*WEIGHTS, "card.json") if (out / name).exists()]
+    ours, other = WEIGHTS if theirs else WEIGHTS[::-1]
+    if other in there:  # both would be in one folder, and another policy than the card's would open
+        raise LpdsError(f"{out} holds a decoder of another kind ({other}; this one's is {ours}): choose another --out")
+    if resume and overwrite:
+        raise LpdsError("--resume goes on with what is there, --overwrite replaces it: pass one of them")
+    if resume and theirs:
+        raise LpdsError(f"--resume is for diffusion and flow; a {changes['kind']} is trained in one go")
+    kept = KeptTraining(out, resume=resume)
+    begun = [kept.path.name] if kept.path.exists() else []
+    if resume and there and not begun:
+        raise LpdsError(f"{out} holds {', '.join(there)} of a training that is done: nothing is left to go on with")
+    if (there or begun) and not (overwrite or resume):
+        go_on = ", pass --resume to go on with that training" if begun else ""
+        raise LpdsError(f"{out} holds {', '.join([*there, *begun])} already: choose another --out{go_on}, or pass --overwrite")
+    return None if theirs else kept
 
 
 @contextmanager
@@ -159,12 +180,13 @@ def _clone(
     instruction: str | None,
     progress: Callable[[int, int, float], None] | None,
     stop: Callable[[], bool],
+    kept: KeptTraining | None,
 ) -> tuple[BaseDecoder, dict[str, Any]]:
     """One of the project's own decoders, and its training for the card."""
     settings = override(CloneSettings, asdict(base), changes)
     if instruction is not None:
         raise LpdsError(f"an instruction is for the kinds {', '.join(MAKERS)}; {settings.kind!r} reads none")
-    decoder = clone(data, settings, name=name, progress=progress, stop=stop)
+    decoder = clone(data, settings, name=name, progress=progress, stop=stop, kept=kept)
     save_decoder(decoder, out)
     return decoder, asdict(settings)
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from lpds.checks import check_seed, choose, positive
-from lpds.decoders.base import BaseDecoder, MinMaxNormaliser
+from lpds.decoders.base import BaseDecoder, MinMaxNormaliser, hash_tensors
 from lpds.decoders.diffusion import DiffusionDecoder, DiffusionSampler, cosine_alphas_cumprod
 from lpds.decoders.flow import TIME_SCALE, FlowDecoder, FlowSampler
 from lpds.decoders.network import DenoisingMLP, NetworkShape
 from lpds.errors import LpdsError
+from lpds.methods.state import LearnerState, descend
 from lpds.pretrain.experts import Demonstrations
+from lpds.pretrain.kept_training import KeptTraining
 from lpds.types import LatentSpec
 
 NARROWEST = 1e-6
@@ -156,6 +158,7 @@ def clone(
     name: str,
     progress: Callable[[int, int, float], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    kept: KeptTraining | None = None,
 ) -> BaseDecoder:
     """Train a decoder on demonstrations.
 
@@ -165,12 +168,13 @@ def clone(
         name: of the decoder.
         progress: called with (step, steps, running loss) every 200 steps.
         stop: asked after every step; the weights as they are by then will do.
+        kept: saves the training now and then, and where it stops; one that it has goes on, to the bit.
 
     Returns:
         The frozen decoder, with the averaged weights.
 
     Raises:
-        LpdsError: an unknown kind, or episodes shorter than a chunk.
+        LpdsError: an unknown kind, episodes shorter than a chunk, or a kept training of other data or settings.
     """
     choose("decoder kind", settings.kind, ("diffusion", "flow"))
     generator = torch.Generator().manual_seed(settings.seed)
@@ -185,9 +189,16 @@ def clone(
     averaged = [p.detach().clone() for p in net.parameters()]
     optimiser = torch.optim.AdamW(net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     abar = cosine_alphas_cumprod(settings.training_steps)
-    running = math.nan
     size = settings.batch_size
-    for step in range(settings.steps):
+    done, running = torch.zeros((), dtype=torch.long), torch.full((), math.nan, dtype=torch.float64)
+    state = LearnerState()
+    state.modules["net"], state.optimisers["net"] = net, optimiser
+    state.scalars = {"done": done, "running": running, "generator": generator.get_state()}
+    state.scalars |= {f"averaged.{index}": mean for index, mean in enumerate(averaged)}
+    of = hash_tensors({"obs": obs, "actions": actions, "lengths": torch.from_numpy(data.episode_lengths)}, asdict(settings))
+    if kept is not None and kept.load(state, of):
+        generator.set_state(state.scalars["generator"])
+    for step in range(int(done), settings.steps):
         share = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         optimiser.param_groups[0]["lr"] = settings.lr_final + (settings.lr - settings.lr_final) * share
         window = windows[torch.randint(len(windows), (size,), generator=generator)]
@@ -198,17 +209,20 @@ def clone(
             loss = diffusion_loss(net, x, obs[first], t, noise, abar)
         else:
             loss = flow_loss(net, x, obs[first], torch.rand(size, generator=generator), noise)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
+        descend(optimiser, loss)
         # a short memory at first, so that the initial weights do not linger
         rate = max(1.0 - settings.ema, 1.0 / (1.0 + step))
         torch._foreach_lerp_(averaged, [p.detach() for p in net.parameters()], rate)
         if progress is not None and (step + 1) % 200 == 0:
-            value = float(loss.detach())
-            running = value if math.isnan(running) else 0.95 * running + 0.05 * value
-            progress(step + 1, settings.steps, running)
-        if stop is not None and stop():
+            value = loss.detach().double()
+            running.copy_(torch.where(running.isnan(), value, 0.95 * running + 0.05 * value))
+            progress(step + 1, settings.steps, float(running))
+        done += 1
+        stopped = stop is not None and stop()
+        if kept is not None and (stopped or kept.due):
+            state.scalars["generator"].copy_(generator.get_state())
+            kept.save(state, of)
+        if stopped:
             break
     with torch.no_grad():
         for parameter, mean in zip(net.parameters(), averaged, strict=True):
