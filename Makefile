@@ -1,7 +1,6 @@
 # Each target sets up .venv by itself; with it there, that takes a second.
 #   make run        steer the shipped Hopper policy, print frozen against steered, write report.html (under 10 minutes)
 #   make test       lint, types and every test (what CI runs)
-#   make test-core  the tests that need no simulator but Gymnasium's own, without lint
 #   make check      lint and types only
 #   make bench      the learner's speed
 #   make tables     the tables of results/ again, from the runs in it
@@ -30,16 +29,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LEROBOT := $(VENV)/.lerobot
 
-.PHONY: run test test-core check bench tables zoo clean
+.PHONY: run test check bench tables zoo clean
 
 run: $(READY)
 	$(BIN)/lpds steer hopper --steps $(STEPS) --out runs/hopper --overwrite
 
 test: check $(LEROBOT)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
-
-test-core: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -58,11 +54,12 @@ ZOO := toy toy-flow hopper hopper-flow hopper-c8 walker2d halfcheetah adroit-pen
 	robomimic-square adroit-pen-flow adroit-pen-c8 robomimic-can-flow robomimic-can-c8
 zoo: $(READY)
 	for data in toy hopper walker2d halfcheetah adroit-pen adroit-hammer adroit-door adroit-relocate; do \
-		test -f data/$$data.npz || $(BIN)/lpds demos $$data $(if $(EXPERTS),--experts $(EXPERTS)) --out data/$$data.npz || exit 1; done
+		test -f data/$$data.npz || { $(BIN)/lpds demos $$data $(if $(EXPERTS),--experts $(EXPERTS)) --overwrite --out data/$$data.part.npz && \
+		mv data/$$data.part.npz data/$$data.npz; } || exit 1; done
 	for data in robomimic-lift robomimic-can robomimic-square; do \
 		$(BIN)/lpds demos $$data --resume --out data/$$data.npz || exit 1; done
 	$(BIN)/lpds demos robomimic-transport --episodes 170 --resume --out data/robomimic-transport.npz
-	test -f data/transport-first/card.json || $(BIN)/lpds pretrain transport-first --data data/robomimic-transport.npz --pad-end false --chunk 8 --width 512 \
+	test -f data/transport-first/card.json -a ! -f data/transport-first/training.safetensors || $(BIN)/lpds pretrain transport-first --data data/robomimic-transport.npz --pad-end false --chunk 8 --width 512 \
 		--steps 60000 --sampler-steps 8 --resume --out data/transport-first
 	$(BIN)/lpds demos robomimic-transport --take-over data/transport-first --episodes 79 --seed 1 --resume \
 		--out data/transport-corrections.npz

@@ -120,12 +120,14 @@ def test_crossed_difference_keeps_episodes_paired():
     assert alone[2] - alone[1] > 10 * (high - low)
 
 
-def test_area_under_a_straight_curve_is_its_middle_and_a_cut_interpolates():
+def test_area_under_a_straight_curve_is_its_middle_and_a_cut_interpolates(monkeypatch):
     assert area_under_curve([0, 10, 20], [0.0, 1.0, 2.0]) == pytest.approx(1.0)
     assert area_under_curve([0, 10, 20], [0.0, 1.0, 2.0], 15) == pytest.approx(0.75)
     assert area_under_curve([0, 20], [0.0, 2.0], 5) == pytest.approx(0.25)
     assert area_under_curve([0, 20], [0.0, 2.0], 50) == pytest.approx(1.0)
     assert area_under_curve([3], [7.0]) == 7.0
+    monkeypatch.delattr(np, "trapezoid", raising=False)  # NumPy before 2.0 has none
+    assert area_under_curve([0, 5, 20], [1.0, 3.0, 0.0]) == pytest.approx((5 * 2.0 + 15 * 1.5) / 20)
     assert math.isnan(area_under_curve([], []))
 
 
@@ -318,6 +320,10 @@ def test_unequal_updates_and_fits_are_said(tmp_path):
     assert said + "dsrl-na 57,500 of 256 transitions" in lpds.compare([ours, theirs, search]).notes
     level = learned("dsrl-sac", 23_100, warmup_fits=3000)
     assert not [note for note in lpds.compare([ours, level, search]).notes if "unequal updates" in note]
+    chain = learned("dppo", 380)  # which learns from no batch of the replay, whatever its size
+    (note,) = [note for note in lpds.compare([ours, chain]).notes if "unequal updates" in note]
+    assert note.endswith("3,000 fits to the first returns; dppo 380 of parts of what it had just collected")
+    assert not [note for note in lpds.compare([chain]).notes if "unequal updates" in note]
 
 
 def test_a_folder_of_seeds_or_of_methods_stands_for_the_runs_in_it(tmp_path, refused):

@@ -19,6 +19,7 @@ from scripted import TINY, toy_decoder
 
 import lpds
 from lpds import grid
+from lpds.cli import main
 from lpds.errors import LpdsError
 from lpds.files import locked
 from lpds.grid import Cell, check_methods, grid_cells, run_grid
@@ -99,6 +100,16 @@ def test_a_grid_takes_no_run_with_other_settings_for_its_own(tmp_path, refused):
         run_grid([Cell("toy", "golden-ticket", "few", 0, {**SEARCH, "tickets": "2", "env": "Mine-v0"})], tmp_path)
     assert run_grid([cell], tmp_path) == [tmp_path / cell.path]
     assert (tmp_path / cell.path / "eval.jsonl").read_bytes() == records
+
+
+def test_what_figures_do_not_hang_on_is_no_other_setting(tmp_path):
+    """A grid goes on in fewer evaluation environments, or with another number of threads; its seeds stay one method."""
+    run_grid([Cell("toy", "golden-ticket", "few", 0, SEARCH)], tmp_path)
+    cells = [Cell("toy", "golden-ticket", "few", seed, {**SEARCH, "eval_envs": "5", "threads": "2"}) for seed in (0, 1)]
+    said: list[str] = []
+    assert run_grid(cells, tmp_path, say=said.append) == [tmp_path / cell.path for cell in cells]
+    assert said[0] == "2 runs, 1 finished before"
+    assert [row.seeds for row in lpds.compare([tmp_path / cell.path for cell in cells]).rows] == [1, 2]
 
 
 def test_a_decoder_option_is_part_of_a_cell_and_a_switch_is_one(tmp_path, refused):
@@ -305,3 +316,10 @@ def test_a_method_that_the_shared_policy_cannot_serve_is_refused_before_the_firs
     with refused("own/dppo: dppo trains a denoising chain", "has none"):
         check_methods(cells, "mine", toy_decoder())
     check_methods([cell for cell in cells if cell.method != "dppo"], "mine", toy_decoder())
+
+
+def test_a_grid_of_a_task_with_another_decoder_is_refused_before_the_first_run(tmp_path, capsys):
+    words = ["bench", "toy", "--decoder", "toy-flow", "--methods", "lpds", "dppo", "--seeds", "1", "--steps", "200"]
+    assert main([*words, "--out", str(tmp_path / "grid")]) == 2
+    assert "toy/dppo: dppo trains a denoising chain" in capsys.readouterr().err
+    assert not (tmp_path / "grid").exists()

@@ -265,6 +265,29 @@ def test_a_policy_of_less_noise_is_set_against_a_frozen_policy_of_as_little(tmp_
     assert note.startswith("toy: evaluated with less than all of the noise, which the frozen policy has: lpds")
 
 
+@pytest.mark.parametrize(
+    ("method", "unused", "used"),
+    [
+        ("base", {"warmup_steps": 9, "replay_size": 300, "keep": "best"}, {}),
+        ("golden-ticket", {"replay_size": 300}, {}),
+        ("dppo", {"batch_size": 7, "clip_rate": 9.0}, {"warmup_fits": 1, "clip": 0.1}),
+    ],
+)
+def test_what_changes_nothing_is_told_and_what_changes_something_is_not(tmp_path, capsys, method, unused, used):
+    given = {"steps": 400, "eval_every": 200, "eval_episodes": 2, "final_episodes": 2}
+    given |= {"iteration_rounds": 10, "width": 16, "warmup_steps": 100} if method == "dppo" else {}
+    runs = {}
+    for name, more in (("plain", {}), ("unused", unused), ("used", unused | used)):
+        folder = tmp_path / name
+        lpds.steer("toy", method, out=folder, **given | more)
+        said = "".join(capsys.readouterr())
+        for key in unused:
+            assert (f"{method} makes no use of {key}" in said) == (name == "unused" or (name == "used" and not used))
+        runs[name] = (folder / "eval.jsonl").read_bytes()
+    assert runs["plain"] == runs["unused"]
+    assert (runs["used"] != runs["unused"]) == bool(used)
+
+
 def test_a_setting_that_a_method_makes_no_use_of_is_told_where_it_is_given(tmp_path, capsys):
     given = {"steps": 64, "eval_every": 0, "final_episodes": 1, "tickets": 2, "warmup_steps": 1}
     unused = {"updates_per_decision": 3.0, "n_step": 2, "warmup_fits": 2, "demos": str(tmp_path / "none.npz")}

@@ -267,6 +267,12 @@ def test_what_is_expected_is_told_and_only_that_is_refused(monkeypatch):
         Replay(SPEC, 400, 1, 1, CPU, expected=101)
 
 
+def test_a_machine_that_does_not_tell_its_memory_refuses_nothing(monkeypatch):
+    """Windows: every run ended in an AttributeError there."""
+    monkeypatch.delattr("os.sysconf")
+    assert Replay(SPEC, 400, 1, 1, CPU).describe_memory()
+
+
 def test_a_ring_beyond_the_machine_takes_what_is_expected_and_grows(monkeypatch):
     """Ten thousand million rows: a system promises no such array, and a run of whole chunks needs a hundred."""
     ring = Replay(SPEC, 10**10, 1, 2, CPU, expected=100)

@@ -10,6 +10,7 @@ import torch
 from scripted import CPU, TINY, assert_same_run, identity_decoder, toy_decoder
 
 import lpds
+from lpds.cli import main
 from lpds.config import BestOfNSettings, GoldenTicketSettings, LPDSASettings
 from lpds.decoders.base import MinMaxNormaliser
 from lpds.errors import LpdsError
@@ -132,8 +133,16 @@ def test_the_candidate_with_the_largest_value_is_chosen_and_scale_zero_takes_the
         values = torch.stack([method.policy.value(OBS[:1], eps[row, i].flatten()[None])[0] for i in range(6)])
         assert torch.equal(decision.action[row], eps[row, values.argmax()])
     assert torch.equal(method.policy.act(decoder, OBS, eps, 0.0).action, eps[:, 0])
-    with pytest.raises(LpdsError, match=r"scale must be 0 or 1 for best-of-n, not 0.5"):
+    with pytest.raises(LpdsError, match=r"scale must be 0 or 1 for best-of-n, .*not 0.5"):
         method.policy.act(decoder, OBS, eps, 0.5)
+
+
+def test_a_scale_that_a_method_has_not_is_refused_before_the_frozen_policy_has_played(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    lpds.steer("toy", "best-of-n", decoder="toy", out=run, **TINY)
+    monkeypatch.setattr("lpds.commands.runs._played", lambda *given: pytest.fail("it played"))
+    assert main(["eval", str(run), "--scale", "0.5", "--episodes", "2"]) == 2
+    assert "scale must be 0 or 1 for best-of-n" in capsys.readouterr().err
 
 
 def test_the_target_takes_the_best_candidate_and_the_fit_to_returns_their_mean():

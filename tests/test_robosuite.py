@@ -50,6 +50,7 @@ def resolve_make(task):
     return resolve("environment", ENVIRONMENTS, f"robomimic-{task}")
 
 
+@installed
 def test_a_task_made_by_name_can_be_filmed():
     """The name's maker once dropped the render mode, and ``lpds video`` refused every RoboMimic task."""
     env = environment_factory("robomimic-lift", render_mode="rgb_array")[0]()

@@ -57,6 +57,18 @@ def test_one_method_has_no_standing_and_one_seed_is_said_to_be_one():
     assert "highest return: dql (one seed)" in line
 
 
+@pytest.mark.parametrize(("lost", "said"), [(5, "not told apart from it: dql"), (6, "all others are below it")])
+def test_success_is_told_apart_by_the_project_s_own_rule(lost, said):
+    """Fewer than six episodes that went differently say nothing of a sign, whatever their interval says."""
+    keys = [(0, episode) for episode in range(50)]
+    ones, fewer = np.ones((1, 50)), np.ones((1, 50))
+    fewer[0, :lost] = 0.0
+    high, low = (side(name, won * 1.0, won, keys) for name, won in (("lpds", ones), ("dql", fewer)))
+    assert against(low, high).success[2] < 0.0
+    assert against(low, high).turned == lost
+    assert said in standing("toy", [high, low])[0]
+
+
 def test_identical_methods_are_level():
     same = noisy(5.0, 0.2)
     assert standing("toy", [side("lpds", same), side("lpds+again", same)])[0].endswith("not told apart from it: lpds+again")

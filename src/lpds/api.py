@@ -109,7 +109,9 @@ def steer(
             demonstrations=rows,
         )
         closing.callback(runner.close)
-        for name in sorted(settings.keys() & set(learner.ignores)):
+        # batches of the replay are for the fits alone where a method learns from whole rounds
+        idle = {*learner.ignores, *(["batch_size"] if learner.recalls and not run_settings.warmup_fits else [])}
+        for name in sorted(settings.keys() & idle):
             display.say(f"{method} makes no use of {name}")
         for line in [*remarks.of_decoder(frozen), *told]:
             display.say(line)
@@ -257,7 +259,7 @@ def _restore(runner: Runner) -> None:
     """Go back to the checkpoint, or say in a line that it is of another run."""
     try:
         runner.restore()
-    except (torch.OutOfMemoryError, LpdsError):
+    except (torch.cuda.OutOfMemoryError, LpdsError):
         raise
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
         fit = f"the checkpoint in {runner.out} and the run's config.json do not fit together"

@@ -22,7 +22,7 @@ from lpds.errors import LpdsError, unknown_name
 from lpds.evidence import copy_evidence, demos_as_kept
 from lpds.fields import parse
 from lpds.files import locked
-from lpds.presets import OWN, kept_settings, resolve_preset, resolve_settings, resolve_task
+from lpds.presets import NOT_COMPARED, OWN, kept_settings, resolve_preset, resolve_settings, resolve_task
 from lpds.registry import DECODER_FILES, METHOD_SETTINGS, METHODS, TASKS, resolve
 
 SUITES: dict[str, tuple[str, ...]] = {"gym": ("hopper", "walker2d", "halfcheetah")}
@@ -266,7 +266,7 @@ def _check_settings(cell: Cell, out: Path) -> None:
     for word, name in MAKES_ANOTHER.items():
         if word in cell.settings or name in options:
             asked[word], found[word] = _option(word, cell.settings.get(word)), options.get(name)
-    passing = {"steps"}  # a larger budget is gone on to
+    passing = {"steps", *NOT_COMPARED} - {"seed"}  # a larger budget is gone on to
     if _place(decoder) == _place(found["decoder"]):  # a path may be written in several ways
         passing.add("decoder")
     if run.demos and str(found["demos"]) == demos_as_kept(run.demos):  # evidence
@@ -384,10 +384,9 @@ def _start(cell: Cell, out: Path) -> subprocess.Popen[bytes]:
             stderr=log,
             env=environment,
             start_new_session=True,
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads here
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - no threads here
         )
 
 
 def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)

@@ -14,6 +14,9 @@ from lpds.registry import METHOD_SETTINGS, TASKS, resolve
 OWN = "own"
 """In a task's place: a policy of one's own, of which decoder and environment are both given."""
 
+NOT_COMPARED = ("seed", "device", "threads", "checkpoint_every", "log_every", "eval_envs")
+"""Run settings on which no figure hangs but by the draw: in them runs of one group may differ."""
+
 
 def resolve_task(task: str | None, decoder: Any, env: Any) -> Task:
     """Find the preset, or make a nameless one for an own decoder and environment."""

@@ -359,7 +359,7 @@ def area_under_curve(steps: npt.ArrayLike, values: npt.ArrayLike, end: float | N
     stop = float(x[-1] if end is None else min(end, x[-1]))
     inside = x < stop
     x, y = np.append(x[inside], stop), np.append(y[inside], np.interp(stop, x, y))
-    return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else float(y[0])
+    return float(((y[1:] + y[:-1]) / 2.0) @ np.diff(x) / (x[-1] - x[0])) if len(x) > 1 else float(y[0])
 
 
 def episodes_to_decide(a: npt.ArrayLike, b: npt.ArrayLike) -> int | None:

@@ -33,12 +33,15 @@ def _grid(arguments: argparse.Namespace) -> int:
     from lpds import remarks
     from lpds.api import check_env
     from lpds.grid import check_methods, grid_cells, run_grid
+    from lpds.presets import resolve_task
+    from lpds.registry import TASKS
 
     signal.signal(signal.SIGTERM, as_interrupt)  # the runs are told to save, as after Ctrl-C
     decoder = None
-    if arguments.decoder is not None and arguments.env is not None:  # told once, and not by every run of the grid
+    env = arguments.env or (resolve_task(arguments.what, None, None).env if arguments.what in TASKS else None)
+    if arguments.decoder is not None and env is not None:  # told once, and not by every run of the grid
         decoder = load_given(arguments.decoder, arguments)
-        check_env(arguments.env, decoder)
+        check_env(env, decoder)
         for line in remarks.of_decoder(decoder):
             say(line)
     cells = grid_cells(arguments.what, arguments.methods, arguments.seeds, arguments.steps, shared_words(arguments))

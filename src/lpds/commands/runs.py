@@ -97,6 +97,8 @@ def do_eval(arguments: argparse.Namespace) -> int:
     policy, is_run = _opened(arguments)
     shift: Any = getattr(policy, "policy", None)
     own = float(shift.quiet(arguments.scale)) if hasattr(shift, "quiet") else 1.0
+    if hasattr(shift, "check_scale"):  # before the frozen policy has played for nothing
+        shift.check_scale(arguments.scale)
     asked = _asked(arguments, own, is_run)
     noises: int = arguments.noises
     whole = len(asked) * noises

@@ -28,7 +28,7 @@ class BaseMethod(Learner[Policy]):
     learns = reads_replay = False
     ignores = (
         *("updates_per_decision", "batch_size", "n_step", "warmup_fits", "demos"),
-        *("gamma", "discount", "reward_scale", "reward_offset"),
+        *("gamma", "discount", "reward_scale", "reward_offset", "warmup_steps", "replay_size", "keep"),
     )
     decodes = False
     sees_pictures = True

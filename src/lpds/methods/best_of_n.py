@@ -59,13 +59,17 @@ class BestOfNPolicy(nn.Module):
     @torch.no_grad()
     def act(self, decoder: Decoder, obs: Tensor, eps: Tensor, scale: float) -> Decision:
         """The best of the draws; ``scale`` 0 takes the first, and there is nothing between."""
+        self.check_scale(scale)
         if scale == 0.0:
             return Decision(decoder.decode(decoder.prepare(obs), eps[:, 0]), eps[:, 0])
-        if scale != 1.0:
-            raise LpdsError(f"scale must be 0 or 1 for best-of-n, not {scale}")
         action, value = self.candidates(decoder, obs, eps)
         row, best = torch.arange(len(obs), device=obs.device), value.argmax(1)
         return Decision(action[row, best], eps[row, best])
+
+    def check_scale(self, scale: float) -> None:
+        """Refuse what lies between the first draw and the best."""
+        if scale not in (0.0, 1.0):
+            raise LpdsError(f"scale must be 0 or 1 for best-of-n, which has nothing in between, not {scale}")
 
     def shift(self, obs: Tensor, scale: float = 1.0) -> None:
         """Nothing is shifted."""

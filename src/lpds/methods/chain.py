@@ -261,11 +261,15 @@ class ChainPolicy:
         Raises:
             LpdsError: another scale.
         """
+        self.check_scale(scale)
         if scale == 0.0:
             return Decision(decoder.decode(decoder.prepare(obs), eps[:, 0]), eps[:, 0])
-        if scale != 1.0:
-            raise LpdsError(f"scale must be 0 or 1 for {self.method}, which has nothing in between, not {scale}")
         return self._act(self.chain.observation(obs), eps.flatten(2))
+
+    def check_scale(self, scale: float) -> None:
+        """Refuse what lies between the frozen policy and the trained chain."""
+        if scale not in (0.0, 1.0):
+            raise LpdsError(f"scale must be 0 or 1 for {self.method}, which has nothing in between, not {scale}")
 
     def _act(self, obs: Tensor, noise: Tensor) -> Decision:
         path = self.chain.sample(obs, noise, evaluation=self.evaluation)

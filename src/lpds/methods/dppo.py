@@ -159,7 +159,7 @@ class DPPO(ChainLearner[ChainPolicy]):
     name = "dppo"
     settings_kind = DPPOSettings
     acting = ("sampling_std", "finetuned_steps")
-    ignores = ("updates_per_decision", "n_step")
+    ignores: tuple[str, ...] = ("updates_per_decision", "n_step")
     recalls = True
 
     def __init__(self, settings: DPPOSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
@@ -176,6 +176,7 @@ class DPPO(ChainLearner[ChainPolicy]):
         """
         super().__init__(settings, decoder, device)
         c = settings
+        self.ignores = (*type(self).ignores, *(["clip_rate"] if c.clip == c.clip_base else []))
         self.policy, self.sampling = (ChainPolicy(self.chain, self.name, evaluation=last) for last in (True, False))
         self.extras = {"chain": ((self.chain.trained_steps + 1) * decoder.spec.latent_size,)}
         self.value = ValueMLP(decoder.spec.obs_size, c.width, c.depth, generator).to(device)

@@ -65,7 +65,7 @@ class GoldenTicket(Learner[LatentPolicy]):
 
     ignores = (
         *("updates_per_decision", "batch_size", "n_step", "warmup_fits", "demos"),
-        *("gamma", "discount", "reward_scale", "reward_offset", "warmup_steps"),
+        *("gamma", "discount", "reward_scale", "reward_offset", "warmup_steps", "replay_size"),
     )
     reads_replay = False
     divides_budget = True

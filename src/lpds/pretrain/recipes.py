@@ -195,7 +195,9 @@ def make_data(
     }
     if begun is not None and begun.made != work["made"]:
         of = f"they were made as {begun.made!r}" if begun.made else "they do not say how they were made"
-        raise LpdsError(f"these demonstrations cannot be gone on with: {of}, asked is {work['made']!r}")
+        raise LpdsError(
+            f"these demonstrations cannot be gone on with: {of}, asked is {work['made']!r}; --overwrite makes them anew"
+        )
     data = demonstrate(
         script.env,
         script.expert,

@@ -12,6 +12,7 @@ import numpy as np
 
 from lpds.digits import told, unsigned_zero
 from lpds.errors import LpdsError
+from lpds.registry import METHODS, resolve
 from lpds.report.paired import Comparison
 from lpds.report.read import Group, RunData, evaluation_points, group_runs, read_runs
 from lpds.report.sides import BESIDE, NAN3, Over, Side, frozen_of, frozen_sides, over, side_of
@@ -282,19 +283,26 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
 def _efforts(task: str, sides: Sequence[Side]) -> list[str]:
     """What was learned with, where methods differ in it by more than the few updates that a last episode is worth."""
     found: dict[str, tuple[int, int, int]] = {}
+    rounds: dict[str, int] = {}
     for side in sides:
         counts = [run.column("updates")[1] for run in side.runs]
         made = [int(count[-1]) for count in counts if len(count) and count[-1] > 0]
         if made and side.method != "frozen":
             settings = side.runs[0].run_settings
+            if side.method in METHODS and resolve("method", METHODS, side.method).recalls:  # of no batch of the replay
+                rounds[side.label] = max(made)
+                continue
             found[side.label] = (max(made), int(settings["batch_size"]), int(settings["warmup_fits"]))
     worked = [updates * batch for updates, batch, _ in found.values()]
-    if not worked or (max(worked) <= 1.2 * min(worked) and len({fits for *_, fits in found.values()}) == 1):
+    if len(worked) + len(rounds) < 2 or (
+        not rounds and max(worked) <= 1.2 * min(worked) and len({fits for *_, fits in found.values()}) == 1
+    ):
         return []
     told_of = [
         f"{label} {updates:,} of {batch:,} transitions{f' after {fits:,} fits to the first returns' if fits else ''}"
         for label, (updates, batch, fits) in found.items()
     ]
+    told_of += [f"{label} {updates:,} of parts of what it had just collected" for label, updates in rounds.items()]
     return [f"{task}: learned with unequal updates: {'; '.join(told_of)}"]
 
 

@@ -22,6 +22,7 @@ from lpds.fields import to_json
 from lpds.files import read_object
 from lpds.log import read_json_lines
 from lpds.metrics import quiet_nats
+from lpds.presets import NOT_COMPARED
 from lpds.registry import METHOD_SETTINGS, resolve
 from lpds.report.paired import Array, Comparison, Row, numbers, pair
 from lpds.run_folder import runs_in
@@ -29,8 +30,6 @@ from lpds.verdict import NOT_THE_SAME, UNTRAINED, against_line, with_noise
 
 FIGURES = ("return", "success", "success_at_end", "length", "scale")
 """What a row may lack, but not have as text."""
-NOT_COMPARED = ("seed", "device", "threads", "checkpoint_every", "log_every")
-"""Run settings in which runs of one group may differ."""
 
 
 @dataclass(frozen=True)

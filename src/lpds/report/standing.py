@@ -36,6 +36,9 @@ class Against:
     more: int | None = None
     pairs: int = 0
     differ: int = 0
+    """Pairs in whose return they differ."""
+    turned: int = 0
+    """Pairs in whose success they differ."""
     same: bool = False
 
 
@@ -60,10 +63,11 @@ def against(side: Side, reference: Side) -> Against:
     (a, b), pairs = both("return"), len(shared)
     ends, nothing = (both("return"), both("length")), np.zeros((1, pairs))
     same = all(np.array_equal(x, y, equal_nan=True) if own else alike([x, y]) for x, y in ends)
-    success, improvement = NAN3, NAN3
+    success, improvement, turned = NAN3, NAN3, 0
     c, d = both("success")
     if not (np.isnan(c).any() or np.isnan(d).any()):
         success = (paired_share_gain if own else share_difference)(c, d, same=same)
+        turned = pairs_that_differ(nothing, d - c) if own else pairs_that_differ(c, d)
     if len(a) > 1 and len(b) > 1 and not own:  # a run against a single one is no probability
         improvement = probability_of_improvement(a.mean(1), b.mean(1))
         if min(len(a), len(b)) < FEWEST_SEEDS:  # resampling three runs that are all better finds no other world
@@ -75,6 +79,7 @@ def against(side: Side, reference: Side) -> Against:
         episodes_to_decide(nothing, b - a) if own else episodes_to_decide(a, b),
         pairs,
         pairs_that_differ(nothing, b - a) if own else pairs_that_differ(a, b),
+        turned,
         same,
     )
 
@@ -111,11 +116,11 @@ def standing(task: str, sides: Sequence[Side]) -> list[str]:
         if side is best:
             continue
         found = against(side, best)
-        if found.success[2] < 0.0 if told else told_apart(found.difference, found.differ) < 0:
+        lower = told_apart(found.difference, found.differ) < 0
+        if told_apart(found.success, found.turned) < 0 if told else lower:
             below += 1
         else:
-            lower = told and told_apart(found.difference, found.differ) < 0
-            level.append(_named(side, "its return is below" if lower else ""))
+            level.append(_named(side, "its return is below" if told and lower else ""))
     top = height(best)[0]
     said = f"{100.0 * top:.0f} %" if told else f"{top:.4g}" if math.fabs(top) < 1000.0 else f"{top:,.0f}"
     over = "" if whole else f" over the {len(shared)} episodes that all played"
