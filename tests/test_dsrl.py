@@ -20,6 +20,7 @@ from lpds.config import DSRLNASettings, DSRLSACSettings
 from lpds.decoders.wrap import wrap_decoder
 from lpds.log import METRIC_KEYS, read_json_lines
 from lpds.methods.dsrl import DSRLNA, DSRLSAC
+from lpds.methods.gaussian import falling
 from lpds.presets import resolve_settings
 from lpds.tasks import TOY
 from lpds.types import Batch
@@ -361,6 +362,31 @@ def test_a_fixed_temperature_never_moves_and_a_free_one_follows_the_entropy(kind
         method = learner(kind, target_entropy=target)
         assert float(next(iter(method.learn(Drawn(method), 1)))["alpha"]) == 1.0
         assert math.copysign(1.0, float(method.log_alpha.detach())) == sign
+
+
+@pytest.mark.parametrize(("final", "said"), [(0.0, False), (-0.7, False), (-0.8, True)])
+def test_a_temperature_that_only_fell_is_told(final, said):
+    """Entropy decided until then: on Door DSRL stood still for 80,000 of 100,000 steps, and nothing said why."""
+    log_alpha = torch.zeros(1, requires_grad=True)
+    optimiser = torch.optim.Adam([log_alpha], lr=0.01)
+    assert falling(log_alpha, optimiser) == ""
+    for _ in range(100):  # a gradient of one sign: Adam goes its rate at each step, whatever the size
+        log_alpha.grad = torch.full((1,), 7.0)
+        optimiser.step()
+    assert float(log_alpha.detach()) == pytest.approx(-1.0, abs=1e-3)
+    with torch.no_grad():
+        log_alpha.fill_(final)
+    line = falling(log_alpha, optimiser)
+    assert bool(line) == said
+    assert (f"from 1 to {math.exp(final):.2g}" in line) == said
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
+def test_a_run_of_which_the_temperature_decided_says_so(tmp_path, temperature):
+    given = TINY | {"temperature": temperature}
+    run = lpds.steer("toy", "dsrl-na", decoder=toy_decoder(), out=tmp_path / "run", **given)
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert ("caveat" in summary) == (temperature == 0.0)
 
 
 @both

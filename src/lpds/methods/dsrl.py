@@ -45,7 +45,7 @@ from torch import Tensor
 
 from lpds.config import DSRLNASettings, DSRLSACSettings
 from lpds.fields import of_a_file
-from lpds.methods.gaussian import GaussianLatentPolicy, input_scaling
+from lpds.methods.gaussian import GaussianLatentPolicy, falling, input_scaling
 from lpds.methods.learner import Learner, typicality_of
 from lpds.methods.state import adam, descend
 from lpds.nn import EnsembleMLP, Scaling, copies, polyak
@@ -101,10 +101,14 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
         """What collects always samples."""
         return self.policy.sampling()
 
+    @property
+    def caveat(self) -> str:
+        """A temperature that fell for most of the run."""
+        return "" if self.settings.temperature else falling(self.log_alpha, self.adam_alpha)
+
     def block_rounds(self, total_rounds: int) -> int:
         """Learn after every ``update_every`` rounds."""
-        count: int = self.settings.update_every
-        return count
+        return int(self.settings.update_every)
 
     def noise_shapes(self, batch_size: int) -> dict[str, Shape]:
         """The actor's Gaussian at s and at s'."""
@@ -147,10 +151,8 @@ class _SoftActorCritic(Learner[GaussianLatentPolicy]):
         q = self._value(self.critic, batch.obs, self._stored(batch))
         loss = 0.5 * (q - y).square().sum(0).mean()
         descend(self.adam_critic, loss)
-        return {
-            "td_loss": 2.0 * loss.detach() / self.reward_scale**2,
-            "q_action": q.detach().mean() / self.reward_scale,
-        }
+        unit = self.reward_scale
+        return {"td_loss": 2.0 * loss.detach() / unit**2, "q_action": q.detach().mean() / unit}
 
     def _climb(self, batch: Batch, a: Tensor, log_prob: Tensor, alpha: Tensor) -> Metrics:
         """Step 3: the actor's; the critic that it climbs gets no gradient."""

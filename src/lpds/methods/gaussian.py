@@ -14,6 +14,8 @@ from lpds.nn import EnsembleMLP, Scaling
 from lpds.types import Decision, Decoder, LatentSpec
 
 HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
+FALLING = 0.75
+"""Share of the fall that a learned temperature could have had at most, from which on that is said."""
 
 
 class GaussianLatentPolicy(nn.Module, LatentPolicy):
@@ -71,3 +73,23 @@ class GaussianLatentPolicy(nn.Module, LatentPolicy):
 def input_scaling(size: int, wanted: bool) -> nn.Module:
     """An affine scaling, or nothing at all: raw inputs are not clipped."""
     return Scaling(size) if wanted else nn.Identity()
+
+
+def falling(log_alpha: Tensor, optimiser: torch.optim.Adam) -> str:
+    """What is to be said of a learned temperature that fell as fast as Adam steps for most of its updates; mostly nothing.
+
+    While it falls so, the entropy is what decides: on Adroit's hands, at one update for two decisions, for 80,000 of 100,000
+    steps (docs/rivals.md).
+
+    Args:
+        log_alpha: its logarithm [1], which began at 0.
+        optimiser: its own.
+    """
+    steps = float(optimiser.state.get(log_alpha, {}).get("step", 0.0))
+    fell, most = -float(log_alpha.detach()), optimiser.param_groups[0]["lr"] * steps
+    if not steps or fell < FALLING * most:
+        return ""
+    return (
+        f"its learned temperature fell nearly all the time as fast as it can, from 1 to {math.exp(-fell):.2g}: until it is "
+        "small beside what is earned, entropy decides what is done; more updates, or a fixed --temperature, end that"
+    )
