@@ -322,8 +322,12 @@ def test_unequal_updates_and_fits_are_said(tmp_path):
     assert not [note for note in lpds.compare([ours, level, search]).notes if "unequal updates" in note]
     chain = learned("dppo", 380)  # which learns from no batch of the replay, whatever its size
     (note,) = [note for note in lpds.compare([ours, chain]).notes if "unequal updates" in note]
-    assert note.endswith("3,000 fits to the first returns; dppo 380 of parts of what it had just collected")
-    assert not [note for note in lpds.compare([chain]).notes if "unequal updates" in note]
+    assert note.endswith("3,000 fits to the first returns; dppo 380 of what it had just collected")
+    for other, unequal in ((390, False), (760, True)):
+        again = learned(f"dppo{other}", other, clip=0.1)
+        config = json.loads((again / "config.json").read_text())
+        (again / "config.json").write_text(json.dumps(config | {"method": "dppo"}))
+        assert any("unequal updates" in note for note in lpds.compare([chain, again]).notes) == unequal
 
 
 def test_a_folder_of_seeds_or_of_methods_stands_for_the_runs_in_it(tmp_path, refused):

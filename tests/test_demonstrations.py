@@ -193,6 +193,8 @@ def test_demonstrations_that_were_killed_go_on_to_what_one_call_would_have_made(
         make_data("robomimic-lift", episodes=9, seed=3, keep=keep)
     begun = open_data(str(tmp_path / "d.npz"))
     assert not begun.recipe
+    assert begun.remark.startswith("cut short at 4 of 9 episodes")  # which whoever trains on them is told
+    assert not whole.remark
     assert len(begun.attempts) == len(drawn) < len(wanted)
     again = make_data("robomimic-lift", episodes=9, seed=3, begun=begun)
     assert drawn == wanted  # no attempt was made twice, none left out

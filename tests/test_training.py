@@ -275,6 +275,22 @@ def test_a_training_that_was_stopped_or_killed_goes_on_to_what_it_would_have_bee
     assert all((out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
 
 
+def test_a_disk_that_is_full_for_a_while_costs_no_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_training, "KEPT_EVERY", 0.0)
+    asked = []
+
+    def full(path, write):
+        asked.append(path)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kept_training, "write_atomically", full)
+    plain_data().save(tmp_path / "d.npz")
+    given = {"episodes": 0, "changes": SMALL}
+    card = pretrain("mine", str(tmp_path / "d.npz"), tmp_path / "out", **given)
+    assert len(asked) == SMALL["steps"]
+    assert lpds.load_decoder(f"folder:{tmp_path / 'out'}").fingerprint == card["fingerprint"]
+
+
 def test_what_a_training_does_not_go_on_with(tmp_path, refused):
     plain_data().save(tmp_path / "d.npz")
     (replace(plain_data(), obs=plain_data().obs + 1)).save(tmp_path / "other.npz")

@@ -97,6 +97,7 @@ def do_demos(arguments: argparse.Namespace) -> int:
     from lpds.digits import told
     from lpds.files import check_writable
     from lpds.pretrain.datasets import open_data
+    from lpds.pretrain.experts import Demonstrations
     from lpds.pretrain.recipes import SCRIPTED, make_data
 
     check_writable(arguments.out)
@@ -108,6 +109,11 @@ def do_demos(arguments: argparse.Namespace) -> int:
         )
     begun = open_data(str(arguments.out)) if arguments.resume and arguments.out.exists() else None
     policy = load_given(arguments.take_over, arguments) if arguments.take_over else None
+
+    def keep(data: Demonstrations) -> None:
+        with suppress(OSError):  # a full disk may have room again when all are there
+            data.save(arguments.out)
+
     bar = progress_bar("episodes" if arguments.name in SCRIPTED else "transitions")
     with bar as advance, asked_to_stop() as stopped:
         data = make_data(
@@ -121,7 +127,7 @@ def do_demos(arguments: argparse.Namespace) -> int:
             say=print,
             stop=stopped,
             begun=begun,
-            keep=lambda data: data.save(arguments.out),
+            keep=keep,
         )
         cut_short = stopped() and not data.recipe
         data.save(arguments.out)  # a signal that comes now is too late to stop anything, and must not lose the file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -61,9 +62,10 @@ class KeptTraining:
         return self.begun
 
     def save(self, state: LearnerState, of: str) -> None:
-        """Write it, atomically."""
+        """Write it, atomically; where that fails the one before it stays, and the training goes on."""
         content = save(state.tensors(), {"of": of})
-        write_atomically(self.path, lambda stream: stream.write(content))
+        with suppress(OSError):  # a full disk may have room again when the decoder is saved
+            write_atomically(self.path, lambda stream: stream.write(content))
         self._due = time.monotonic() + KEPT_EVERY
 
     @property

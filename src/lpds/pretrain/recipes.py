@@ -211,10 +211,17 @@ def make_data(
         say=say,
         stop=stop,
         begun=begun,
-        keep=None if keep is None else lambda data: keep(replace(data, **work)),
+        keep=None if keep is None else lambda data: keep(_told(data, work, wanted, name)),
     )
-    whole = len(data.episode_lengths) >= wanted  # what was cut short is not the recipe's
-    return replace(data, **work, recipe=name if whole else "")
+    return _told(data, work, wanted, name)
+
+
+def _told(data: Demonstrations, work: dict[str, Any], wanted: int, name: str) -> Demonstrations:
+    """With what says how they were made; what was cut short is not the recipe's, and whoever learns from it is told."""
+    if len(data.episode_lengths) >= wanted:
+        return replace(data, **work, recipe=name)
+    short = f"cut short at {len(data.episode_lengths)} of {wanted} episodes (lpds demos --resume goes on)"
+    return replace(data, **work | {"remark": "; ".join(filter(None, (work["remark"], short)))})
 
 
 def _check_asked(

@@ -294,15 +294,14 @@ def _efforts(task: str, sides: Sequence[Side]) -> list[str]:
                 continue
             found[side.label] = (max(made), int(settings["batch_size"]), int(settings["warmup_fits"]))
     worked = [updates * batch for updates, batch, _ in found.values()]
-    if len(worked) + len(rounds) < 2 or (
-        not rounds and max(worked) <= 1.2 * min(worked) and len({fits for *_, fits in found.values()}) == 1
-    ):
+    alike = all(max(made) <= 1.2 * min(made) for made in (worked, list(rounds.values())) if made)
+    if alike and not (found and rounds) and len({fits for *_, fits in found.values()}) < 2:
         return []
     told_of = [
         f"{label} {updates:,} of {batch:,} transitions{f' after {fits:,} fits to the first returns' if fits else ''}"
         for label, (updates, batch, fits) in found.items()
     ]
-    told_of += [f"{label} {updates:,} of parts of what it had just collected" for label, updates in rounds.items()]
+    told_of += [f"{label} {updates:,} of what it had just collected" for label, updates in rounds.items()]
     return [f"{task}: learned with unequal updates: {'; '.join(told_of)}"]
 
 
