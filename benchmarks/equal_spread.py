@@ -6,7 +6,7 @@ Folders come in pairs, each with the runs seed0, seed1 ... of one method on one 
 noise may be turned: ``w = K eps + Delta(s)``. K is the one at which its k-NN entropy (as in ``action_entropy.py``, mean over
 states and seeds) is the second's, found on states of the warm-up, where no return is looked at. Both then play the same
 episodes of an evaluation seed of their own. The difference is the first's from the second's, with the interval of
-``lpds compare``.
+``lpds compare``; tasks that tell success have it in a second table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lpds.diagnose import SHOWN, action_entropy, frozen_entropy
 from lpds.errors import LpdsError
 from lpds.files import write_atomically, write_json
 from lpds.policy import SteeredPolicy
-from lpds.stats import crossed_difference, crossed_mean
+from lpds.stats import crossed_difference, crossed_mean, share_difference, share_over_seeds
 
 EVALUATION_SEED, EPISODES = 2000, 50
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -66,10 +66,9 @@ def measure(first: Path, second: Path) -> dict[str, Any]:
     wanted = float(np.mean([entropy(lpds.load_policy(run)) for run in theirs]))
     factor = factor_of([np.mean([entropy(with_noise(run, k)) for run in ours]) for k in GRID], wanted)
     policies = [[with_noise(run, factor) for run in ours], [lpds.load_policy(run) for run in theirs]]
-    returns = [
-        np.stack([lpds.evaluate(policy, task, episodes=EPISODES, seed=EVALUATION_SEED).returns for policy in side])
-        for side in policies
-    ]
+    reports = [[lpds.evaluate(policy, task, episodes=EPISODES, seed=EVALUATION_SEED) for policy in side] for side in policies]
+    returns = [np.stack([report.returns for report in side]) for side in reports]
+    successes = [np.stack([report.successes for report in side]) for side in reports]
     frozen = lpds.evaluate(learned, task, episodes=EPISODES, seed=EVALUATION_SEED, scale=0.0, noise_scale=factor)
     return {
         "task": task,
@@ -81,6 +80,17 @@ def measure(first: Path, second: Path) -> dict[str, Any]:
         "by_seed": [side.mean(1).tolist() for side in returns],
         "frozen_with_as_little": float(frozen.returns.mean()),
         "difference": crossed_difference(returns[1], returns[0]),
+        "success": None if np.isnan(successes).any() else success_of(successes, frozen.successes),
+    }
+
+
+def success_of(successes: list[npt.NDArray[np.float64]], frozen: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """The shares of both sides, their difference and the frozen policy's, of successes [seeds, episodes]."""
+    return {
+        "share": [share_over_seeds(list(side)) for side in successes],
+        "by_seed": [side.mean(1).tolist() for side in successes],
+        "frozen_with_as_little": float(frozen.mean()),
+        "difference": share_difference(successes[1], successes[0]),
     }
 
 
@@ -107,6 +117,26 @@ def page(rows: list[dict[str, Any]], folders: list[Path], out: Path) -> str:
             f"| {row['task']} | {Path(row['first']).name} | {row['noise_scale']:.2f} | {row['entropy'][0]:+.2f} | {sides[0]} "
             f"| {row['frozen_with_as_little']:.0f} | {Path(row['second']).name} | {row['entropy'][1]:+.2f} | {sides[1]} "
             f"| {gain:+.0f} [{least:+.0f}, {most:+.0f}] |"
+        )
+    told = [row for row in rows if row["success"]]
+    if told:
+        lines += [
+            "",
+            "Success, in per cent of the same episodes:",
+            "",
+            "| task | first | frozen, as little noise | second | difference |",
+        ]
+        lines.append("|---" * 5 + "|")
+    for row in told:
+        found = row["success"]
+        sides = [
+            f"{Path(row[side]).name} {mean:.0%} [{low:.0%}, {high:.0%}] ({', '.join(f'{value:.0%}' for value in seeds)})"
+            for side, (mean, low, high), seeds in zip(("first", "second"), found["share"], found["by_seed"], strict=True)
+        ]
+        gain, least, most = (100 * value for value in found["difference"])
+        lines.append(
+            f"| {row['task']} | {sides[0]} | {found['frozen_with_as_little']:.0%} | {sides[1]} "
+            f"| {gain:+.0f} points [{least:+.0f}, {most:+.0f}] |"
         )
     return "\n".join([*lines, ""])
 

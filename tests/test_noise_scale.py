@@ -16,6 +16,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 import lpds
 from lpds.cli import main
 from lpds.config import LPDSASettings, LPDSSettings
+from lpds.diagnose import entropies_lost
 from lpds.methods.lpds import LPDS
 from lpds.methods.lpds_a import LPDSA
 
@@ -263,3 +264,24 @@ def test_of_a_run_every_factor_is_set_against_the_frozen_policy_with_as_little(t
     assert "noise x0 against frozen, noise x0.5" not in told
     assert main(["eval", str(tmp_path / "run"), "--noise-scale", "1;2"]) == 2
     assert "no numbers with commas" in capsys.readouterr().err
+
+
+def test_what_a_way_of_acting_costs_in_spread_is_told_beside_what_it_brings(tmp_path, capsys):
+    """Of a decoder that is the identity it is known: k of the noise costs ln k nats for each of the action's dimensions."""
+
+    decoder, states = identity_decoder((2, 3)), torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    acts = LPDS(LPDSSettings(width=8), decoder, generator=torch.Generator(), device=CPU).policy
+    whole, half, frozen_half, nothing = entropies_lost(acts, decoder, states, [(1.0, 1.0), (1.0, 0.5), (0.0, 0.5), (1.0, 0.0)])
+    assert whole == pytest.approx(0.0, abs=1e-4)  # Delta is zero: nothing was learned
+    assert half == pytest.approx(3 * math.log(0.5), abs=1e-3)
+    assert frozen_half == pytest.approx(half, abs=1e-4)
+    assert nothing == -math.inf
+
+    lpds.steer("toy", out=tmp_path / "run", **TINY)
+    assert main(["eval", str(tmp_path / "run"), "--episodes", "6", "--noise-scale", "1,0"]) == 0
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("spread of the actions")]
+    assert re.search(r"at \d+ states of the warm-up; frozen, noise x0: one action a state; scale 1: [+-]\d", told)
+    assert told.endswith("scale 1, noise x0: one action a state")
+    (tmp_path / "run" / "states.safetensors").unlink()
+    assert main(["eval", str(tmp_path / "run"), "--episodes", "6"]) == 0
+    assert "spread" not in capsys.readouterr().out

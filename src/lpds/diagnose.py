@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +25,8 @@ COMPONENTS = 4
 
 PICTURES = 16
 """States of whole pictures that are decoded at a time."""
+ROWS = STATES * SAMPLES
+"""Others that are."""
 SHOWN = 64
 """Warm-up states, evenly spaced, that a run folder keeps for its report."""
 
@@ -61,15 +65,34 @@ def action_entropy(policy: Policy, decoder: Decoder, obs: Tensor, frozen: Frozen
     return _entropy(_first_actions(policy, decoder, obs, 1.0), frozen.axes)
 
 
-def _first_actions(policy: Policy, decoder: Decoder, obs: Tensor, scale: float) -> npt.NDArray[np.float32]:
+def entropies_lost(policy: Policy, decoder: Decoder, obs: Tensor, ways: Iterable[tuple[float, float]]) -> list[float]:
+    """What each way of acting costs in spread: its :func:`action_entropy` less the frozen policy's, nats.
+
+    Args:
+        policy: of a method.
+        decoder: the frozen policy; it takes one vector.
+        obs: [S, O] states.
+        ways: scale and factor of eps of each; minus infinity for a way that has one action in every state.
+    """
+    frozen, lost = frozen_entropy(policy, decoder, obs), []
+    for way in ways:
+        samples = _first_actions(policy, decoder, obs, *way)
+        same = bool(np.ptp(samples, axis=1).max() <= 1e-5 * np.abs(samples).max())  # but for rounding
+        lost.append(-math.inf if same else _entropy(samples, frozen.axes) - frozen.entropy)
+    return lost
+
+
+def _first_actions(
+    policy: Policy, decoder: Decoder, obs: Tensor, scale: float, noise_scale: float = 1.0
+) -> npt.NDArray[np.float32]:
     """[S, SAMPLES, A] under the same noises for every state; the first draw, eps, is the same for every policy, too."""
     spec = decoder.spec
     first = normal("probe", 7, shape=(SAMPLES, 1, *spec.latent_shape))
     further = normal("probe", 8, shape=(SAMPLES, policy.draws - 1, *spec.latent_shape))
-    eps = torch.from_numpy(np.concatenate([first, further], 1)).to(obs.device)
+    eps = spec.quietened(torch.from_numpy(np.concatenate([first, further], 1)).to(obs.device), noise_scale)
     rows, noises = obs.repeat_interleave(SAMPLES, 0), eps.repeat(len(obs), 1, 1, 1)
     # whole pictures in pieces of an evaluation's size: a thousand at once are gigabytes, and more than a server takes
-    piece = PICTURES if decoder.spec.pictures else len(rows)
+    piece = PICTURES if decoder.spec.pictures else ROWS
     with torch.no_grad():
         found = [
             policy.act(decoder, rows[start : start + piece], noises[start : start + piece], scale).action[:, 0]

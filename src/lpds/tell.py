@@ -59,6 +59,12 @@ def keeps_all_noise(settings: Mapping[str, Any]) -> bool:
     return bool(settings.get("noise_scale") == settings.get("eval_noise_scale") == 1.0)
 
 
+def what_spread_costs(lost: Mapping[str, float], states: int) -> str:
+    """One line on the entropy that ways of acting, by name, have less of than the frozen policy, in nats."""
+    told = [f"{name}: {'one action a state' if nats == -math.inf else f'{nats:+.2f}'}" for name, nats in lost.items()]
+    return f"spread of the actions, nats less the frozen policy's at {states} states of the warm-up; {'; '.join(told)}"
+
+
 def what_noise_decides(name: str, reports: Sequence[EvalReport]) -> str:
     """One line on the same episodes under several noises."""
     count, outcome = len(reports), np.stack([report.successes for report in reports])

@@ -88,10 +88,11 @@ def do_eval(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from lpds.checks import check_share
+    from lpds.diagnose import entropies_lost
     from lpds.evaluation import seed_ignored, silence_is_failure
     from lpds.log import finite
     from lpds.stats import FEWEST_PAIRS
-    from lpds.tell import difference_lines, table, what_noise_decides
+    from lpds.tell import difference_lines, table, what_noise_decides, what_spread_costs
 
     check_share("scale", arguments.scale)
     policy, is_run = _opened(arguments)
@@ -123,6 +124,10 @@ def do_eval(arguments: argparse.Namespace) -> int:
         if is_run and scale != 0.0 and quiet is not None:
             pairs.append((steered, rows[quiet]))
     print("\n".join([table(rows), *difference_lines(pairs)]))
+    states = _states(Path(arguments.run), policy) if is_run else None
+    if states is not None:
+        lost = entropies_lost(policy.policy, policy.decoder, states, list(asked.values())[1:])
+        print(what_spread_costs(dict(zip(list(asked)[1:], lost, strict=True)), len(states)))
     for index, name in enumerate(asked if noises > 1 else ()):
         print(what_noise_decides(name, played[index * noises : (index + 1) * noises]))
     if arguments.episodes < FEWEST_PAIRS:
@@ -160,6 +165,18 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, bool]:
             raise LpdsError(f"unknown run or decoder {arguments.run!r}: that folder does not exist")
         raise unknown_name("run or decoder", arguments.run, [*names(), *DECODER_FORMS])
     return load_given(arguments.run, arguments), False
+
+
+def _states(folder: Path, policy: Any) -> Any:
+    """States [N, O] of the warm-up that a run folder keeps, where its decoder takes one vector; ``None`` where it has none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        states = load_file(folder / "states.safetensors")["obs"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return states if states.shape[1:] == policy.decoder.spec.obs_shape else None
 
 
 def _where(arguments: argparse.Namespace, is_run: bool) -> dict[str, Any]:
