@@ -21,7 +21,7 @@ from lpds.commands.terminal import guarded
 from lpds.files import write_atomically, write_json
 from lpds.stats import crossed_mean, share_over_seeds
 
-EVALUATION_SEED = 2000
+EVALUATION_SEED, EPISODES = 2000, 50
 FACTORS = (1.0, 0.7, 0.3, 0.0)
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     """Evaluate and tabulate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument("--episodes", type=int, default=EPISODES)
     parser.add_argument("--factors", type=float, nargs="+", default=FACTORS, help="the first is 1")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -90,6 +90,7 @@ def main() -> None:
 def page(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     """The table, with the command that made it."""
     chosen = "" if arguments.factors == FACTORS else f" --factors {' '.join(format(k, 'g') for k in arguments.factors)}"
+    chosen += "" if arguments.episodes == EPISODES else f" --episodes {arguments.episodes}"
     command = f"python benchmarks/noise_scale.py {' '.join(map(str, arguments.folders))}{chosen} --out {arguments.out}"
     lines = [
         "# What the noise costs",
