@@ -26,8 +26,8 @@ HEAD = """# Every run
 Written by `python benchmarks/run_index.py` from the folders beside this page: a row is `results/TASK/RUN/seedN` for the seeds
 that it names. The command is read back from the runs' own `config.json` and checked against it. (Several seeds at once, and
 whatever is finished left alone: `lpds bench`.) Return and success are the last evaluation's, frozen -> steered, over seeds and
-50 episodes (Transport's 20); the difference is from the frozen policy on the same episodes with the same noise, 95 % (of one seed: for other
-episodes of that run only). What the runs say is in [README.md](README.md).
+50 episodes (Transport's 20); the difference is from the frozen policy on the same episodes with the same noise, 95 % (of one
+seed: for other episodes of that run only). What the runs say is in [README.md](README.md).
 """
 
 
