@@ -338,6 +338,7 @@ def test_a_folder_of_seeds_or_of_methods_stands_for_the_runs_in_it(tmp_path, ref
     given = [tmp_path / "toy" / "lpds" / f"seed{seed}" for seed in (0, 9, 10)]
     assert [run.folder for run in read_runs([tmp_path / "toy" / "lpds"])] == given
     assert len(read_runs([tmp_path / "toy"])) == len(read_runs([tmp_path / "toy", *given])) == 6
+    assert len(read_runs([tmp_path])) == 6  # the folder that lpds bench writes its page into
     (tmp_path / "toy" / "empty").mkdir()
     with refused("no run in", "empty"):
         read_runs([tmp_path / "toy" / "empty"])

@@ -335,3 +335,16 @@ def test_absolute_actions_and_demonstrations_of_another_task_are_refused(tmp_pat
     _check_range(np.where(half, 3.0, data.actions), box, "else")  # a clipped step is no other unit
     with refused("in 100% of the data's steps", "number 6 goes from", "the box from -1 to 1"):
         _check_range(data.actions + np.eye(7, dtype=np.float32)[6] * 3.0, box, "else")
+
+
+def test_observations_of_ones_own_that_are_left_out_are_told(tmp_path):
+    """A policy was trained on the object alone, and not a word said that the position beside it was not seen."""
+    h5py = pytest.importorskip("h5py", reason="RoboMimic files need h5py")
+    path = tmp_path / "own.hdf5"
+    robomimic_file(path)
+    with h5py.File(path, "a") as file:
+        for demo in file["data"].values():
+            rows = len(demo["actions"])
+            for name in ("pos", "robot0_joint_pos", "agentview_image"):
+                demo["obs"][name] = np.zeros((rows, 2), np.float32)
+    assert open_data(str(path)).remark.endswith("object are used, pos not")

@@ -334,6 +334,9 @@ def assert_same_but_for_names(a, b):
     for run in (first, second):
         run["config"].pop("env_name")
         run["passport"].pop("env")
+        run["summary"].setdefault("warnings", [])
+        for part in ("summary", "facts"):
+            run[part]["warnings"] = [line for line in run[part]["warnings"] if "and goes on in" not in line]
     for part, value in first.items():
         assert value == second[part], part
 

@@ -205,3 +205,19 @@ def test_a_policy_of_another_version_opens_where_what_acts_is_the_same(tmp_path,
         return
     with pytest.raises(lpds.LpdsError, match="do not belong together"):
         lpds.load_policy(run)
+
+
+def test_a_finished_run_whose_decoder_moved_says_it_to_its_policy(tmp_path, capsys, monkeypatch):
+    """``resume --decoder`` wrote the new place into config.json alone, so that eval went on looking at the old one."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(Path(lpds.__file__).parent / "zoo" / "toy", tmp_path / "mine")
+    run = lpds.steer("toy", decoder="folder:mine", out="run", **TINY)
+    assert run.folder == tmp_path / "run"  # from the root: a notebook changes its folder
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    with pytest.raises(lpds.LpdsError, match=r"the (run|policy) in .* was made with it: say where it is now \(--decoder"):
+        lpds.load_policy("run")
+    before = lpds.load_policy("run", "folder:moved").act(np.zeros((1, 2)), np.ones((1, 2, 2)))
+    assert lpds.resume("run", decoder="folder:moved", quiet=True).finished
+    assert np.array_equal(lpds.load_policy("run").act(np.zeros((1, 2)), np.ones((1, 2, 2))), before)
+    assert main(["eval", "run", "--episodes", "2"]) == 0
+    capsys.readouterr()

@@ -22,7 +22,7 @@ from lpds.report.compare import compare
 from lpds.report.html import _pooled
 from lpds.report.read import group_runs, read_runs
 from lpds.stats import crossed_bootstrap, iqm, paired_share_gain, pairs_that_differ, share_difference, told_apart, wilson
-from lpds.tell import differences
+from lpds.tell import differences, table
 from lpds.verdict import against_line, verdict_line
 
 SHORT = {**TINY, "steps": 400, "eval_every": 0}
@@ -217,3 +217,17 @@ def test_the_interquartile_mean_of_one_episode_has_no_bounds():
     found = crossed_bootstrap([5.0], iqm)
     assert found[0] == 5.0
     assert all(map(math.isnan, found[1:]))
+
+
+def test_columns_of_a_table_stay_apart_whatever_the_returns():
+    """Returns of seven digits ran into the number of episodes: 4-4033263.9."""
+
+    def report_of(returns):
+        nothing = np.full(4, np.nan)
+        return EvalReport(returns, nothing, nothing, np.full(4, 9), 0, 0.0, np.zeros((4, 1), np.float32))
+
+    big = -4e6 * np.arange(1.0, 5.0)
+    rows = [("frozen", report_of(big)), ("steered", report_of(np.arange(4.0)))]
+    head, *lines = table(rows).splitlines()
+    assert {len(head[: head.index("success")].rstrip()), *map(len, lines)} == {len(lines[0])}
+    assert [line.split()[1] for line in lines] == ["4", "4"]

@@ -26,7 +26,7 @@ from lpds.files import check_writable, locked, write_json
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
 from lpds.passport import decoder_facts, make_passport
-from lpds.policy import SteeredPolicy, load_policy
+from lpds.policy import SteeredPolicy, load_policy, tell_policy
 from lpds.presets import resolve_preset, resolve_settings, resolve_task
 from lpds.registry import METHOD_SETTINGS, METHODS, TASKS, resolve
 from lpds.run_folder import RunFolder, check_room, folder_of, make_room, read_config
@@ -216,6 +216,8 @@ def resume(
             known = {**known, "reference": frozen.reference, "options": getattr(frozen, "options", {})}
         if settings != before or known != config["decoder"]:
             write_json(folder / "config.json", {**config, "decoder": known, "run": to_json(settings)})
+        if known != config["decoder"]:
+            tell_policy(folder / "policy", known)
         return drive(runner, display)
 
 

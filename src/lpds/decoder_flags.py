@@ -100,7 +100,7 @@ def load_given(reference: str, arguments: argparse.Namespace) -> Any:
         told = str(error)
         for name in options:
             flag = FLAGS[name][0]
-            told = told.replace(f"got an unexpected keyword argument '{name}'", f"this kind of decoder takes no {flag}")
+            told = told.replace(f"got an unexpected keyword argument '{name}'", f"takes no {flag}")
             told = re.sub(rf"(?<![\w-]){name} is not an option of", f"{flag} is not an option of", told)
         if told == str(error):
             raise

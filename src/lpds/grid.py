@@ -115,6 +115,14 @@ def check_methods(cells: Sequence[Cell], reference: str, decoder: Any) -> None:
                 raise LpdsError(f"{cell.path.parent}: {error}") from None
 
 
+def too_short(cells: Sequence[Cell]) -> list[str]:
+    """Warnings about runs whose warm-up takes all of their budget, one a method, ahead of the first run."""
+    words = "WARNING: {}: the warm-up of {:,} steps takes the whole budget of {:,}, so nothing will be learned"
+    waits = [cell for cell in cells if "warmup_steps" not in resolve("method", METHODS, cell.method).ignores]
+    runs = {cell.path.parent: _resolved(cell)[2] for cell in waits}
+    return [words.format(path, run.warmup_steps, run.steps) for path, run in runs.items() if run.warmup_steps > run.steps]
+
+
 def _fitting(given: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
     """The shared words less those of the shared decoder's options, where a variant has a decoder of its own."""
     own = "decoder" in changes

@@ -110,6 +110,12 @@ class Learning:
                 f"WARNING: the warm-up of {c.warmup_steps:,} steps takes the whole budget of {c.steps:,}, so nothing will be "
                 "learned: a smaller --warmup-steps, or more --steps"
             )
+        first = -(-self._warmup // self.decoder.spec.action_shape[0])
+        if method.learns and method.reads_replay and c.replay_size < min(first, c.steps):
+            lines.append(
+                f"WARNING: replay_size {c.replay_size:,} does not hold the warm-up's {first:,} decisions: all but the last of "
+                "them are lost before anything is learned"
+            )
         if method.kept_next:
             lines.append(
                 f"targets: {method.kept_next} chunks of the next state, decoded when a decision is made and kept with it"

@@ -84,13 +84,20 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+WARNS = "WARNING"
+"""How a line begins that says that a run's figures may mean little."""
+
+
 class Display:
-    """Progress: a live bar on a terminal, plain lines elsewhere, nothing when quiet."""
+    """Progress: a live bar on a terminal, plain lines elsewhere, nothing but warnings when quiet."""
 
     def __init__(self, total: int, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._total, self._quiet, self._stream = total, quiet, stream or sys.stderr
         self._bar: Any = None
         self._next_line = 0.0
+        self._unread = False
+        self.warnings: list[str] = []
+        """Lines of warning so far, each once; a run keeps them."""
         if not quiet and self._stream.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -123,8 +130,11 @@ class Display:
             self.say(f"{row['step']:>8,}/{self._total:,}  {figures(row)}{time_left}")
 
     def say(self, line: str) -> None:
-        """Print one line, above the bar if there is one."""
-        if self._quiet:
+        """Print one line, above the bar if there is one; a warning when quiet, too."""
+        warns = line.startswith(WARNS)
+        if warns and line not in self.warnings:
+            self.warnings.append(line)
+        if self._unread or (self._quiet and not warns):
             return
         with self._quiet_when_nobody_reads():
             self._say(line)
@@ -141,7 +151,7 @@ class Display:
         try:
             yield
         except OSError:
-            self._quiet = True
+            self._quiet = self._unread = True
             with suppress(OSError, ValueError):  # what is still held back would raise again when Python ends
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 

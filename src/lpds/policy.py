@@ -188,6 +188,16 @@ def save_policy(
         raise LpdsError(f"policy in {folder} not saved ({error}); the previous one is untouched") from None
 
 
+def tell_policy(folder: Path, decoder: Mapping[str, Any]) -> None:
+    """Write where its decoder is now, ``reference`` and ``options``, into a policy that is saved already."""
+    try:
+        facts = read_object(folder / "policy.json", "a policy", {"decoder": dict})
+    except FileNotFoundError:
+        return  # the first checkpoint will say it
+    there = {key: decoder[key] for key in ("reference", "options")}
+    write_json(folder / "policy.json", {**facts, "decoder": {**facts["decoder"], **there}})
+
+
 def load_policy(
     run: str | Path | RunFolder, decoder: Decoder | str | None = None, *, files: Mapping[str, str] | None = None
 ) -> SteeredPolicy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -105,6 +106,20 @@ def of_early_ends(reward: Tensor, discount: Tensor) -> list[str]:
     return [
         f"WARNING: end_at_success ends episodes in which decisions before success earn {float(going.mean()):.3g} in the mean; "
         "what stays short of success may earn more than it; leave it out, or make those rewards negative (reward_offset)"
+    ]
+
+
+ENDLESS = 1_000
+"""Steps without an end, where no limit of an episode is known, from which on a run says so."""
+
+
+def of_endless(lengths: Sequence[int], time_limit: int | None) -> list[str]:
+    """A warning where episodes go on: steps so far of the one that each sub-environment is in, none of which has ended."""
+    if time_limit is not None or min(lengths) < ENDLESS:
+        return []
+    return [
+        f"WARNING: no sub-environment has ended an episode in its last {min(lengths):,} steps and no time limit is known: an "
+        "evaluation waits for that end; give it one (gymnasium.wrappers.TimeLimit, or max_episode_steps where it is registered)"
     ]
 
 

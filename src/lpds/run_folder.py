@@ -38,10 +38,10 @@ def folder_of(run: str | Path | RunFolder) -> Path:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The folder, or where it is that of a method or a task of a grid, the runs ``seedN`` in it."""
+    """The folder, or where it is that of a method, of a task or of a whole grid, the runs ``seedN`` in it."""
     if (folder / "config.json").is_file():
         return [folder]
-    for pattern in ("seed*", "*/seed*"):
+    for pattern in ("seed*", "*/seed*", "*/*/seed*"):
         if inside := [path.parent for path in folder.glob(f"{pattern}/config.json")]:
             return sorted(inside, key=lambda path: (path.parent.name, len(path.name), path.name))
     return [folder]
@@ -71,7 +71,7 @@ def check_room(folder: Path, overwrite: bool) -> bool:
         return False
     if not overwrite:
         begun = (folder / "config.json").is_file()
-        rest = f", pass --overwrite, or go on: {how_to_resume(folder)}" if begun else ""
+        rest = f", pass --overwrite (overwrite=True in Python), or go on: {how_to_resume(folder)}" if begun else ""
         raise LpdsError(f"run folder {folder} exists{'' if begun else ' and holds no run'}: choose another{rest}")
     try:
         read_config(folder)

@@ -157,6 +157,8 @@ class Runner:
                     self.method.observe([record.lane for record in ended], [record.total for record in ended])
                 if learning.due(self.step):
                     if not learning.warm:
+                        for line in remarks.of_endless([e["length"] for e in self.collector.facts()], env.time_limit):
+                            self._display.say(line)
                         decoded = learning.replay.everything("action")[learning.given :]
                         for line in remarks.of_actions(decoded, env.primitive_action_space):
                             self._display.say(line)
@@ -291,6 +293,7 @@ class Runner:
             "step": self.step,
             **self.learning.facts(),
             "ignores_seed": self.ignores_seed,
+            "warnings": self._display.warnings,
             "best": None if self._best is None else self._best.facts(),
             **self.records.facts(),
             "next": self._schedule.next,
@@ -313,6 +316,7 @@ class Runner:
         self.store.load_replay(facts, self.learning.replay)
         self.step = facts["step"]
         self.ignores_seed = facts.get("ignores_seed", False)
+        self._display.warnings[:] = dict.fromkeys([*facts.get("warnings", []), *self._display.warnings])
         self.records.restore(part(tensors, "sums."), facts, self.step, self.learning.updates)
         if self._best is not None:
             self._best.restore(facts["best"], part(tensors, "best."))

@@ -171,7 +171,7 @@ def drive(runner: Runner, display: Display) -> Run:
         try:
             _check_untouched(runner.decoder)
             if not finished:
-                return Run(folder, False, None, None)
+                return Run(folder.absolute(), False, None, None)
             with runner.kept():
                 unlearned = "" if runner.learned else runner.why_not
                 reports = _last_evaluations(runner)
@@ -185,7 +185,7 @@ def drive(runner: Runner, display: Display) -> Run:
             rest = ", only its last evaluation is missing" if finished else ""
             where = f"the run is saved at step {runner.step}{rest}: {how_to_resume(folder)}"
             raise type(fault)(f"{fault}; {where}") from fault
-        run = Run(folder, True, frozen, steered, unlearned, ignores_seed=runner.ignores_seed)
+        run = Run(folder.absolute(), True, frozen, steered, unlearned, ignores_seed=runner.ignores_seed)
         for other in others:
             run = replace(run, quiet=other) if other.noise_scale < 1.0 else replace(run, start=other)
         found = run.difference or (0.0, 0.0, 0.0)
@@ -194,6 +194,7 @@ def drive(runner: Runner, display: Display) -> Run:
         summary |= {"ignores_seed": True} if runner.ignores_seed else {}
         summary |= {"learned": False} if unlearned else {}
         summary |= {"caveat": runner.method.caveat} if runner.method.caveat and not unlearned else {}
+        summary |= {"warnings": display.warnings} if display.warnings else {}
         summary |= {} if runner.kept_step is None else {"kept_step": runner.kept_step}
         write_json(folder / "summary.json", summary)
         if runner.kept_step is not None:

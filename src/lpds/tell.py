@@ -17,10 +17,12 @@ from lpds.stats import Interval, noise_share, paired_difference, share_bounds
 def table(rows: Sequence[tuple[str, EvalReport]]) -> str:
     """Evaluations by name, with intervals."""
     width = max(10, *(len(name) + 2 for name, _ in rows))
-    lines = [f"{'':<{width}}{'episodes':>9}{'return':>10}{'95 % interval':>22}{'success':>10}{'95 % interval':>18}"]
-    for name, report in rows:
-        mean, low, high = told(report.interval("return"))
-        line = f"{name:<{width}}{len(report.returns):>9}{mean:>10}{brackets(low, high):>22}"
+    found = [told(report.interval("return")) for _, report in rows]
+    means, spans = [mean for mean, *_ in found], [brackets(low, high) for _, low, high in found]
+    wide, wider = (max(least, *(len(word) + 2 for word in words)) for least, words in ((10, means), (22, spans)))
+    lines = [f"{'':<{width}}{'episodes':>9}{'return':>{wide}}{'95 % interval':>{wider}}{'success':>10}{'95 % interval':>18}"]
+    for (name, report), mean, span in zip(rows, means, spans, strict=True):
+        line = f"{name:<{width}}{len(report.returns):>9}{mean:>{wide}}{span:>{wider}}"
         share, share_low, share_high = report.interval("success")
         if not math.isnan(share):
             line += f"{share:>10.1%}{f'[{share_low:.1%}, {share_high:.1%}]':>18}"

@@ -32,7 +32,7 @@ def _grid(arguments: argparse.Namespace) -> int:
 
     from lpds import remarks
     from lpds.api import check_env
-    from lpds.grid import check_methods, grid_cells, run_grid
+    from lpds.grid import check_methods, grid_cells, run_grid, too_short
     from lpds.presets import resolve_task
     from lpds.registry import TASKS
 
@@ -47,6 +47,8 @@ def _grid(arguments: argparse.Namespace) -> int:
     cells = grid_cells(arguments.what, arguments.methods, arguments.seeds, arguments.steps, shared_words(arguments))
     if decoder is not None:
         check_methods(cells, str(arguments.decoder), decoder)
+    for line in too_short(cells):
+        say(line)
     out = arguments.out or Path("runs") / f"bench-{arguments.what}"
     finished = run_grid(cells, out, jobs=arguments.jobs, evidence=arguments.evidence, say=say)
     if finished:

@@ -70,15 +70,21 @@ def _finish(run: Any) -> int:
         quiet = [(f"frozen, noise x{run.quiet.noise_scale:.3g}", run.quiet)] if run.quiet else []
         start = [("untrained start", run.start)] if run.start else []
         print(table([("frozen", run.frozen), *quiet, *start, ("steered", run.steered)]))
-        report = run.folder / "report.html"
+        report = _from_here(run.folder) / "report.html"
         if report.is_file():
             print(f"report: {report}")
     learned = run.steered is not None and not run.unlearned
     if learned and not run.worse and keeps_all_noise(read_config(run.folder)["settings"]):
-        look = f"lpds eval {shlex.quote(str(run.folder))} --noise-scale 0.3"
+        look = f"lpds eval {shlex.quote(str(_from_here(run.folder)))} --noise-scale 0.3"
         print(f"less noise may do better still, or far worse, and costs modes; look: {look}")
     print(run.verdict())
     return 0 if run.finished else 130
+
+
+def _from_here(folder: Path) -> Path:
+    """A folder as it is written from the working folder, where it is in it."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def do_eval(arguments: argparse.Namespace) -> int:
@@ -228,6 +234,9 @@ def do_report(arguments: argparse.Namespace) -> int:
     """Write the page."""
     from lpds.files import check_writable
     from lpds.report import write_figures, write_report
+
+    if arguments.figures is not None:  # before a page is drawn for nothing
+        check_writable(arguments.figures / "figure.png")
 
     out = arguments.out or arguments.runs[0]
     out = out / "report.html" if out.is_dir() or not out.suffix else out

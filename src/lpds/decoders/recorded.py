@@ -35,6 +35,7 @@ def find_decoder(
     lacking = [key for key in ("name", "reference", "options", "fingerprint") if key not in facts]
     if lacking:
         raise LpdsError(f"{what} does not say the {', '.join(lacking)} of its decoder")
+    recorded_place = given is None
     if given is None:
         if facts["reference"] is None:
             raise LpdsError(
@@ -45,7 +46,14 @@ def find_decoder(
     if isinstance(given, str):
         same_kind = _kind(given) == _kind(str(facts["reference"]))
         recorded = {key: _file_from(key, value, folder) for key, value in facts["options"].items()} if same_kind else {}
-        given = load_decoder(given, **{**recorded, **(files or {})})
+        try:
+            given = load_decoder(given, **{**recorded, **(files or {})})
+        except LpdsError as error:
+            if not recorded_place:
+                raise
+            raise type(error)(
+                f"{error}; {what} was made with it: say where it is now (--decoder, decoder= in Python)"
+            ) from None
     check_decoder(given)
     check_fingerprint(given, facts, what)
     _check_shapes(given, facts.get("spec"), what)

@@ -16,6 +16,10 @@ KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robot1_eef_
 """Of the arms, in RoboMimic's order; those that a file has are put end to end, and then ``object``."""
 
 
+PICTURES = ("_image", "_depth")
+"""How the names of its pictures end."""
+
+
 def open_robomimic(path: Path, keys: Sequence[str] | None = None) -> Demonstrations:
     """Open ``data/demo_N`` groups with ``obs/KEY``, ``actions`` and, where they are kept, ``rewards``, ``dones``, ``next_obs``.
 
@@ -102,10 +106,18 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
         if every("next_obs")
         else np.empty((0, 0), np.float32),
         scene=scene,
-        remark=_masks(file, path),
+        remark="; ".join(filter(None, (_masks(file, path), _left_out(there, chosen, path)))),
         # its dones mark success, after which the recording stops; an episode of these tasks goes on to its horizon
         terminated=np.zeros(len(demos), np.bool_),
     )
+
+
+def _left_out(there: Sequence[str], chosen: Sequence[str], path: Path) -> str:
+    """Observations of a name that is not RoboMimic's: whoever recorded them may think that they are learned from."""
+    own = [
+        key for key in there if key not in chosen and not key.startswith(("robot0_", "robot1_")) and not key.endswith(PICTURES)
+    ]
+    return f"{path}: of its observations {', '.join(chosen)} are used, {', '.join(own)} not" if own else ""
 
 
 def _masks(file: Any, path: Path) -> str:

@@ -178,6 +178,7 @@ def compare(runs: str | Path | RunFolder | Iterable[str | Path | RunFolder], ref
             )
         notes += [f"{task}: nothing was learned in {run.folder}" for run in members if run.summary.get("learned") is False]
         notes += [f"{task}: {run.folder}: {run.summary['caveat']}" for run in members if run.summary.get("caveat")]
+        notes += [f"{task}: {run.folder}: {line}" for run in members for line in run.summary.get("warnings", ())]
         torn = [(run, note) for run in members for note in run.notes if note.startswith("eval.jsonl is damaged")]
         notes += [f"{task}: {run.folder}: {note}" for run, note in torn]
         left_out = [_left_out(run) for run in members if not _finished(run)]

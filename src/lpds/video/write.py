@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -172,7 +173,9 @@ def _drawing_env(env: EnvLike, backend: str | None) -> tuple[gymnasium.Env[Any, 
     """An environment that has drawn its first picture, and its name."""
     factory, name = environment_factory(env, render_mode="rgb_array")
     try:
-        drawing = factory()
+        with warnings.catch_warnings():  # Gymnasium's, of a render mode that is not named; what comes of it is said below
+            warnings.filterwarnings("ignore", message=".*render_mode.*", category=UserWarning)
+            drawing = factory()
     except LpdsError:
         raise
     except Exception as error:
@@ -192,9 +195,11 @@ def _drawing_env(env: EnvLike, backend: str | None) -> tuple[gymnasium.Env[Any, 
         except LpdsError:
             raise
         except Exception as error:
-            raise LpdsError(
-                f"{name} cannot be filmed: its render() raised {type(error).__name__}: {' '.join(str(error).split())}"
-            ) from error
+            modes = list(map(str, drawing.metadata.get("render_modes") or []))
+            words = f"its render() raised {type(error).__name__}: {one_line(error)}"
+            if "rgb_array" not in modes:
+                words = f"its metadata names no render mode 'rgb_array' (render_modes: {', '.join(modes) or 'none'})"
+            raise LpdsError(f"{name} cannot be filmed: {words}") from error
     except BaseException:
         release(drawing)
         raise
