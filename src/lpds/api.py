@@ -63,7 +63,7 @@ def steer(
         env: in place of the task's: a Gymnasium id, or a zero-argument factory of a single environment.
         out: the run folder; ``runs/TASK-METHOD-seedN`` by default.
         overwrite: replace a run folder that exists.
-        quiet: print nothing.
+        quiet: print nothing but warnings.
         tensorboard: write TensorBoard scalars too.
         preset: named settings of the method in place of its defaults: ``"paper"`` and ``"quiet"`` for lpds, ``"released"`` for
             dsrl-na and dsrl-sac. A decoder that the preset names is used unless ``decoder`` is given.
@@ -154,7 +154,7 @@ def resume(
         decoder: needed again for a wrapped one, and for one that has moved; a decoder or a reference.
         env: needed again for a factory.
         files: with a decoder that has moved: where its ``normalization`` or ``tokenizer`` is now.
-        quiet: print nothing.
+        quiet: print nothing but warnings.
         tensorboard: write TensorBoard scalars too.
 
     Returns:

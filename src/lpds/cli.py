@@ -76,7 +76,7 @@ def _run_commands(commands: Any) -> None:
     resume.add_argument("--env", help="a Gymnasium id, for a run whose environment a function made")
     add_decoder_options(resume, DECODER_FILES)
     resume.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars into the run folder, too")
-    resume.add_argument("--quiet", action="store_true", help="no progress, only what came out")
+    resume.add_argument("--quiet", action="store_true", help="no progress, only warnings and what came out")
 
     evaluate = _command(commands, "eval", "evaluate a run, frozen and steered on the same episodes and noise", runs.do_eval)
     evaluate.add_argument("run", help="a run folder, or a decoder reference")
@@ -325,7 +325,7 @@ def _steer_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> Non
     parser.add_argument("--out", type=Path, help="run folder (default: runs/TASK-METHOD-seedN)")
     parser.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars into the run folder, too")
-    parser.add_argument("--quiet", action="store_true", help="no progress, only what came out")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only warnings and what came out")
     add_decoder_options(parser)
     if list(words[:1]) != ["steer"]:
         return
