@@ -91,7 +91,10 @@ def test_a_run_folder_that_exists_is_refused_or_overwritten_and_nothing_else_eve
     short = {"steps": 40, "warmup_steps": 300, "final_episodes": 1, "eval_episodes": 1}
     steer(tmp_path, **short)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    words = r"run folder .*run exists: choose another, pass --overwrite \(overwrite=True in Python\), or go on: lpds\.resume\(.*, decoder=decoder\)"
+    words = (
+        r"run folder .*run exists: choose another, pass --overwrite \(overwrite=True in Python\), or go on: "
+        r"lpds\.resume\(.*, decoder=decoder\)"
+    )
     with pytest.raises(LpdsError, match=words):
         steer(tmp_path, **short)
     with pytest.raises(LpdsError, match="delta must be"):  # a mistake does not cost the old run
