@@ -109,7 +109,7 @@ def main() -> None:
         # another method's defaults are no change, but what the base chose is chosen for it, too
         expected = {**preset(run), **{key: value for key, value in base.items() if before.get(key) != value}}
         own = json.loads((run / "config.json").read_text())["preset"]
-        changed = f"--preset {own} " if own != config["preset"] else ""
+        changed = "" if own == config["preset"] else f"--preset {own} " if own else "(no --preset) "
         changed = (changed + words(settings(run), {**expected, **seeds, "method": base["method"]})).strip()
         mean, low, high = bootstrap_mean(last(run, 1.0))
         end = ["stopped", "-"] if math.isnan(mean) else [f"{areas[name]:.0f}", f"{mean:.0f} [{low:.0f}, {high:.0f}]"]

@@ -12,6 +12,7 @@ from scripted import TINY, toy_decoder
 
 import lpds
 from lpds import remarks
+from lpds.cli import main
 from lpds.envs.four_mode import FourMode
 from lpds.grid import grid_cells, too_short
 from lpds.log import Display
@@ -34,7 +35,10 @@ def test_a_quiet_run_of_a_policy_that_ignores_its_noise_says_so_and_keeps_it(tmp
     assert "warm-up done" not in told  # all that is no warning stays unsaid
     (kept,) = json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]
     assert kept in told
-    assert kept in str(compare([tmp_path / "run"]))
+    assert f"run: {kept}" in str(compare([tmp_path / "run"]))
+    lpds.steer(decoder=blind, env=toy, out=tmp_path / "second", **SHORT, seed=1)
+    assert str(compare([tmp_path / "run", tmp_path / "second"])).count(kept) == 1  # and once of two runs that both say it
+    capsys.readouterr()
     lpds.steer("toy", out=tmp_path / "other", **SHORT)
     assert "warnings" not in json.loads((tmp_path / "other" / "summary.json").read_text())
     assert capsys.readouterr().err == ""
@@ -69,6 +73,15 @@ def test_a_warning_is_kept_once_and_a_reader_that_is_gone_costs_it_nothing(tmp_p
             display.say(line)
     assert display.warnings == ["WARNING: a", "WARNING: b"]
     assert (tmp_path / "told").read_text().splitlines() == ["WARNING: a", "WARNING: b", "WARNING: a"]
+
+
+def test_a_place_for_figures_that_is_none_is_refused_before_a_page_is_drawn(tmp_path, capsys):
+    lpds.steer("toy", out=tmp_path / "run", **SHORT)
+    (tmp_path / "taken").write_text("")
+    words = ["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html"), "--figures", str(tmp_path / "taken")]
+    assert main(words) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_episodes_without_an_end_are_warned_of_when_the_warm_up_is_over(tmp_path, capsys):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -208,6 +209,17 @@ def test_what_cannot_be_filmed_gets_one_line(toy, tmp_path, refused, no_probe, m
     gymnasium.register("NothingToDraw-v0", entry_point=no_render_mode)
     with refused("NothingToDraw-v0 cannot be filmed", "render_mode='rgb_array'", "TypeError"):
         write_video(toy, env="NothingToDraw-v0", out=out)
+
+    class Undrawn(FourMode):
+        metadata: ClassVar[dict[str, Any]] = {}
+
+        def render(self):
+            raise AssertionError("with no render_modes")
+
+    gymnasium.register("Undrawn-v0", entry_point=Undrawn)
+    with refused("Undrawn-v0 cannot be filmed: its metadata names no render mode 'rgb_array' (render_modes: none)"):
+        write_video(toy, env="Undrawn-v0", out=out)  # and without Gymnasium's own warning, which would be an error here
+    del gymnasium.registry["Undrawn-v0"]
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     with refused("MUJOCO_GL=nonsense does not work", "apt-get install"):
         write_video(toy, env="NothingToDraw-v0", out=out)

@@ -111,7 +111,7 @@ class Learning:
                 "learned: a smaller --warmup-steps, or more --steps"
             )
         first = -(-self._warmup // self.decoder.spec.action_shape[0])
-        if method.learns and method.reads_replay and c.replay_size < min(first, c.steps):
+        if method.learns and method.reads_replay and c.replay_size < first:
             lines.append(
                 f"WARNING: replay_size {c.replay_size:,} does not hold the warm-up's {first:,} decisions: all but the last of "
                 "them are lost before anything is learned"

@@ -131,7 +131,7 @@ def do_eval(arguments: argparse.Namespace) -> int:
             pairs.append((steered, rows[quiet]))
     print("\n".join([table(rows), *difference_lines(pairs)]))
     states = _states(Path(arguments.run), policy) if is_run else None
-    if states is not None:
+    if states is not None and len(asked) > 1:
         lost = entropies_lost(policy.policy, policy.decoder, states, list(asked.values())[1:])
         print(what_spread_costs(dict(zip(list(asked)[1:], lost, strict=True)), len(states)))
     for index, name in enumerate(asked if noises > 1 else ()):

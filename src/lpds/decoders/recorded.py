@@ -51,9 +51,8 @@ def find_decoder(
         except LpdsError as error:
             if not recorded_place:
                 raise
-            raise type(error)(
-                f"{error}; {what} was made with it: say where it is now (--decoder, decoder= in Python)"
-            ) from None
+            error.args = (f"{error}; {what} was made with it: say where it is now (--decoder, decoder= in Python)",)
+            raise
     check_decoder(given)
     check_fingerprint(given, facts, what)
     _check_shapes(given, facts.get("spec"), what)

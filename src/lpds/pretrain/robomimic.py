@@ -106,7 +106,7 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
         if every("next_obs")
         else np.empty((0, 0), np.float32),
         scene=scene,
-        remark="; ".join(filter(None, (_masks(file, path), _left_out(there, chosen, path)))),
+        remark="; ".join(filter(None, (_masks(file, path), _left_out(there, chosen, path) if keys is None else ""))),
         # its dones mark success, after which the recording stops; an episode of these tasks goes on to its horizon
         terminated=np.zeros(len(demos), np.bool_),
     )

@@ -178,7 +178,13 @@ def compare(runs: str | Path | RunFolder | Iterable[str | Path | RunFolder], ref
             )
         notes += [f"{task}: nothing was learned in {run.folder}" for run in members if run.summary.get("learned") is False]
         notes += [f"{task}: {run.folder}: {run.summary['caveat']}" for run in members if run.summary.get("caveat")]
-        notes += [f"{task}: {run.folder}: {line}" for run in members for line in run.summary.get("warnings", ())]
+        said: dict[str, list[Path]] = {}  # what is said of one policy is said by every run of it
+        for run in members:
+            for line in run.summary.get("warnings", ()):
+                said.setdefault(line, []).append(run.folder)
+        for line, folders in said.items():
+            several = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
+            notes.append(f"{task}: {folders[0]}{several}: {line}")
         torn = [(run, note) for run in members for note in run.notes if note.startswith("eval.jsonl is damaged")]
         notes += [f"{task}: {run.folder}: {note}" for run, note in torn]
         left_out = [_left_out(run) for run in members if not _finished(run)]
