@@ -48,6 +48,7 @@ def test_help_answers_in_under_a_second_and_imports_no_torch():
         (["report", "nowhere"], "nowhere"),
         (["video", "nowhere"], "no policy in nowhere"),
         (["eval", "runs/nowhere"], "unknown run or decoder 'runs/nowhere': that folder does not exist"),
+        (["eval", "p.py"], "unknown decoder 'p.py'; did you mean 'python:p.py:NAME'?"),
         (["eval", "."], "unknown decoder '.': that folder holds none (decoder.safetensors is missing)"),
         (["steer", "hopper", "--detla", "1"], "unknown option --detla; did you mean --delta"),
         (

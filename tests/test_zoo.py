@@ -97,6 +97,20 @@ def test_odd_references_are_refused(refused, reference):
         load_decoder(reference)
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("my_policy.py:decoder", "python:my_policy.py:decoder"),
+        ("code/my_policy.py", "python:code/my_policy.py:NAME"),
+        ("ws://127.0.0.1:8000", "remote:ws://127.0.0.1:8000"),
+        ("logs/state_200.pt", "dppo:logs/state_200.pt"),
+    ],
+)
+def test_a_reference_without_its_scheme_is_told_the_scheme(refused, written, meant):
+    with refused(f"unknown decoder {written!r}; did you mean {meant!r}?"):
+        load_decoder(written)
+
+
 def test_a_task_whose_decoder_is_not_shipped_says_so(refused, monkeypatch):
     monkeypatch.setitem(zoo.TASKS, "some-task", "nowhere:NOTHING")
     with refused("'some-task'", "not shipped", "hopper"):

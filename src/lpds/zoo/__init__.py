@@ -84,17 +84,29 @@ def _open(reference: str, options: dict[str, Any]) -> BaseDecoder:
         return open_folder(reference, **options)
     if (Path(reference) / "config.json").is_file() and (Path(reference) / "passport.json").is_file():
         raise LpdsError(f"{reference!r} is a run, not a decoder: lpds eval, resume and video take it as it is")
-    if reference and not colon and (Path(reference).is_dir() or len(Path(reference).parts) > 1):
+    if not _meant(reference) and reference and not colon and (Path(reference).is_dir() or len(Path(reference).parts) > 1):
         what = f"holds none ({WEIGHTS} is missing)" if Path(reference).is_dir() else "does not exist"
         raise LpdsError(f"unknown decoder {reference!r}: that folder {what}")
+    if meant := _meant(reference):
+        raise LpdsError(f"unknown decoder {reference!r}; did you mean {meant!r}?")
     if reference in TASKS:
         raise LpdsError(f"the decoder of task {reference!r} is not shipped here (shipped: {', '.join(names())})")
     raise unknown_name("decoder", reference, [*names(), *DECODER_FORMS])
 
 
+def _meant(reference: str) -> str | None:
+    """The scheme that a reference lacks, where what is written of it tells (``policy.py:decoder``, ``ws://...``, ``x.pt``)."""
+    if reference.partition(":")[0].endswith(".py"):
+        return f"python:{reference}" + ("" if ":" in reference else ":NAME")
+    if reference.startswith(("ws://", "wss://")):
+        return f"remote:{reference}"
+    return f"dppo:{reference}" if reference.endswith((".pt", ".pth")) and ":" not in reference else None
+
+
 def is_unknown(reference: str) -> bool:
     """Whether a word is no decoder's name and no place of one, nor a task's, so that it may have been meant for anything."""
-    return ":" not in reference and reference not in names() and reference not in TASKS and not Path(reference).exists()
+    named = reference in names() or reference in TASKS or Path(reference).exists()
+    return not named and ":" not in reference and _meant(reference) is None
 
 
 def environment_of(reference: str) -> str | None:
