@@ -250,7 +250,9 @@ class RunSettings:
     num_envs: int = 4
     """Sub-environments that act at once."""
     warmup_steps: int = 8_000
-    """Primitive steps under the frozen policy before the first update."""
+    """Primitive steps before the first update."""
+    warmup_policy: str = "frozen"
+    """What collects them: frozen, the decoder as it samples, or own, what the method begins with."""
     warmup_fits: int = 3_000
     """Critic updates on the warm-up's Monte-Carlo returns before Delta moves; 0 for none."""
     updates_per_decision: float = 1.0
@@ -266,7 +268,10 @@ class RunSettings:
     """Chunk arithmetic: exact, or dsrl (undiscounted sum in a chunk, gamma^T per decision)."""
     reward_scale: float = 0.0
     """Multiplies rewards in the losses only, no reported figure is in these units; 0 chooses it from the warm-up, so
-    that the returns to go deviate by 10."""
+    that the returns to go deviate by ``return_std``."""
+    return_std: float = 10.0
+    """Deviation of the warm-up's scaled returns to go where ``reward_scale`` is 0: a value network started near zero gets there
+    in some thousand steps of Adam at 3e-4, and its noise floor is far below."""
     reward_offset: float = 0.0
     """Added to every primitive reward in the losses only."""
     end_at_success: bool = False
@@ -301,7 +306,7 @@ class RunSettings:
         choose("discount", self.discount, ("exact", "dsrl"))
         choose("device", self.device, ("auto", "cpu", "cuda"))
         positive(self, "steps", "num_envs", "batch_size", "replay_size", "log_every", "checkpoint_every", "threads")
-        positive(self, "eval_episodes", "final_episodes", "updates_per_decision", "warmup_steps", "n_step")
+        positive(self, "eval_episodes", "final_episodes", "updates_per_decision", "warmup_steps", "n_step", "return_std")
         if not 0.0 < self.gamma <= 1.0:
             raise LpdsError(f"gamma must be in (0, 1], not {self.gamma}")
         check_lanes("eval_envs", self.eval_envs)
@@ -309,6 +314,7 @@ class RunSettings:
         check_seed("eval_seed", self.eval_seed)
         check_seed(f"eval_seed + {CURVE_SEED}, the learning curve's,", self.eval_seed + CURVE_SEED)
         choose("keep", self.keep, ("last", "best"))
+        choose("warmup_policy", self.warmup_policy, ("frozen", "own"))
         if self.warmup_fits < 0 or self.eval_every < 0:
             raise LpdsError("warmup_fits and eval_every must not be negative")
         if self.keep == "best" and not self.eval_every:

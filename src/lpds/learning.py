@@ -174,7 +174,7 @@ class Learning:
         returns = self.replay.returns_to_go()
         scale = 1.0
         if "reward_scale" not in self._ignored:
-            scale = c.reward_scale or reward_scale(returns[0][first:], self._say)
+            scale = c.reward_scale or reward_scale(returns[0][first:], c.return_std, self._say)
         self.method.calibrate(self.replay.everything("obs"), self.replay.everything("action"), scale)
         if fits:
             self._say(f"{step:>8,}  warm-up collected; fitting the critics {fits:,} times to its returns")

@@ -198,8 +198,9 @@ class Runner:
 
     @property
     def _scale(self) -> float:
-        """What acts: the frozen policy until the warm-up is over; what learns nothing has no warm-up."""
-        return 1.0 if self.learning.warm or not self.method.learns else 0.0
+        """What acts: until the warm-up is over the frozen policy, or what the method begins with, where that is asked for."""
+        own = self.c.warmup_policy == "own" or not self.method.learns  # what learns nothing has no warm-up
+        return 1.0 if self.learning.warm or own else 0.0
 
     def _due(self, last: bool = False) -> None:
         """Write what is due at this step: a row, a point of the learning curve, a checkpoint - in this order."""

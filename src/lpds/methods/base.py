@@ -28,7 +28,17 @@ class BaseMethod(Learner[Policy]):
     learns = reads_replay = False
     ignores = (
         *("updates_per_decision", "batch_size", "n_step", "warmup_fits", "demos"),
-        *("gamma", "discount", "reward_scale", "reward_offset", "warmup_steps", "replay_size", "keep"),
+        *(
+            "gamma",
+            "discount",
+            "reward_scale",
+            "return_std",
+            "reward_offset",
+            "warmup_steps",
+            "warmup_policy",
+            "replay_size",
+            "keep",
+        ),
     )
     decodes = False
     sees_pictures = True

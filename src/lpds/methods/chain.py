@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,6 +27,10 @@ from torch import Tensor, nn
 from lpds.checks import positive
 from lpds.errors import LpdsError
 from lpds.types import Decision, Decoder, LatentSpec
+
+OWN_WARMUP: Mapping[str, Any] = {"warmup_policy": "own", "reward_offset": 0.0}
+"""Run settings of every method that trains the chain: as in the released code it collects from the first step, so critics that
+are fitted to the warm-up's returns know the chain and not the decoder's other sampler, and rewards are as they are."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ Deviations from the released code:
 - *Iteration.* 500 rounds of 40 environments there; here the rounds shrink with the budget, so that any run has about
   ``min_iterations`` iterations, and a minibatch is a share of them (a quarter, as released) instead of 50,000 pairs.
 - *Time.* Discounts are those of the rows, exact inside a chunk; a truncated episode bootstraps from its last observation.
-- *Rewards* are multiplied by the scale calibrated on the warm-up instead of a running deviation.
+- *Rewards* are multiplied by a factor fixed by the warm-up, which the chain collects, instead of one over the running
+  deviation of the discounted sums of rewards: the returns to go deviate by 1.
 - Constant learning rates (released: a cosine whose two ends are equal), no weight decay.
 """
 
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from lpds.checks import positive
 from lpds.errors import LpdsError
-from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain
+from lpds.methods.chain import OWN_WARMUP, ChainPolicy, ChainSettings, DecoderChain
 from lpds.methods.chain_learner import ChainLearner
 from lpds.methods.critics import ValueMLP
 from lpds.methods.state import adam
@@ -43,13 +44,21 @@ class DPPOSettings(ChainSettings):
     """Settings of DPPO."""
 
     # the warm-up only calibrates, and on-policy learning needs no long memory
-    run_defaults: ClassVar[Mapping[str, Any]] = {"warmup_steps": 1_000, "warmup_fits": 0, "replay_size": 50_000}
+    run_defaults: ClassVar[Mapping[str, Any]] = {
+        **OWN_WARMUP,
+        "warmup_steps": 1_000,
+        "warmup_fits": 0,
+        "return_std": 1.0,
+        "replay_size": 50_000,
+    }
     finetuned_steps: int = 10
     """F, the last denoising steps that are trained (at most all K)."""
     iteration_rounds: int = 500
     """Rounds of decisions between updates, at most."""
     min_iterations: int = 20
-    """The budget, warm-up included, is cut into at least so many iterations."""
+    """The budget, warm-up included, is cut into at least so many; what the warm-up takes of it may cost the last."""
+    critic_iterations: int = 0
+    """First iterations, in which the value network learns alone."""
     epochs: int = 5
     """Passes over an iteration's samples."""
     minibatches: int = 4
@@ -79,6 +88,8 @@ class DPPOSettings(ChainSettings):
         super().__post_init__()
         positive(self, "finetuned_steps", "iteration_rounds", "min_iterations", "epochs", "minibatches", "clip", "clip_base")
         positive(self, "clip_rate", "denoising_discount", "value_clip", "target_kl")
+        if self.critic_iterations < 0:
+            raise LpdsError(f"critic_iterations must not be negative, not {self.critic_iterations}")
         if not 0.0 <= self.gae_lambda <= 1.0:
             raise LpdsError(f"gae_lambda must be in [0, 1], not {self.gae_lambda}")
         if not 0.0 <= self.advantage_low < self.advantage_high <= 1.0:
@@ -182,9 +193,12 @@ class DPPO(ChainLearner[ChainPolicy]):
         self.value = ValueMLP(decoder.spec.obs_size, c.width, c.depth, generator).to(device)
         self.adam_policy, self.adam_value = adam(self.chain.net, c.actor_lr), adam(self.value, c.lr)
         self.fresh_rounds = torch.zeros((), dtype=torch.long)  # collected under the present weights, not yet used
+        self.iterations = torch.zeros((), dtype=torch.long)
         self.state.modules |= {"value": self.value}
         self.state.optimisers = {"net": self.adam_policy, "value": self.adam_value}
         self.state.scalars |= {"fresh_rounds": self.fresh_rounds}
+        if c.critic_iterations:
+            self.state.scalars |= {"iterations": self.iterations}
 
     @classmethod
     def make_chain(cls, settings: DPPOSettings, decoder: Decoder, device: torch.device) -> DecoderChain:
@@ -207,6 +221,8 @@ class DPPO(ChainLearner[ChainPolicy]):
         if rounds == 0:
             return
         self.fresh_rounds.zero_()
+        value_alone = int(self.iterations) < c.critic_iterations
+        self.iterations += 1
         rows = experience.recent(rounds)
         obs, next_obs = (self.chain.observation(rows[name].flatten(0, 1)) for name in ("obs", "next_obs"))
         with torch.no_grad():
@@ -229,7 +245,7 @@ class DPPO(ChainLearner[ChainPolicy]):
                 loss, facts = policy_loss(new, old[chosen], advantage[row], k, self.chain.trained_steps, c)
                 value = self.value(obs[row])
                 error = value_loss(value, target[row], old_value[row], c.value_clip)
-                self._descend(loss + 0.5 * error)
+                self._descend(0.5 * error if value_alone else loss + 0.5 * error)
                 yield self._metrics(value.detach(), error.detach())
                 if float(facts["kl"]) > c.target_kl:
                     return

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lpds.checks import choose, positive
 from lpds.errors import LpdsError
-from lpds.methods.chain import ChainPolicy, ChainSettings, DenoisingChain, check_whole
+from lpds.methods.chain import OWN_WARMUP, ChainPolicy, ChainSettings, DenoisingChain, check_whole
 from lpds.methods.chain_learner import ChainLearner
 from lpds.methods.critics import TwinQ, twin_loss
 from lpds.methods.state import adam, descend
@@ -36,9 +36,14 @@ from lpds.types import Batch, Decoder, Metrics, Shape
 class DQLSettings(ChainSettings):
     """Settings of DQL."""
 
-    # 16 samples of the replay for every decision, in batches of 1000; the released runs of gym let the critics alone learn for
-    # some 1,300 updates, by TD, without which the actor climbs random ones: here for 320, on the warm-up's returns
-    run_defaults: ClassVar[Mapping[str, Any]] = {"updates_per_decision": 0.016, "batch_size": 1_000, "warmup_fits": 320}
+    # 16 samples of the replay for every decision, in batches of 1000; as in the released runs of gym the critics learn alone
+    # for 1,280 updates, without which the actor climbs random ones: there by TD, here on the warm-up's returns
+    run_defaults: ClassVar[Mapping[str, Any]] = {
+        **OWN_WARMUP,
+        "updates_per_decision": 0.016,
+        "batch_size": 1_000,
+        "warmup_fits": 1_280,
+    }
     eta: float = 1.0
     """Weight of the Q term."""
     tau: float = 0.005

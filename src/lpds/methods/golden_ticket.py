@@ -65,7 +65,8 @@ class GoldenTicket(Learner[LatentPolicy]):
 
     ignores = (
         *("updates_per_decision", "batch_size", "n_step", "warmup_fits", "demos"),
-        *("gamma", "discount", "reward_scale", "reward_offset", "warmup_steps", "replay_size"),
+        *("gamma", "discount", "reward_scale", "return_std", "reward_offset"),
+        *("warmup_steps", "warmup_policy", "replay_size"),
     )
     reads_replay = False
     divides_budget = True

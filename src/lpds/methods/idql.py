@@ -26,7 +26,7 @@ from torch import Tensor
 from lpds.checks import positive
 from lpds.errors import LpdsError
 from lpds.fields import of_a_file
-from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, check_whole
+from lpds.methods.chain import OWN_WARMUP, ChainPolicy, ChainSettings, DecoderChain, check_whole
 from lpds.methods.chain_learner import ChainLearner
 from lpds.methods.critics import TwinQ, ValueMLP, twin_loss
 from lpds.methods.state import adam, descend
@@ -41,6 +41,7 @@ class IDQLSettings(ChainSettings):
     # 128 samples of the replay for every decision, in batches of 1000; the released runs of gym let the critics alone learn
     # for some 10,000 updates, by TD: here on the warm-up's returns, as often as LP-DS's; a row of metrics decodes N chunks
     run_defaults: ClassVar[Mapping[str, Any]] = {
+        **OWN_WARMUP,
         "updates_per_decision": 0.128,
         "batch_size": 1_000,
         "log_every": 10_000,
