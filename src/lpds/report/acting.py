@@ -33,12 +33,8 @@ def shift_sizes(run: RunData) -> Array | str:
     from lpds.policy import recorded_shift
 
     try:
-        facts = json.loads((run.folder / "checkpoint" / "checkpoint.json").read_text())
-    except (OSError, ValueError):
-        facts = {"replay": []}
-    try:
         states: list[Any] = []
-        for segment in reversed(facts["replay"]):
+        for segment in reversed(_segments(run)):
             states.insert(0, _latest_states(run.folder / "checkpoint" / segment["file"], STATES - sum(map(len, states))))
             if sum(map(len, states)) >= min(STATES, NUMBERS // states[0].shape[1]):
                 break
@@ -53,6 +49,19 @@ def shift_sizes(run: RunData) -> Array | str:
         return f"{run.method} does not shift the noise"
     sizes = np.square(shift, dtype=np.float64).sum(axis=(1, 2))
     return sizes if sizes.any() else "Delta is zero everywhere: nothing was learned yet"
+
+
+def origin(run: RunData) -> str:
+    """Where :func:`shift_sizes` takes its states, in words."""
+    return "the replay, the latest" if _segments(run) else "the warm-up"
+
+
+def _segments(run: RunData) -> list[Any]:
+    """What the checkpoint says of the files of the replay; nothing where there is none."""
+    try:
+        return list(json.loads((run.folder / "checkpoint" / "checkpoint.json").read_text())["replay"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _latest_states(segment: Path, count: int) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from lpds.report.paired import Array, column_interval
 from lpds.report.panels import Level, Series
 from lpds.report.read import Group, RunData, evaluation_points
+from lpds.report.worlds import alike_frozen
 from lpds.stats import Interval, mean_over_seeds, share_over_seeds
 
 DOTS = 400
@@ -102,15 +104,19 @@ def training(groups: Sequence[Group]) -> Iterable[Series]:
 def frozen_levels(groups: Sequence[Group], what: str) -> list[Level]:
     """One level for every decoder, of the episodes that its curves start with; one that several runs share counts once.
 
-    Where no run of a decoder has such a start, as the frozen policy's own has none, the level is the last evaluation's.
+    Where a decoder did not return the same in all runs, as on another machine, every part of them has its own. Where no run
+    has such a start, as the frozen policy's own has none, the level is the last evaluation's.
     """
     runs: dict[str, list[RunData]] = {}
+    labels: dict[Path, str] = {}
     for group in groups:
         for run in group.runs:
             decoder = run.config.get("decoder", {})
             runs.setdefault(decoder.get("fingerprint") or decoder.get("name") or "?", []).append(run)
+            labels[run.folder] = group.label
     levels = []
-    for fingerprint, members in runs.items():
+    worlds = [(decoder, alike_frozen(members)) for decoder, members in runs.items()]
+    for fingerprint, members, several in [(name, world, len(parts) > 1) for name, parts in worlds for world in parts]:
         starts = [row for run in members for row in run.curve_start()]
         rows = starts or [row for run in members for row in run.frozen_rows()]
         episodes = {(row["seed"], row["episode"]): row[what] for row in rows if row.get(what) is not None}
@@ -118,6 +124,9 @@ def frozen_levels(groups: Sequence[Group], what: str) -> list[Level]:
             continue
         values = np.array(list(episodes.values()), np.float64)
         name = f"frozen policy {fingerprint[:6]}" if len(runs) > 1 else "frozen policy"
+        if several:
+            own, *others = dict.fromkeys(labels[run.folder] for run in members)
+            name += f" of {own}{f' and {len(others)} more' if others else ''}"
         levels.append(
             Level(f"{name} ({len(values)} episodes{'' if starts else ', last evaluation'})", *column_interval(what, values))
         )

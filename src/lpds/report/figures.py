@@ -22,7 +22,14 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">")
 LONGEST_LABEL = 60
 TITLE = 2 * LONGEST_LABEL
 """Letters of the titles beside one another."""
-LEVEL_DASHES: tuple[Any, ...] = ((0, (7, 3)), (0, (1, 1.8)), (0, (7, 2, 1, 2)), (0, (2, 3)))
+LEVEL_DASHES: tuple[Any, ...] = (
+    *((0, (7, 3)), (0, (1, 1.8)), (0, (7, 2, 1, 2)), (0, (2, 3))),
+    *((0, (12, 3)), (0, (7, 2, 1, 2, 1, 2))),
+)
+FEW = 5
+"""Samples of a cloud that are not one another's, at most, of which each is drawn so that it is seen."""
+APART = 0.012
+"""Share of the axis by which the last evaluations of two groups, which fall on one step, are set apart."""
 STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9.5,
@@ -89,6 +96,8 @@ def _render(data: FigureData, form: str) -> bytes:
         for ax, panel in zip(axes, data.panels, strict=False):
             _draw(ax, panel, columns)
             entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        named = {_label(series.label) for panel in data.panels for series in panel.series}
+        entries = {name: entries[name] for name in sorted(entries, key=lambda name: name not in named)}  # groups first
         for ax in axes[len(data.panels) :]:
             ax.set_axis_off()
         widest = max(map(len, entries), default=0)
@@ -112,9 +121,16 @@ def _draw(ax: Any, panel: Panel, columns: int = 1) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     lined = {series.group for series in panel.series if series.kind in ("line", "part")}
+    x = np.concatenate([series.x for series in panel.series])
+    left, right = (float(x.min()), float(x.max())) if panel.xspan is None else panel.xspan
+    if panel.xlabel == STEPS:
+        left = 0.0
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
+    ends = sorted({series.group for series in panel.series if series.kind == "final"})
+    beside = APART * (right - left)
     for series in panel.series:
         if series.kind == "final":
-            _final(ax, series, named=series.group in lined)
+            _final(ax, series, beside * ends.index(series.group), named=series.group in lined)
         else:
             {"line": _line, "part": _line, "dots": _dots, "cloud": _cloud}[series.kind](ax, series, panel.log)
     for index, level in enumerate(panel.levels):
@@ -124,14 +140,11 @@ def _draw(ax: Any, panel: Panel, columns: int = 1) -> None:
             ax.axhspan(level.low, level.high, color=QUIET, alpha=0.22, lw=0, zorder=1)
             for edge in (level.low, level.high):  # in grey the bands of curves look the same but for these
                 ax.axhline(edge, color=INK, lw=0.6, ls=dash, zorder=2.2)
-    x = np.concatenate([series.x for series in panel.series])
-    left, right = float(x.min()), float(x.max())
-    if panel.xlabel == STEPS:
-        left = 0.0
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
     room = 0.02 * (right - left) or 1.0
-    ax.set_xlim(left - room, right + room)
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=panel.series[0].kind != "cloud", steps=[1, 2, 2.5, 5, 10]))
+    ax.set_xlim(left - room, right + room + beside * max(0, len(ends) - 1))
+    ax.xaxis.set_major_locator(
+        MaxNLocator(6 if columns < 4 else 3, integer=panel.series[0].kind != "cloud", steps=[1, 2, 2.5, 5, 10])
+    )
     if panel.mark is not None:
         ax.axvline(panel.mark, color=INK, lw=1.0, ls=(0, (1, 2.5)), label="warm-up ends", zorder=1.5)
     _scale_y(ax, panel)
@@ -188,18 +201,20 @@ def _line(ax: Any, series: Series, log: bool) -> None:
     if series.low is not None and series.high is not None:
         low = np.where(series.low > 0.0, series.low, np.nan) if log else series.low
         ax.fill_between(series.x, low, series.high, color=colour, alpha=0.18 if whole else 0.08, lw=0, zorder=2)
+        for edge in (low, series.high):  # in grey one band is like the other but for these
+            ax.plot(series.x, edge, color=colour, ls=dash, lw=0.5, alpha=0.8, zorder=2.1)
 
 
 def _dots(ax: Any, series: Series, log: bool) -> None:
     colour, _, marker = _look(series.group)
-    ax.plot(
-        series.x, series.y, color=colour, ls="", marker=marker, ms=3, mew=0, alpha=0.32, label="training episodes", zorder=1.8
-    )
+    ax.plot(series.x, series.y, color=colour, ls="", marker=marker, ms=3, mew=0, alpha=0.32, zorder=1.8)
+    ax.plot([], [], color=INK, ls="", marker="o", ms=3, mew=0, alpha=0.5, label="training episodes")  # of all groups
 
 
 def _cloud(ax: Any, series: Series, log: bool) -> None:
     colour, _, marker = _look(series.group)
     frozen = series.label == "frozen policy"
+    few = len(np.unique(np.round(np.stack([series.x, series.y], 1), 6), axis=0)) <= FEW  # points that coincide look like one
     ax.plot(
         series.x,
         series.y,
@@ -207,21 +222,21 @@ def _cloud(ax: Any, series: Series, log: bool) -> None:
         ls="",
         marker="o" if frozen else marker,
         mfc="none" if frozen else colour,
-        ms=4.0 if frozen else 3.0,
+        ms=6.0 if few else 4.0 if frozen else 3.0,
         mew=0.6 if frozen else 0.0,
-        alpha=0.55,
+        alpha=1.0 if few and not frozen else 0.55,
         label=_label(series.label),
         zorder=2 if frozen else 3,
     )
 
 
-def _final(ax: Any, series: Series, *, named: bool) -> None:
+def _final(ax: Any, series: Series, beside: float, *, named: bool) -> None:
     """A large edged point with the group's own marker; its name is told where the group has no line to tell it."""
     if series.low is None or series.high is None:
         return
     colour, _, marker = _look(series.group)
     ax.errorbar(
-        series.x,
+        series.x + beside,
         series.y,
         yerr=[series.y - series.low, series.high - series.y],
         color=colour,

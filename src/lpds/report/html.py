@@ -66,7 +66,11 @@ pre { font-size: .82rem; white-space: pre-wrap; overflow-wrap: anywhere; margin:
 details { margin: .5rem 0; } summary { cursor: pointer; }
 dt { font-family: ui-monospace, monospace; font-size: .88rem; font-weight: 600; }
 dd { margin: 0 0 .4rem 1.2rem; font-size: .92rem; }
-@media print { body { max-width: none; } figure, table { break-inside: avoid; } }
+@media screen { figure { overflow-x: auto; } figure svg { min-width: 38rem; } }
+@media print { body { max-width: none; margin: 0; padding: 0; font-size: 11pt; } figure, tr { break-inside: avoid; }
+  h2, h3 { break-after: avoid; } .wide { overflow: visible; } table { font-size: .74rem; } .tight table { font-size: .62rem; }
+  th, td { padding-right: .4rem; } td.n, th.n { white-space: normal; }
+  .card::details-content { content-visibility: visible; display: block; height: auto; } }
 """
 
 
@@ -230,7 +234,7 @@ def _comparison(folders: Sequence[Path]) -> list[str]:
     rows, shares = [], []
     for row in report.rows:
         word = row.verdict + (hint(row) if row.verdict == "undecided" else "")
-        named = [row.task, row.label, str(row.seeds)]
+        named = [row.task, row.label, str(row.seeds) if row.steps else "-"]  # the frozen policy has no seeds of its own
         rows.append([*named, *(interval("return", found, sign=signed) for found, signed in _shown(row)), word])
         if math.isfinite(row.success[0]):
             told = interval("success", row.success), interval("success", row.success_difference, sign=True)
@@ -313,7 +317,9 @@ def _card(run: RunData, name: str, wide_open: bool) -> str:
     parts.append(f'<p class="verdict">{escape(run.verdict())}</p>')
     if comparison is not None:
         rows = [[label, *_cells(comparison, w)] for w, label in COLUMNS.items() if comparison.has(w)]
-        parts.append(_table(["per episode", "frozen", "steered", "paired difference"], rows, numbers=1))
+        parts.append(
+            f'<div class="wide">{_table(["per episode", "frozen", "steered", "paired difference"], rows, numbers=1)}</div>'
+        )
     env, decoder = run.config.get("env_name"), run.config.get("decoder", {}).get("name")
     place = run.folder
     # a page is handed on: of a path from the root, TASK/METHOD/seedN of a grid will do
@@ -325,7 +331,7 @@ def _card(run: RunData, name: str, wide_open: bool) -> str:
     notes = [*run.notes, CHAIN] if run.acts_by_chain else run.notes
     parts += [f'<p class="quiet">Note: {escape(note)}.</p>' for note in notes]
     body = "\n".join(part for part in parts if part)
-    return body if wide_open else f"<details><summary>{escape(name)}</summary>{body}</details>"
+    return body if wide_open else f'<details class="card"><summary>{escape(name)}</summary>{body}</details>'
 
 
 def _figure(figure: FigureData, prefix: str) -> str:
@@ -350,7 +356,7 @@ def _details(run: RunData, name: str) -> str:
     parts = [f"<p>{escape(name)} is made again by</p>\n<pre>{escape(line)}</pre>" for line in [run.command()] if line]
     for title, facts in (("settings", run.config), ("passport", run.passport)):
         rows = [[key, value] for key, value in _flatten(facts)]
-        body = _table(["name", "value"], rows) if rows else "<p>Not there.</p>"
+        body = f'<div class="wide">{_table(["name", "value"], rows)}</div>' if rows else "<p>Not there.</p>"
         parts.append(f"<details><summary>{escape(name)}: {title}</summary>{body}</details>")
     return "\n".join(parts)
 

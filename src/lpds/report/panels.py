@@ -56,6 +56,8 @@ class Panel:
     """Step at which the warm-up ends."""
     span: tuple[float, float] | None = None
     """Lowest and highest value to be shown, where several panels are to have the same; else :func:`extent`."""
+    xspan: tuple[float, float] | None = None
+    """Likewise along x, of a panel that has no steps there."""
 
 
 @dataclass(frozen=True)

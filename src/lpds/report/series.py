@@ -9,10 +9,10 @@ import numpy as np
 from scipy.stats import chi
 
 from lpds.recent import MEMORY
-from lpds.report.acting import MODE_STATES, action_samples, shift_sizes
+from lpds.report.acting import MODE_STATES, action_samples, origin, shift_sizes
 from lpds.report.curves import DOTS, curves, frozen_levels, metric, training
 from lpds.report.paired import Array
-from lpds.report.panels import FigureData, Level, Panel, Series, apart, is_cut, on_logs_if_wide
+from lpds.report.panels import FigureData, Level, Panel, Series, apart, extent, is_cut, on_logs_if_wide
 from lpds.report.read import Group, RunData
 
 
@@ -24,6 +24,8 @@ def figures_of(groups: Sequence[Group]) -> list[FigureData]:
         figure = make(groups)
         panels = [part for panel in figure.panels if panel.series for part in apart(panel)]
         caption = figure.caption
+        if figure.name not in BANDS_TOLD and any(s.low is not None for panel in panels for s in panel.series):
+            caption += " Bands: from the lowest seed to the highest."
         if any(is_cut(panel) for panel in panels):
             caption += " Bounds far beyond the lines are cut."
         if any(series.kind == "part" for panel in panels for series in panel.series):
@@ -31,6 +33,12 @@ def figures_of(groups: Sequence[Group]) -> list[FigureData]:
         if panels or figure.missing:
             made.append(replace(figure, panels=panels, caption=caption))
     return made
+
+
+TENTHS = 0.5
+"""Nats that an axis of entropy spans at least on either side of nothing."""
+BANDS_TOLD = ("learning", "success")
+"""Figures whose captions say of themselves what their bands are."""
 
 
 # -- learning ----------------------------------------------------------------------------------------------------------
@@ -44,11 +52,15 @@ def _learning(groups: Sequence[Group]) -> FigureData:
         panel.series.extend(training(groups))
     caption = (
         f"Line: mean return of the evaluation episodes, steered with fresh noise; band: {band}. Horizontal band: the frozen "
-        "policy on the curve's episodes and its 95 % interval. Large point: the last evaluation, on episodes that the curve "
-        "never used."
+        "policy on the curve's episodes and its 95 % interval."
     )
+    if any(series.kind == "final" for series in panel.series):
+        caption += (
+            " Large point: the last evaluation, on episodes that the curve never used; those of several methods stand beside "
+            "one another though they are of one step."
+        )
     if panel.mark is not None:
-        caption += " Before the warm-up ends (dotted) the frozen policy acts."
+        caption += " Until the warm-up ends (dotted) nothing is learned."
     if len(groups) <= 2:
         caption += f" Dots: training episodes (at most {DOTS} of each kind of run, evenly chosen)."
     return FigureData("learning", "Learning curve", caption, [panel])
@@ -94,8 +106,8 @@ def _trust(groups: Sequence[Group]) -> FigureData:
         why.append(f"No multiplier keeps {', '.join(groups[index].label for index in sorted(free))} to a budget.")
     caption = (
         "The budget δ bounds the mean over states, not each state: the tail (95th percentile, quantiles) may lie above it. "
-        "All are sums over the free latent coordinates, over the states of update batches; the quantiles over the latest "
-        "states of the replay (where none is kept, over some of the warm-up), under the policy as last saved."
+        "All are sums over the free latent coordinates, over the states of update batches (the tail and the share of one batch "
+        "a row); the quantiles are over other states, under the policy as last saved."
     )
     beyond = [series for series in shown("delta_sq_beyond") if series.group not in free]
     panels = [
@@ -131,7 +143,9 @@ def _quantiles(groups: Sequence[Group]) -> tuple[list[Series], list[str]]:
         budget = group.runs[0].budget_sq
         if budget is not None:
             share = np.mean([np.mean(values > budget) for values in told])
-            why.append(f"{group.label}: ‖Δ(s)‖² exceeds δ in {share:.0%} of {sum(map(len, told)):,} states.")
+            why.append(
+                f"{group.label}: ‖Δ(s)‖² exceeds δ in {share:.0%} of {sum(map(len, told)):,} states of {origin(group.runs[0])}."
+            )
     return series, why
 
 
@@ -177,7 +191,7 @@ def _norm(groups: Sequence[Group]) -> FigureData:
         Panel("mean of ‖w‖", norm, levels),
         Panel("lag-1 correlation along the chunk", correlation, [Level("prior", 0.0)]),
     ]
-    return FigureData("latent-norm", "Norm of the latent", caption, panels)
+    return FigureData("latent-norm", "Norm of the latent", caption, panels, missing=_unlogged(groups, panels))
 
 
 def _modes(groups: Sequence[Group]) -> FigureData:
@@ -206,19 +220,36 @@ def _modes(groups: Sequence[Group]) -> FigureData:
             title = f"state {number}" if len(groups) == 1 else f"state {number}: {group.label}"
             panels.append(Panel(title, clouds, xlabel="", ylabel=""))
     columns = 2 if len(groups) == 1 else MODE_STATES
+    panels = _of_one_extent(panels)
     return FigureData("modes", "Modes: actions before and after", " ".join([caption, *why]), panels, columns)
+
+
+def _of_one_extent(panels: list[Panel]) -> list[Panel]:
+    """Clouds of one state, which several methods' panels share, on the same axes: else one frozen cloud has several sizes."""
+    made = []
+    for panel in panels:
+        state = panel.title.partition(":")[0]
+        clouds = [s for other in panels if other.title.partition(":")[0] == state for s in other.series]
+        (left, right), (low, high) = (
+            (float(values.min()), float(values.max()))
+            for values in (np.concatenate([getattr(s, axis) for s in clouds]) for axis in "xy")
+        )
+        made.append(replace(panel, xspan=(left, right), span=(low, high)))
+    return made
 
 
 def _critics(groups: Sequence[Group]) -> FigureData:
     zero = [Level("no gap", 0.0)]
-    caption = (
-        "Gap: mean of Q^W(s, w) - Q^A(s, Φ(s, w)), at the base noise, where the latent critic is trained, and at the steered "
-        "latent, where it is asked. A steered gap that grows above 0 means that Δ climbs an error of Q^W. "
-        "The first row averages over the fits of the warm-up."
-    )
+    gaps = [metric(groups, f"distill_gap_{at}") for at in ("base", "steered")]
+    caption = "The first point of each line averages over the fits of the warm-up, where there are any."
+    if any(gaps):
+        caption = (
+            "Gap: mean of Q^W(s, w) - Q^A(s, Φ(s, w)), at the base noise, where the latent critic is trained, and at the "
+            f"steered latent, where it is asked. A steered gap that grows above 0: Δ climbs an error of Q^W. {caption}"
+        )
     panels = [
-        Panel("distillation gap, base noise (reward units)", metric(groups, "distill_gap_base"), zero),
-        Panel("distillation gap, steered (reward units)", metric(groups, "distill_gap_steered"), zero),
+        Panel("distillation gap, base noise (reward units)", gaps[0], zero),
+        Panel("distillation gap, steered (reward units)", gaps[1], zero),
         Panel("TD loss (reward units²)", metric(groups, "td_loss"), log=True),
         Panel("distillation loss (reward units²)", metric(groups, "distill_loss"), log=True),
     ]
@@ -229,8 +260,9 @@ def _entropy(groups: Sequence[Group]) -> FigureData:
     caption = (
         "k-nearest-neighbour entropy (k = 3) of the first action of the chunk at fixed states, less that of the frozen policy "
         "at the same states under the same noises (of more than four action dimensions the four leading principal components "
-        "of the frozen policy's samples). The estimate is biased in many dimensions, so only the difference means anything; a "
-        "fall says that modes are lost. Actions that coincide are floored at a distance of 1e-6."
+        "of the frozen policy's samples). The estimate is biased in many dimensions, so only the difference means anything: "
+        "tenths of a nat are nothing, a fall of nats says that actions are less spread, perhaps that modes are lost. Actions "
+        "that coincide are floored at a distance of 1e-6."
     )
     series = metric(groups, "action_entropy", less="action_entropy_frozen")
 
@@ -241,6 +273,10 @@ def _entropy(groups: Sequence[Group]) -> FigureData:
     old = [group.label for group in told if not tells(group, "action_entropy_frozen")]
     missing = f"Not shown, for their records lack the frozen policy's entropy: {', '.join(old)}." if old else ""
     panel = Panel("action entropy less the frozen policy's, nats", series, [Level("as the frozen policy", 0.0)])
+    if series:
+        low, high = extent(panel)
+        panel = replace(panel, span=(min(low, -TENTHS), max(high, TENTHS)))  # what is nothing is not to look like a collapse
+    missing = " ".join(filter(None, [missing, _unlogged(groups, [panel])]))
     return FigureData("entropy", "Action entropy", caption, [panel], missing=missing)
 
 
@@ -253,7 +289,17 @@ def _throughput(groups: Sequence[Group]) -> FigureData:
         Panel("primitive steps per second", metric(groups, "env_steps_per_s", after_first), from_zero=True),
         Panel("updates per second", metric(groups, "updates_per_s", after_first), from_zero=True),
     ]
+    # a warm-up without updates is so fast that beside it the rest would lie on the axis
+    fast = [any(bool(np.nanmax(s.y) > 5.0 * np.nanmedian(s.y)) for s in panel.series) for panel in panels]
+    panels = [replace(panel, log=True, from_zero=False) if f else panel for panel, f in zip(panels, fast, strict=True)]
     return FigureData("throughput", "Throughput", caption, panels)
+
+
+def _unlogged(groups: Sequence[Group], panels: Sequence[Panel]) -> str:
+    """Which groups are nowhere in a figure that others are in, in words: what is not seen would be taken for nothing lost."""
+    seen = {series.group for panel in panels for series in panel.series}
+    left = [group.label for index, group in enumerate(groups) if index not in seen]
+    return f"Not logged by {', '.join(left)}." if left and seen else ""
 
 
 def _nats(groups: Sequence[Group]) -> list[Level]:

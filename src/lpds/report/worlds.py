@@ -42,6 +42,18 @@ def same_world(one: RunData, other: RunData) -> bool:
     return np.allclose([a[key] for key in shared], [b[key] for key in shared], rtol=1e-3, equal_nan=True)
 
 
+def alike_frozen(runs: Sequence[RunData]) -> list[list[RunData]]:
+    """The runs in as many lists as their frozen policies had outcomes; in one where an environment ignores seeds anyway."""
+    lists: list[list[RunData]] = []
+    for run in runs:
+        found = [made for made in lists if run.summary.get("ignores_seed") or same_world(run, made[0])]
+        if found:
+            found[0].append(run)
+        else:
+            lists.append([run])
+    return lists
+
+
 def untold(runs: Sequence[RunData]) -> list[RunData]:
     """Runs of a factory of the first one's name, of which no shared episode tells that its environment is the same."""
     if not runs or runs[0].config.get("env") is not None:
