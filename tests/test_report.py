@@ -346,7 +346,7 @@ def test_the_warm_up_is_explained_only_where_it_is_drawn(tmp_path: Path) -> None
     config = json.loads((other / "config.json").read_text())
     config["run"]["warmup_steps"] = 1
     (other / "config.json").write_text(json.dumps(config))
-    said = "Before the warm-up ends (dotted) the frozen policy acts."
+    said = "Until the warm-up ends (dotted) nothing is learned."
     assert said in write_report([one], tmp_path / "one.html").read_text()
     assert said not in write_report([one, other], tmp_path / "both.html").read_text()
 

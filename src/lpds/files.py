@@ -86,12 +86,12 @@ def read_object(path: Path, what: str, keys: Mapping[str, type] | None = None, v
         version: that it must be of, where it says one; None asks for none.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none; NotADirectoryError, where its folder is a file.
         LpdsError: broken, of another form or format.
     """
     try:
         found = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError) as error:
         raise LpdsError(f"{path} cannot be read: {error}") from None

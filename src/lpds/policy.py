@@ -22,7 +22,7 @@ from lpds.files import read_object, write_atomically, write_json
 from lpds.observations import Arrays, as_arrays, parts, shapes_fit
 from lpds.passport import decoder_facts
 from lpds.registry import METHODS, resolve
-from lpds.run_folder import RunFolder, folder_of
+from lpds.run_folder import RunFolder, folder_of, no_run
 from lpds.types import Decoder, LatentSpec, Method
 from lpds.wire import WireError, spec_from_wire, spec_to_wire
 
@@ -265,7 +265,9 @@ def _read_policy(run: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         facts = read_object(folder / "policy.json", "a policy", {"method": str, "settings": dict, "decoder": dict})
         return facts, load_file(folder / "policy.safetensors")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        if not (run / "config.json").is_file() and not folder.is_dir():
+            raise no_run(run, f"policy/{POLICY_FILES[0]}") from None
         missing = next((name for name in POLICY_FILES if not (folder / name).is_file()), POLICY_FILES[0])
         raise LpdsError(f"no policy in {run} (policy/{missing} is missing)") from None
     except (OSError, ValueError, SafetensorError) as error:

@@ -47,6 +47,15 @@ def runs_in(folder: Path) -> list[Path]:
     return [folder]
 
 
+def no_run(folder: Path, missing: str = "config.json") -> LpdsError:
+    """What is wrong with a folder that should be a run and lacks a file of one, in one line."""
+    inside = runs_in(folder) if folder.is_dir() else []
+    if inside and inside != [folder]:
+        return LpdsError(f"{folder} holds {len(inside)} run{'s' if len(inside) > 1 else ''}: name one, such as {inside[0]}")
+    why = f"{missing} is missing" if folder.is_dir() else "it is a file" if folder.exists() else "that folder does not exist"
+    return LpdsError(f"no run in {folder} ({why})")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The resolved configuration of a run folder.
 
@@ -55,8 +64,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     try:
         return read_object(folder / "config.json", "a run", CONFIG_KEYS)
-    except FileNotFoundError:
-        raise LpdsError(f"no run in {folder} (config.json is missing)") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise no_run(folder) from None
 
 
 def check_room(folder: Path, overwrite: bool) -> bool:

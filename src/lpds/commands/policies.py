@@ -28,7 +28,9 @@ def do_list(arguments: argparse.Namespace) -> int:
         print(f"  {name:<21}{task.env:<21}{'decoder shipped' if task.decoder in names() else 'decoder not shipped'}")
     for stem, (_, count) in TASKS.families.items():
         print(f"  {stem}:N, N from 0 to {count - 1}, are all tasks")
-    print(f"methods:\n  {' '.join(METHODS)}")
+    print("methods:")
+    for name in METHODS:
+        print(f"  {name:<21}{_first_line(METHODS[name])}")
     print("decoders:")
     for name in names():
         card = FOLDER / name / "card.json"
@@ -41,6 +43,16 @@ def do_list(arguments: argparse.Namespace) -> int:
         print(f"  {name:<20}{facts.get('decoder', {}).get('kind', ''):<11}{level}")
     print(f"  {'  '.join(DECODER_FORMS)}")
     return 0
+
+
+def _first_line(place: str) -> str:
+    """What a module says that it is, read and not imported, since that would take seconds."""
+    import ast
+    from importlib.util import find_spec
+
+    found = find_spec(place.partition(":")[0])
+    text = Path(found.origin).read_text() if found is not None and found.origin else ""
+    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0].removesuffix(".")
 
 
 def do_look(arguments: argparse.Namespace) -> int:

@@ -149,6 +149,7 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, bool]:
     from lpds.files import how_to_resume
     from lpds.policy import load_policy
     from lpds.registry import DECODER_FORMS
+    from lpds.run_folder import no_run, runs_in
     from lpds.zoo import is_unknown, names
 
     folder = Path(arguments.run)
@@ -158,6 +159,8 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, bool]:
         if not finished:
             print(f"{folder} is not finished: this is its last checkpoint's policy", file=sys.stderr)
         return policy, True
+    if folder.is_dir() and runs_in(folder) != [folder]:
+        raise no_run(folder)
     if (folder / "config.json").is_file():
         lost = "has lost its policy, which going on brings back"
         why = lost if finished else "has no policy yet, which its first checkpoint brings"

@@ -25,7 +25,7 @@ from lpds.metrics import quiet_nats
 from lpds.presets import NOT_COMPARED
 from lpds.registry import METHOD_SETTINGS, resolve
 from lpds.report.paired import Array, Comparison, Row, numbers, pair
-from lpds.run_folder import runs_in
+from lpds.run_folder import no_run, runs_in
 from lpds.verdict import NOT_THE_SAME, UNTRAINED, against_line, with_noise
 
 FIGURES = ("return", "success", "success_at_end", "length", "scale")
@@ -307,8 +307,8 @@ def evaluation_points(run: RunData, what: str) -> list[tuple[int, Array]]:
 def _read_run(folder: Path) -> RunData:
     try:
         config = read_object(folder / "config.json", "a run", {"method": str})
-    except FileNotFoundError:
-        raise LpdsError(f"no run in {folder} (config.json is missing)") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise no_run(folder) from None
     for key in ("run", "settings", "decoder"):
         if not isinstance(config.get(key, {}), dict):
             raise LpdsError(f"{folder / 'config.json'} is not that of a run: {key} is no dict")

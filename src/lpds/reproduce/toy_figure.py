@@ -57,7 +57,7 @@ def write_figure(out: Path, points: Sequence[Point], rows: Sequence[dict[str, An
         for index, point in enumerate(points):
             _paths(figure.add_subplot(grid[index // columns, index % columns]), point)
         top = figure.add_subplot(grid[0, columns])
-        _against_delta(top, rows, "path_ratio", "path length / straight line")
+        _against_delta(top, rows, "path_ratio", "mean path length / straight line")
         bottom = figure.add_subplot(grid[1, columns], sharex=top)
         _against_delta(bottom, rows, "modes_covered", f"modes with at least {COVERED:.0%} of roll-outs")
         top.set_ylim(bottom=1.0)
@@ -103,7 +103,7 @@ def _paths(axes: Any, point: Point) -> None:
     modes, *others = [mode_coverage(each.shares, COVERED) for each in point.rollouts]
     beside = f" (other seeds: {', '.join(map(str, others))})" if others else ""
     axes.set_title(
-        f"{_name(point)}\n{modes} mode{'' if modes == 1 else 's'}{beside}\nmedian path {np.median(one.ratios):.2f} × straight",
+        f"{_name(point)}\n{modes} mode{'' if modes == 1 else 's'}{beside}\nmean path {np.mean(one.ratios):.2f} × straight",
         fontsize=9,
         color=INK,
     )
