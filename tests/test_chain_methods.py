@@ -13,8 +13,9 @@ from scripted import CPU, TINY, assert_same_run, identity_decoder, toy_decoder
 
 import lpds
 from lpds.errors import LpdsError
+from lpds.learning import Learning
 from lpds.log import METRIC_KEYS, read_json_lines
-from lpds.methods.chain import DecoderChain
+from lpds.methods.chain import ChainPolicy, DecoderChain
 from lpds.methods.dppo import DPPO, DPPOSettings, advantages, clip_range, policy_loss, value_loss
 from lpds.methods.dql import DQL, DQLSettings, q_term
 from lpds.methods.idql import IDQL, IDQLSettings, expectile_loss, explore
@@ -286,6 +287,59 @@ def test_rounds_of_the_warm_up_are_never_learned_from(make_diffusion):
     method.observe([], [])
     method.observe([0], [1.0])
     assert int(method.tensors()["fresh_rounds"]) == 2
+
+
+def test_the_value_learns_alone_in_the_first_iterations(make_diffusion):
+    decoder = make_diffusion()
+    method, changed = learner("dppo", decoder, critic_iterations=2), []
+    for iteration in range(3):
+        before = method.tensors()
+        update("dppo", method, decoder, seed=iteration)
+        after = method.tensors()
+        changed.append(
+            tuple(
+                any(not torch.equal(before[key], after[key]) for key in before if key.startswith(name))
+                for name in ("net.", "value.")
+            )
+        )
+    assert changed == [(False, True), (False, True), (True, True)]
+
+
+@pytest.mark.parametrize(("name", "std"), [("dppo", 1.0), ("dql", 10.0), ("idql", 10.0)])
+def test_the_warm_ups_returns_deviate_by_what_is_asked(name, std, tmp_path, monkeypatch):
+    seen = {}
+    everything = Learning._end_warmup
+
+    def noted(self, step, stopped):
+        seen["returns"] = self.replay.returns_to_go()[0].clone()
+        return everything(self, step, stopped)
+
+    monkeypatch.setattr(Learning, "_end_warmup", noted)
+    kind = KINDS[name][0]
+    monkeypatch.setattr(kind, "calibrate", lambda self, obs, action, scale: seen.update(scale=scale))
+    given = {"warmup_steps": 64, "warmup_fits": 0, "eval_every": 0, "final_episodes": 1, "quiet": True}
+    lpds.steer("toy", method=name, out=tmp_path / "run", steps=80, **given)
+    assert float((seen["scale"] * seen["returns"]).std()) == pytest.approx(std, rel=1e-4)
+
+
+@NAMES
+def test_what_trains_the_chain_is_warmed_up_by_the_chain(name, make_diffusion, tmp_path, monkeypatch):
+    """As the released code; the frozen policy's own sampler is another policy, whose returns are not the chain's."""
+    acted = []
+    act = ChainPolicy.act
+
+    def noted(self, decoder, obs, eps, scale):
+        if not self.evaluation or scale == 0.0:
+            acted.append(scale)
+        return act(self, decoder, obs, eps, scale)
+
+    monkeypatch.setattr(ChainPolicy, "act", noted)
+    given = {"steps": 120, "warmup_steps": 64, "warmup_fits": 0, "eval_every": 0, "final_episodes": 1, "quiet": True}
+    for warmup_policy, first in ((None, 1.0), ("frozen", 0.0)):
+        acted.clear()
+        chosen = {} if warmup_policy is None else {"warmup_policy": warmup_policy}
+        lpds.steer("toy", method=name, out=tmp_path / str(warmup_policy), **given, **chosen)
+        assert acted[0] == first
 
 
 # -- DQL and IDQL --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,25 @@ def test_help_answers_in_under_a_second_and_imports_no_torch():
     assert seconds < 5.0  # a loaded machine; a free one takes a quarter of a second
 
 
+@pytest.mark.parametrize("command", ["eval", "resume", "video"])
+def test_a_folder_of_runs_is_told_for_what_it_is(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(2):
+        (tmp_path / "grid" / "lpds" / f"seed{seed}").mkdir(parents=True)
+        (tmp_path / "grid" / "lpds" / f"seed{seed}" / "config.json").write_text("{}")
+    assert main([command, "grid"]) == 2
+    place = Path("grid") / "lpds" / "seed0"
+    assert capsys.readouterr().err == f"lpds: grid holds 2 runs: name one, such as {place}\n"
+
+
+@pytest.mark.parametrize("command", ["resume", "video", "report", "compare"])
+def test_a_file_is_no_run(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.file").write_text("")
+    assert main([command, "a.file"]) == 2
+    assert capsys.readouterr().err == "lpds: no run in a.file (it is a file)\n"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -46,7 +66,7 @@ def test_help_answers_in_under_a_second_and_imports_no_torch():
         (["demos", "hopper", "--out", "x.npz"], "pass --experts FOLDER"),
         (["pretrain", "mine", "--data", "nowhere.npz", "--out", "x"], "dataset nowhere.npz does not exist"),
         (["report", "nowhere"], "nowhere"),
-        (["video", "nowhere"], "no policy in nowhere"),
+        (["video", "nowhere"], "no run in nowhere (that folder does not exist)"),
         (["eval", "runs/nowhere"], "unknown run or decoder 'runs/nowhere': that folder does not exist"),
         (["eval", "p.py"], "unknown decoder 'p.py'; did you mean 'python:p.py:NAME'?"),
         (["eval", "."], "unknown decoder '.': that folder holds none (decoder.safetensors is missing)"),

@@ -133,6 +133,9 @@ def test_every_method_has_its_own_modes_beside_the_same_frozen_ones(tmp_path):
     assert all(panel.series[0].label == "frozen policy" and len(panel.series) == 2 for panel in modes.panels)
     for first, second in zip(modes.panels[:MODE_STATES], modes.panels[MODE_STATES:], strict=True):
         np.testing.assert_array_equal(first.series[0].x, second.series[0].x)
+        assert (first.xspan, first.span) == (second.xspan, second.span)  # else one cloud has two sizes
+        left, right = first.xspan
+        assert all(left <= s.x.min() and s.x.max() <= right for panel in (first, second) for s in panel.series)
     (alone,) = [figure for figure in figures_of(groups[:1]) if figure.name == "modes"]
     assert [panel.title for panel in alone.panels] == [f"state {number}" for number in range(1, MODE_STATES + 1)]
 
@@ -201,6 +204,10 @@ def test_a_last_evaluation_looks_as_its_group_does_and_is_named_where_no_line_is
     assert ax.get_legend_handles_labels()[1].count("m2: last evaluation") == 1
     assert set(ax.get_legend_handles_labels()[1]) == {"m0", "m1", "last evaluation", "m2: last evaluation"}
     drawn = [bar.lines[0] for bar in ax.containers]
+    at = [float(line.get_xdata()[0]) for line in drawn]
+    assert at[0] == 2.0
+    assert len(set(at)) == 3, "one would hide the other"
+    assert max(at) < ax.get_xlim()[1]
     assert [line.get_marker() for line in drawn] == list(MARKERS[:3])
     assert len({line.get_color() for line in drawn}) == 3
 

@@ -258,6 +258,46 @@ def test_the_frozen_band_is_of_the_curves_own_episodes(tmp_path):
     assert alone.label == "frozen policy (20 episodes, last evaluation)"
 
 
+@pytest.mark.parametrize("order", [("here", "there"), ("there", "here")])
+def test_a_frozen_policy_that_returned_something_else_elsewhere_has_a_line_of_its_own(tmp_path, order):
+    """One line for both would be of the runs that were named last."""
+    runs = {"here": make_run(tmp_path / "lpds" / "seed0"), "there": make_run(tmp_path / "idql" / "seed0", method="idql")}
+    rows = [json.loads(line) for line in (runs["there"] / "eval.jsonl").read_text().splitlines()]
+    write_rows(runs["there"] / "eval.jsonl", [{**row, "return": row["return"] + 30.0} for row in rows])
+    figure = figures_of(group_runs(read_runs([runs[name] for name in order])))[0]
+    levels = {level.label: level.value for level in figure.panels[0].levels}
+    assert levels == {
+        "frozen policy of lpds (20 episodes)": pytest.approx(starts(runs["here"]).mean()),
+        "frozen policy of idql (20 episodes)": pytest.approx(starts(runs["there"]).mean()),
+    }
+
+
+def test_an_entropy_that_hardly_moves_does_not_fill_its_axis(tmp_path):
+    run = make_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    told = [row | ({"action_entropy": 2.49} if row["action_entropy"] is not None else {}) for row in rows]
+    write_rows(run / "metrics.jsonl", told)
+    (figure,) = [f for f in figures_of(group_runs(read_runs([run]))) if f.name == "entropy"]
+    assert figure.panels[0].span == (-0.5, 0.5)
+
+
+def test_who_is_not_in_a_figure_is_named(tmp_path):
+    """A method that logs no entropy has not kept it."""
+    told, silent = make_run(tmp_path / "lpds"), make_run(tmp_path / "ticket", method="golden-ticket", settings={}, silent=True)
+    figures = {figure.name: figure for figure in figures_of(group_runs(read_runs([told, silent])))}
+    assert figures["entropy"].missing == figures["latent-norm"].missing == "Not logged by golden-ticket."
+    assert not {f.name: f for f in figures_of(group_runs(read_runs([told])))}["entropy"].missing
+
+
+def test_what_a_band_is_of_is_said_of_every_figure_that_has_one(tmp_path):
+    one, other = (make_run(tmp_path / f"seed{seed}", seed=seed) for seed in range(2))
+    said = "Bands: from the lowest seed to the highest."
+    for figure in figures_of(group_runs(read_runs([one, other]))):
+        banded = any(series.low is not None for panel in figure.panels for series in panel.series)
+        assert (said in figure.caption) == (banded and figure.name not in ("learning", "success"))
+    assert not any(said in figure.caption for figure in figures_of(group_runs(read_runs([one]))))
+
+
 def test_a_run_and_its_copy_are_one_seed(tmp_path):
     run = make_run(tmp_path / "run")
     copy = tmp_path / "copy"
