@@ -38,13 +38,14 @@ TABLES = {"released": ORDER | RELEASED, "equal": ORDER | EQUAL}
 SAID = {
     "frozen": "frozen policy",
     "lpds+quiet-100k": "`lpds --preset quiet`",
-    "dql+data-slow": "`dql`, clones the data, at 1e-5",
+    "dql+data-slow": "`dql`, clones the data, at 1e-5, warmed up by the frozen policy",
     "dsrl-na+fits": "`dsrl-na`, temperature 0.3, LP-DS's start",
     **dict.fromkeys(("dsrl-na+alpha0.3", "dsrl-na+equal-alpha0.3"), "`dsrl-na`, temperature 0.3"),
     **{name: f"`{name.removesuffix('+equal')}`" for name in EQUAL if name.endswith("+equal")},
+    "idql+equal": "`idql`, warmed up by the frozen policy",
 }
 """What a row is called, where that is not its folder's name."""
-BLOCKS = ("+noiseless", "+raw", "+equal-raw", "+equal-alpha0.3-raw", "+fits-raw")
+BLOCKS = ("+noiseless", "+raw", "+equal-raw", "+equal-alpha0.3-raw", "+fits-raw", "+frozen-warmup")
 """Further variants that the comparisons have and the tables have not."""
 
 
@@ -107,7 +108,7 @@ def main() -> None:
             *RELEASED,
             *EQUAL,
         ]
-        names += [f"{method}{end}" for method in ("dsrl-na", "dsrl-sac") for end in BLOCKS]
+        names += [f"{method}{end}" for method in ("dsrl-na", "dsrl-sac", "dppo", "idql", "dql") for end in BLOCKS]
         under = put(under, f"comparison, {task}", ["```", str(compare(runs_of(task, names))), "```"])
     write_json(RESULTS / "rivals.json", {"format_version": 1, "command": "python benchmarks/rival_tables.py", "tables": kept})
     path.write_text(page)

@@ -400,6 +400,23 @@ def test_frozen_policies_of_one_decoder_that_played_otherwise_are_told(tmp_path)
     (note,) = (note for note in lpds.compare([one, other]).notes if "did not return" in note)
     assert str(other) in note
     assert str(one) in note
+    assert not any("did not begin at" in note for note in lpds.compare([one]).notes)
+    changed = {**config, "settings": {"delta": 2.0}}  # two groups, of which each has its own start
+    (other / "config.json").write_text(json.dumps({**changed, "env": "Mine-v0"}))
+    (own,) = (note for note in lpds.compare([one, other]).notes if "did not begin at" in note)
+    assert own.endswith("the row 'frozen': its difference is from its own frozen policy, 7.00 there")
+
+
+def test_what_learns_nothing_cuts_nobodys_area(tmp_path):
+    """A short look at the frozen policy beside long runs would have changed which of these is ahead."""
+    for method, steps in (("lpds", 1000), ("dsrl-na", 1000), ("base", 200)):
+        write_run(tmp_path / method / "seed0", method, 0, np.arange(8.0), steps=steps)
+    before = {row.label: row.area for row in lpds.compare([tmp_path / "lpds", tmp_path / "dsrl-na"]).rows}
+    report = lpds.compare([tmp_path / name for name in ("lpds", "dsrl-na", "base")])
+    assert {row.label: row.area for row in report.rows if row.label in ("lpds", "dsrl-na")} == {
+        name: pytest.approx(before[name], nan_ok=True) for name in ("lpds", "dsrl-na")
+    }
+    assert not any("areas stop" in note for note in report.notes)
 
 
 def test_what_ends_alike_is_the_same(tmp_path):

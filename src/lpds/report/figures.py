@@ -167,7 +167,7 @@ def _scale_y(ax: Any, panel: Panel) -> None:
         if panel.span is not None and low > 0.0:
             ax.set_ylim(low / 1.2, high * 1.2)
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.0 else (1.0,)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1.0 else f"{value:.6g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
         return
     ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))

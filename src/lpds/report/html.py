@@ -40,7 +40,7 @@ SEEDS = (
     "freedom of Satterthwaite); the frozen policy's interval is over episodes where all seeds share them."
 )
 COMPARED = (
-    "Reference: {}. IQM: mean of the middle half of all episodes. Area: mean height of the learning curve. Intervals of mean "
+    "Reference: {}. Area: mean height of the learning curve. Intervals of mean "
     "and difference are for other seeds and other episodes, which all seeds play (Student's, degrees of freedom of "
     "Satterthwaite); those of the IQM resample seeds and shared episodes and are too narrow for few seeds{}."
 )

@@ -73,7 +73,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
             "dppo",
             "idql",
             "dql",
-            f"idql+equal:{EQUAL},batch_size=256",
+            f"idql+equal:{EQUAL},batch_size=256,warmup_policy=frozen",
             f"dql+equal:{EQUAL},batch_size=256",
         ),
         (
@@ -84,6 +84,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
             BUDGET,
             "Own frozen policies (see their cards), not the public checkpoints; chunk 4, networks 3x256 (Hopper 3x128).",
             "dppo, idql and dql act by the 20-step chain: compare them with base+chain, not with the frozen policy.",
+            "Their warm-up is the chain's own, but that of idql+equal, which the frozen policy collected.",
             "dsrl-na+fits has what lpds starts from: critics fitted to the warm-up's returns, and rewards scaled by them.",
         ),
         figures=("learning", "entropy"),
