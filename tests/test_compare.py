@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 
 import lpds
 from lpds.errors import LpdsError
-from lpds.report.compare import hint
+from lpds.report.lines import hint
 from lpds.report.read import read_runs
 from lpds.stats import (
     area_under_curve,
@@ -438,7 +438,7 @@ def test_success_is_compared_as_returns_are(tmp_path):
     assert row.success == share_over_seeds(list(values))
     assert row.success_difference == pytest.approx(crossed_difference(before[None], values))
     assert frozen.success == pytest.approx(wilson(15, 30))
-    assert "difference, points" in str(lpds.compare(runs))
+    assert "  points  " in str(lpds.compare(runs))
 
 
 def test_runs_from_before_a_setting_existed_are_one_group_with_new_ones(tmp_path):

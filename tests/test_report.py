@@ -17,10 +17,11 @@ from scipy.stats import chi
 from lpds.errors import LpdsError
 from lpds.log import METRIC_KEYS
 from lpds.report import write_figures, write_report
-from lpds.report.compare import compare, hint
+from lpds.report.compare import compare
 from lpds.report.figures import _label, png
 from lpds.report.glossary import GLOSSARY
 from lpds.report.html import WORSE, interval, number
+from lpds.report.lines import hint
 from lpds.report.read import group_runs, read_runs
 from lpds.report.series import figures_of
 from lpds.stats import bootstrap_mean, crossed_difference, crossed_mean, paired_difference, wilson

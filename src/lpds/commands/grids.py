@@ -6,7 +6,7 @@ import argparse
 import signal
 from pathlib import Path
 
-from lpds.commands.terminal import as_interrupt, say
+from lpds.commands.terminal import as_interrupt, say, show_comparison
 from lpds.decoder_flags import load_given, shared_words
 
 
@@ -28,7 +28,6 @@ def do_bench(arguments: argparse.Namespace) -> int:
 
 
 def _grid(arguments: argparse.Namespace) -> int:
-    import json
 
     from lpds import remarks
     from lpds.api import check_env
@@ -54,8 +53,7 @@ def _grid(arguments: argparse.Namespace) -> int:
     if finished:
         from lpds.report.compare import compare
 
-        report = compare(finished)
-        print(json.dumps(report.to_json()) if arguments.json else report)
+        show_comparison(compare(finished), as_json=arguments.json)
         _write_page(finished, out)
     return 0 if len(finished) == len(cells) else 1
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lpds.bar import progress_bar
-from lpds.commands.terminal import settings_given, where_it_acts
+from lpds.commands.terminal import settings_given, show_comparison, where_it_acts
 from lpds.decoder_flags import decoder_options, load_given, moved_files
 
 
@@ -254,12 +254,9 @@ def do_report(arguments: argparse.Namespace) -> int:
 
 def do_compare(arguments: argparse.Namespace) -> int:
     """Compare runs."""
-    import json
-
     from lpds.report.compare import compare
 
-    report = compare(arguments.runs, arguments.reference)
-    print(json.dumps(report.to_json()) if arguments.json else report)
+    show_comparison(compare(arguments.runs, arguments.reference), as_json=arguments.json)
     return 0
 
 

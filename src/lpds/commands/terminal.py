@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lpds.errors import LpdsError
+
+if TYPE_CHECKING:
+    from lpds.report.compare import CompareReport
 
 
 def where_it_acts(reference: str, arguments: argparse.Namespace) -> str | None:
@@ -28,6 +33,14 @@ def where_it_acts(reference: str, arguments: argparse.Namespace) -> str | None:
     if env is None:
         raise LpdsError(f"nothing says where {reference} acts: pass --task, or --env with a Gymnasium id")
     return env
+
+
+def show_comparison(report: CompareReport, *, as_json: bool) -> None:
+    """Print a comparison: all of it into a file or a pipe, in a terminal as much as its lines hold."""
+    from lpds.report.lines import lines_of
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(json.dumps(report.to_json()) if as_json else "\n".join(lines_of(report, width)).rstrip())
 
 
 def as_interrupt(signum: int, frame: Any) -> None:

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from lpds.digits import told, unsigned_zero
+from lpds.digits import told
 from lpds.errors import LpdsError
 from lpds.registry import METHODS, resolve
+from lpds.report.lines import lines_of, points, say
 from lpds.report.paired import Comparison
 from lpds.report.read import Group, RunData, evaluation_points, group_runs, read_runs
-from lpds.report.sides import BESIDE, NAN3, Over, Side, frozen_of, frozen_sides, over, side_of
+from lpds.report.sides import BESIDE, Over, Side, frozen_of, frozen_sides, over, side_of
 from lpds.report.standing import against, standing
 from lpds.report.worlds import APART, by_task, untold
 from lpds.run_folder import RunFolder, folder_of
 from lpds.stats import (
-    FEWEST_PAIRS,
     Interval,
     area_under_curve,
     crossed_bootstrap,
@@ -107,37 +107,7 @@ class CompareReport:
 
     def __str__(self) -> str:
         """One table a task, then the notes, then who stands where."""
-        lines: list[str] = []
-        for task, reference in self.references.items():
-            rows = [row for row in self.rows if row.task == task]
-            shares = any(not math.isnan(row.success[0]) for row in rows)
-            table = [["", "seeds", "steps", "return", "IQM", "area", *(["success", "difference, points"] if shares else [])]]
-            better = any(not math.isnan(row.improvement[0]) for row in rows)
-            table[0] += ["difference", *(["P(better)"] if better else [])]
-            for row in rows:
-                cells = [
-                    row.label,
-                    str(row.seeds),
-                    f"{row.steps:,}",
-                    _say(row.mean),
-                    _say(row.iqm),
-                    _say((row.area[0], *NAN3[1:])),
-                ]
-                if shares:
-                    mean, low, high = (100.0 * value for value in row.success_difference)
-                    cells += [_say(row.success, ".0%"), _say((mean, low, high), "+.0f")]
-                cells += [_say(row.difference, sign=True), *([_say(row.improvement, ".2f")] if better else [])]
-                table.append(cells)
-            widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-            words = ["verdict (return)", *(row.verdict + (hint(row) if row.verdict == "undecided" else "") for row in rows)]
-            lines.append(f"{task}: against {reference}")
-            for cells, word in zip(table, words, strict=True):
-                label, *rest = (
-                    cell.rjust(width) if at else cell.ljust(width) for at, (cell, width) in _numbered(cells, widths)
-                )
-                lines.append("  ".join([label, *rest, word]).rstrip())
-            lines.append("")
-        return "\n".join([*lines, *self.notes, *self.standings]).rstrip()
+        return "\n".join(lines_of(self)).rstrip()
 
 
 def compare(runs: str | Path | RunFolder | Iterable[str | Path | RunFolder], reference: str | None = None) -> CompareReport:
@@ -265,31 +235,37 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
     if two:
         notes.append(f"{task}: two seeds only, whose intervals may be too narrow (they cover 89 to 95 %): {', '.join(two)}")
     for side, row in zip(sides, rows, strict=True):
-        lost = int(np.isnan(side.columns["return"]).sum())
-        if lost:
-            notes.append(f"{task}: {side.label} lacks the returns of {lost} of {side.columns['return'].size} episodes")
-        most = max((len(side_of(Group("", (run,))).keys) for run in side.runs), default=0)
-        if len(side.keys) < most:
-            notes.append(f"{task}: {side.label} by the {len(side.keys)} episodes that all of its seeds played, of {most}")
-        other = chosen or own[side.decoder]
-        if side.runs and 0 < row.pairs < max(len(side.keys), len(other.keys)):
-            notes.append(
-                f"{task}: the difference of {side.label} is over {row.pairs} shared episodes, its return over "
-                f"{len(side.keys)}, that of {other.label} over {len(other.keys)}"
-            )
-        if side.runs and other.method == "frozen" and row.pairs:
-            before = crossed_mean(frozen_of(side).columns["return"])
-            others = not set(side.keys) <= set(other.keys)
-            if others or not np.isclose(before[0], np.mean(other.columns["return"]), rtol=1e-3):
-                how = "played other episodes than" if others else "did not begin at"
-                notes.append(
-                    f"{task}: {side.label} {how} the row {other.label!r}: its difference is from its own "
-                    f"frozen policy, {told(before, sign=False)[0]} there"
-                )
-        if side is not other and not row.pairs:
-            notes.append(f"{task}: {side.label} shares no episode with {other.label}: another eval_seed?")
+        notes += _of_episodes(task, side, row, chosen or own[side.decoder])
     name = chosen.label if chosen else "frozen" if len(own) == 1 else "each one's own frozen policy"
     return rows, name, standing(task, sides)
+
+
+def _of_episodes(task: str, side: Side, row: Row, other: Side) -> list[str]:
+    """What to know of the episodes that a row and its reference are of."""
+    notes: list[str] = []
+    lost = int(np.isnan(side.columns["return"]).sum())
+    if lost:
+        notes.append(f"{task}: {side.label} lacks the returns of {lost} of {side.columns['return'].size} episodes")
+    most = max((len(side_of(Group("", (run,))).keys) for run in side.runs), default=0)
+    if len(side.keys) < most:
+        notes.append(f"{task}: {side.label} by the {len(side.keys)} episodes that all of its seeds played, of {most}")
+    if side.runs and 0 < row.pairs < max(len(side.keys), len(other.keys)):
+        notes.append(
+            f"{task}: the difference of {side.label} is over {row.pairs} shared episodes, its return over "
+            f"{len(side.keys)}, that of {other.label} over {len(other.keys)}"
+        )
+    if side.runs and other.method == "frozen" and row.pairs:
+        before = crossed_mean(frozen_of(side).columns["return"])
+        others = not set(side.keys) <= set(other.keys)
+        if others or not np.isclose(before[0], crossed_mean(other.columns["return"])[0], rtol=1e-3, equal_nan=True):
+            how = "played other episodes than" if others else "did not begin at"
+            notes.append(
+                f"{task}: {side.label} {how} the row {other.label!r}: its difference is from its own "
+                f"frozen policy, {told(before, sign=False)[0]} there"
+            )
+    if side is not other and not row.pairs:
+        notes.append(f"{task}: {side.label} shares no episode with {other.label}: another eval_seed?")
+    return notes
 
 
 def _method(side: Side) -> Any:
@@ -322,11 +298,8 @@ def _efforts(task: str, sides: Sequence[Side]) -> list[str]:
 
 
 def _say_over(found: Over) -> str:
-    line = _say(found.difference, sign=True)
-    if math.isnan(found.success_difference[0]):
-        return line
-    mean, low, high = (100.0 * value for value in found.success_difference)
-    return f"{line}, success {_say((mean, low, high), '+.0f')} points"
+    line = say(found.difference, sign=True)
+    return line if math.isnan(found.success_difference[0]) else f"{line}, success {points(found.success_difference)} points"
 
 
 def _each_seed_once(task: str, group: Group, notes: list[str]) -> Group:
@@ -375,25 +348,3 @@ def _left_out(run: RunData) -> str:
     if not run.summary:
         return f"{run.folder} is not finished"
     return f"{run.folder} is finished, but its last evaluation cannot be read ({'; '.join(run.notes) or 'it is not there'})"
-
-
-def hint(row: Row) -> str:
-    """What would decide an undecided comparison."""
-    if row.pairs < FEWEST_PAIRS:
-        return f": fewer than {FEWEST_PAIRS} episodes cannot decide it"
-    if row.differ < FEWEST_PAIRS:
-        return f": fewer than {FEWEST_PAIRS} episodes that differ cannot decide it"
-    if row.more:
-        return f": about {row.more:,} more episodes{' a seed' if row.most_seeds > 1 else ''} would decide it"
-    return ": only more seeds would decide it" if row.more is None and row.most_seeds > 1 else ""
-
-
-def _numbered(cells: Sequence[str], widths: Sequence[int]) -> Iterable[tuple[int, tuple[str, int]]]:
-    return enumerate(zip(cells, widths, strict=True))
-
-
-def _say(found: Interval, form: str = "", *, sign: bool = False) -> str:
-    if math.isnan(found[0]):
-        return "-"
-    mean, low, high = (unsigned_zero(format(value, form)) for value in found) if form else told(found, sign)
-    return mean if math.isnan(found[1]) else f"{mean} [{low}, {high}]"

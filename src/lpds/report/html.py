@@ -14,9 +14,10 @@ from typing import Any
 from lpds.digits import unsigned_zero
 from lpds.errors import LpdsError, one_line
 from lpds.files import write_atomically
-from lpds.report.compare import Row, compare, hint
+from lpds.report.compare import Row, compare
 from lpds.report.figures import matplotlib_figure, png, svg
 from lpds.report.glossary import GLOSSARY
+from lpds.report.lines import hint
 from lpds.report.paired import Comparison, column_interval
 from lpds.report.panels import FigureData, to_csv
 from lpds.report.read import Group, RunData, group_runs, read_runs
