@@ -252,7 +252,7 @@ class RunSettings:
     warmup_steps: int = 8_000
     """Primitive steps before the first update."""
     warmup_policy: str = "frozen"
-    """What collects them: frozen, the decoder as it samples, or own, what the method begins with."""
+    """What collects the warm-up: frozen, the decoder as it samples, or own, what the method begins with."""
     warmup_fits: int = 3_000
     """Critic updates on the warm-up's Monte-Carlo returns before Delta moves; 0 for none."""
     updates_per_decision: float = 1.0
