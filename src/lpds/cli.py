@@ -126,7 +126,7 @@ def _policy_commands(commands: Any) -> None:
 def _data_commands(commands: Any) -> None:
     """Making a frozen policy."""
     demos = _command(commands, "demos", "roll out the data of a zoo recipe", policies.do_demos)
-    demos.add_argument("name")
+    demos.add_argument("name", help="a task with an expert: an unknown one is answered with all of them")
     demos.add_argument("--experts", type=Path, help="folder of expert actors (.npz); scripted experts need none")
     demos.add_argument("--episodes", type=int, help="of a scripted expert: successes to keep (default: the recipe's)")
     demos.add_argument("--seed", type=int, help="of a scripted expert (default: the recipe's)")
@@ -167,14 +167,14 @@ def _data_commands(commands: Any) -> None:
 def _page_commands(commands: Any) -> None:
     """What is looked at of runs that are finished."""
     report = _command(commands, "report", "one HTML file with figures and tables from run folders", runs.do_report)
-    report.add_argument("runs", nargs="+", type=Path, help="run folders")
+    report.add_argument("runs", nargs="+", type=Path, help="run folders, or those of a method, a task or a grid above them")
     report.add_argument(
         "--out", type=Path, help="FILE.html, or a folder that exists (default: report.html in the first run folder)"
     )
     report.add_argument("--figures", type=Path, help="also write every figure as PNG and its numbers as CSV here")
 
     compare = _command(commands, "compare", "which method is better, and how sure that is", runs.do_compare)
-    compare.add_argument("runs", nargs="+", type=Path, help="finished run folders")
+    compare.add_argument("runs", nargs="+", type=Path, help="run folders, or those of a method, a task or a grid above them")
     compare.add_argument("--reference", help="method that the others are compared with (default: the frozen policy)")
     compare.add_argument("--json", action="store_true", help="print one JSON object")
 
