@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -329,17 +330,38 @@ def test_what_trains_the_chain_is_warmed_up_by_the_chain(name, make_diffusion, t
     act = ChainPolicy.act
 
     def noted(self, decoder, obs, eps, scale):
-        if not self.evaluation or scale == 0.0:
+        if not self.evaluation:
             acted.append(scale)
         return act(self, decoder, obs, eps, scale)
 
     monkeypatch.setattr(ChainPolicy, "act", noted)
     given = {"steps": 120, "warmup_steps": 64, "warmup_fits": 0, "eval_every": 0, "final_episodes": 1, "quiet": True}
-    for warmup_policy, first in ((None, 1.0), ("frozen", 0.0)):
+    rounds = {}
+    for warmup_policy in (None, "frozen"):
         acted.clear()
         chosen = {} if warmup_policy is None else {"warmup_policy": warmup_policy}
-        lpds.steer("toy", method=name, out=tmp_path / str(warmup_policy), **given, **chosen)
-        assert acted[0] == first
+        run = lpds.steer("toy", method=name, out=tmp_path / str(warmup_policy), **given, **chosen)
+        rounds[warmup_policy] = list(acted)
+        assert not json.loads((run.folder / "summary.json").read_text()).get("warnings"), "the chain is noisier on purpose"
+    assert set(rounds[None]) == {1.0}
+    warm = rounds["frozen"].index(1.0)
+    assert set(rounds["frozen"][:warm]) == {0.0}
+    assert set(rounds["frozen"][warm:]) == {1.0}
+    assert warm > 1
+
+
+def test_while_the_value_learns_alone_nothing_is_learned(tmp_path):
+    given = {"steps": 400, "eval_every": 0, "final_episodes": 6, "quiet": True, "warmup_steps": 32}
+    run = lpds.steer("toy", method="dppo", out=tmp_path / "run", critic_iterations=1_000, **given)
+    assert run.verdict().startswith("NOTHING WAS LEARNED: the value learns alone in the first 1,000 iterations")
+
+
+@pytest.mark.parametrize("name", ["lpds", "dsrl-na", "best-of-n"])
+def test_fits_are_of_the_policy_that_collected_the_warm_up(name, tmp_path, refused):
+    with refused(
+        f"{name} fits its critics to the warm-up as the frozen policy's: warmup_policy own wants warmup_fits 0, not 50"
+    ):
+        lpds.steer("toy", method=name, out=tmp_path / "run", steps=400, warmup_policy="own", warmup_fits=50)
 
 
 # -- DQL and IDQL --------------------------------------------------------------------------------------------------------

@@ -43,6 +43,14 @@ def test_a_folder_of_runs_is_told_for_what_it_is(command, capsys, tmp_path, monk
     assert capsys.readouterr().err == f"lpds: grid holds 2 runs: name one, such as {place}\n"
 
 
+def test_a_shipped_name_is_the_decoders_though_a_folder_of_runs_is_called_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy" / "lpds" / "seed0").mkdir(parents=True)
+    (tmp_path / "toy" / "lpds" / "seed0" / "config.json").write_text("{}")
+    assert main(["eval", "toy", "--episodes", "1"]) == 0
+    assert "return" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["resume", "video", "report", "compare"])
 def test_a_file_is_no_run(command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -407,6 +407,20 @@ def test_frozen_policies_of_one_decoder_that_played_otherwise_are_told(tmp_path)
     assert own.endswith("the row 'frozen': its difference is from its own frozen policy, 7.00 there")
 
 
+def test_fewer_episodes_of_one_frozen_policy_are_no_other_start(tmp_path):
+    frozen = np.arange(50.0) * 3.0
+    write_run(tmp_path / "lpds" / "seed0", "lpds", 0, np.arange(50.0), frozen=1.0)
+    write_run(tmp_path / "dsrl-na" / "seed0", "dsrl-na", 0, np.arange(20.0), frozen=1.0)
+    for method, count in (("lpds", 50), ("dsrl-na", 20)):
+        place = tmp_path / method / "seed0" / "eval.jsonl"
+        rows = [json.loads(line) for line in place.read_text().splitlines()]
+        rows = [row | ({"return": frozen[row["episode"]]} if row.get("scale") == 0.0 else {}) for row in rows]
+        place.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert sum(row["kind"] == "final" for row in rows) == 2 * count
+    report = lpds.compare([tmp_path / "lpds", tmp_path / "dsrl-na"])
+    assert not any("did not begin at" in note for note in report.notes)
+
+
 def test_what_learns_nothing_cuts_nobodys_area(tmp_path):
     """A short look at the frozen policy beside long runs would have changed which of these is ahead."""
     for method, steps in (("lpds", 1000), ("dsrl-na", 1000), ("base", 200)):

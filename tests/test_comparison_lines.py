@@ -30,6 +30,7 @@ ROW = Row(
     same=False,
 )
 FROZEN = replace(ROW, label="frozen", seeds=1, steps=0, area=NONE, difference=NONE, success_difference=NONE, improvement=NONE)
+FROZEN_RETURN = replace(FROZEN, success=NONE)
 REPORT = CompareReport(
     (FROZEN, ROW), {"hopper": "frozen"}, ("hopper: a note of " + "many words " * 20,), ("lpds is the highest",)
 )
@@ -39,7 +40,7 @@ def test_nothing_is_left_out_where_there_is_room():
     title, heads, frozen, steered, *rest = lines_of(REPORT)
     assert title == "hopper: against frozen"
     assert heads.split("  ")[-1] == "verdict (return)"
-    assert all(name in heads for name in (*SPARED, "return", "success", "points", "difference"))
+    assert all(name in heads for name in (*SPARED[1:], "return", "success", "points", "difference"))
     assert frozen.split() == [
         "frozen",
         "-",
@@ -56,11 +57,24 @@ def test_nothing_is_left_out_where_there_is_room():
 def test_no_line_is_wider_than_the_terminal_and_what_is_spared_is_said(width):
     lines = list(lines_of(REPORT, width))
     assert max(map(len, lines)) <= width
-    shown = [name for name in SPARED if name in lines[1]]
-    assert shown == list(SPARED[len(SPARED) - len(shown) :]), "the less telling go first"
+    columns = SPARED[1:]
+    shown = [name for name in columns if name in lines[1]]
+    assert shown == list(columns[len(columns) - len(shown) :]), "the less telling go first"
     told = [line for line in lines if line.startswith("left out of a terminal")]
-    assert bool(told) == (len(shown) < len(SPARED))
+    assert bool(told) == (len(shown) < len(columns))
     assert all(name in lines[1] for name in ("return", "success", "points", "difference", "verdict"))
+
+
+def test_what_would_decide_it_costs_no_figure_and_eighty_letters_are_enough_for_a_return():
+    """A cell of many words would have taken the columns' room."""
+    open_ = replace(ROW, difference=(100.0, -50.0, 250.0), success=NONE, success_difference=NONE, more=11, improvement=NONE)
+    report = replace(REPORT, rows=(FROZEN_RETURN, open_))
+    assert "undecided: about 11 more episodes a seed would decide it" in str(report)
+    for width, shown in ((110, ("IQM", "area", "steps", "seeds")), (80, ("seeds", "return", "difference"))):
+        lines = list(lines_of(report, width))
+        assert max(map(len, lines)) <= width
+        assert all(name in lines[1] for name in shown), lines[1]
+        assert lines[3].endswith("undecided")
 
 
 def test_a_column_that_no_row_has_a_figure_for_is_not_there():

@@ -208,6 +208,13 @@ def test_a_last_evaluation_looks_as_its_group_does_and_is_named_where_no_line_is
     assert at[0] == 2.0
     assert len(set(at)) == 3, "one would hide the other"
     assert max(at) < ax.get_xlim()[1]
+    late = Series("m1: last evaluation", 1, np.array([9.0]), *point[1:], kind="final")
+    ax = matplotlib_figure()().subplots()
+    _draw(ax, Panel("return", [*lines(2), ends[0], late]))
+    assert [float(bar.lines[0].get_xdata()[0]) for bar in ax.containers] == [2.0, 9.0], "nothing hides these"
+    assert ax.get_xlim()[1] > 9.0
+    ax = matplotlib_figure()().subplots()
+    _draw(ax, Panel("return", [*lines(2), *ends]))
     assert [line.get_marker() for line in drawn] == list(MARKERS[:3])
     assert len({line.get_color() for line in drawn}) == 3
 

@@ -273,6 +273,32 @@ def test_a_frozen_policy_that_returned_something_else_elsewhere_has_a_line_of_it
     }
 
 
+def test_seeds_of_one_method_on_two_machines_have_two_names(tmp_path):
+    """A legend keeps one entry of a name."""
+    runs = [make_run(tmp_path / "lpds" / f"seed{seed}", seed=seed) for seed in range(2)]
+    rows = [json.loads(line) for line in (runs[1] / "eval.jsonl").read_text().splitlines()]
+    write_rows(runs[1] / "eval.jsonl", [{**row, "return": row["return"] + 30.0} for row in rows])
+    levels = figures_of(group_runs(read_runs(runs)))[0].panels[0].levels
+    assert [level.label for level in levels] == [
+        "frozen policy of lpds (20 episodes)",
+        "frozen policy of lpds, seed 1 (20 episodes)",
+    ]
+    for run in runs[:1]:  # one run has seen it, and it is so in all of them
+        (run / "summary.json").write_text(json.dumps({"ignores_seed": True}))
+    assert len(figures_of(group_runs(read_runs(runs)))[0].panels[0].levels) == 1
+
+
+def test_a_speed_that_is_nothing_most_of_the_time_is_no_reason_for_logarithms(tmp_path):
+    """DPPO's updates come in one row of many; the warm-up's steps are the fast ones."""
+    run = make_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for index, row in enumerate(rows):
+        row |= {"updates_per_s": 50.0 if index % 5 == 4 else 0.0, "env_steps_per_s": 9000.0 if index == 1 else 300.0}
+    write_rows(run / "metrics.jsonl", rows)
+    (figure,) = [f for f in figures_of(group_runs(read_runs([run]))) if f.name == "throughput"]
+    assert [panel.log for panel in figure.panels] == [True, False]
+
+
 def test_an_entropy_that_hardly_moves_does_not_fill_its_axis(tmp_path):
     run = make_run(tmp_path / "run")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

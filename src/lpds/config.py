@@ -269,9 +269,9 @@ class RunSettings:
     reward_scale: float = 0.0
     """Multiplies rewards in the losses only, no reported figure is in these units; 0 chooses it from the warm-up, so
     that the returns to go deviate by ``return_std``."""
+    # a value network started near zero gets to ten in some thousand steps of Adam at 3e-4, and its noise floor is far below
     return_std: float = 10.0
-    """Deviation of the warm-up's scaled returns to go where ``reward_scale`` is 0: a value network started near zero gets there
-    in some thousand steps of Adam at 3e-4, and its noise floor is far below."""
+    """Deviation of the warm-up's scaled returns to go where ``reward_scale`` is 0."""
     reward_offset: float = 0.0
     """Added to every primitive reward in the losses only."""
     end_at_success: bool = False

@@ -58,7 +58,8 @@ class Learning:
             say: takes a line for the user.
 
         Raises:
-            LpdsError: the replay is too small for demonstrations and warm-up, or for what the method learns from at once.
+            LpdsError: the replay is too small for demonstrations and warm-up, or for what the method learns from at once; or
+                its fits are of another policy's returns.
         """
         self.c, self.method_name, self.method = settings, method_name, method
         self.decoder, self.out, self.given = decoder, out, given
@@ -68,6 +69,11 @@ class Learning:
         self._warmup = 1 if "warmup_steps" in self._ignored else c.warmup_steps
         self.fits = 0 if "warmup_fits" in self._ignored else c.warmup_fits
         """Of the critics, at the end of the warm-up."""
+        if self.fits and c.warmup_policy == "own" and method.fits_frozen:
+            raise LpdsError(
+                f"{method_name} fits its critics to the warm-up as the frozen policy's: warmup_policy own wants warmup_fits 0, "
+                f"not {self.fits:,}"
+            )
         # a decision takes at least one step, so a run never inserts more rows than it has steps
         read = c.steps if method.reads_replay else self._warmup if method.learns else 0
         capacity = min(c.replay_size, read + c.num_envs + given)

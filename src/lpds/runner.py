@@ -160,8 +160,9 @@ class Runner:
                         for line in remarks.of_endless([e["length"] for e in self.collector.facts()], env.time_limit):
                             self._display.say(line)
                         decoded = learning.replay.everything("action")[learning.given :]
-                        for line in remarks.of_actions(decoded, env.primitive_action_space):
-                            self._display.say(line)
+                        if self._scale == 0.0:  # of the decoder's own chunks; a chain that learns is noisier on purpose
+                            for line in remarks.of_actions(decoded, env.primitive_action_space):
+                                self._display.say(line)
                         if c.end_at_success and env.success_key is not None:
                             made = (learning.replay.everything(key)[learning.given :] for key in ("reward", "discount"))
                             for line in remarks.of_early_ends(*made):

@@ -224,6 +224,8 @@ class Method(Protocol):
     """Whether it learns from rows of the replay; else that holds those of the warm-up alone."""
     recalls: bool
     """Whether it learns from all rounds since it learned last, which the replay then has to hold."""
+    fits_frozen: bool
+    """Whether its fits take the warm-up's returns for the frozen policy's, which bootstraps them where an episode was cut."""
     divides_budget: bool
     """Whether its phases are shares of the budget, so that a larger budget is another run."""
     ignores: tuple[str, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,8 +30,8 @@ def do_list(arguments: argparse.Namespace) -> int:
     for stem, (_, count) in TASKS.families.items():
         print(f"  {stem}:N, N from 0 to {count - 1}, are all tasks")
     print("methods:")
-    for name in METHODS:
-        print(f"  {name:<21}{_first_line(METHODS[name])}")
+    for name, line in _first_lines(METHODS).items():
+        print(f"  {name:<21}{line}")
     print("decoders:")
     for name in names():
         card = FOLDER / name / "card.json"
@@ -45,14 +46,21 @@ def do_list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _first_line(place: str) -> str:
-    """What a module says that it is, read and not imported, since that would take seconds."""
+def _first_lines(places: Mapping[str, str]) -> dict[str, str]:
+    """What modules say that they are, and their class where it is one of several; read, since an import would take seconds."""
     import ast
     from importlib.util import find_spec
 
-    found = find_spec(place.partition(":")[0])
-    text = Path(found.origin).read_text() if found is not None and found.origin else ""
-    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0].removesuffix(".")
+    told = {}
+    for name, place in places.items():
+        module, _, wanted = place.partition(":")
+        found = find_spec(module)
+        tree = ast.parse(Path(found.origin).read_text(encoding="utf-8") if found is not None and found.origin else "")
+        docs = [tree] if sum(other.startswith(f"{module}:") for other in places.values()) == 1 else [tree, *tree.body]
+        named = [node for node in docs if node is tree or (isinstance(node, ast.ClassDef) and node.name == wanted)]
+        lines = [(ast.get_docstring(node) or "").partition("\n")[0].removesuffix(".") for node in named]
+        told[name] = ". ".join(lines)
+    return told
 
 
 def do_look(arguments: argparse.Namespace) -> int:

@@ -145,6 +145,7 @@ def do_eval(arguments: argparse.Namespace) -> int:
 
 def _opened(arguments: argparse.Namespace) -> tuple[Any, bool]:
     """What is to be evaluated, and whether it is a run's policy."""
+    from lpds.decoders.store import WEIGHTS
     from lpds.errors import LpdsError, unknown_name
     from lpds.files import how_to_resume
     from lpds.policy import load_policy
@@ -159,7 +160,8 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, bool]:
         if not finished:
             print(f"{folder} is not finished: this is its last checkpoint's policy", file=sys.stderr)
         return policy, True
-    if folder.is_dir() and runs_in(folder) != [folder]:
+    opens = arguments.run in names() or (folder / WEIGHTS).is_file()
+    if folder.is_dir() and not opens and runs_in(folder) != [folder]:
         raise no_run(folder)
     if (folder / "config.json").is_file():
         lost = "has lost its policy, which going on brings back"

@@ -26,6 +26,7 @@ class ChainLearner(Learner[P]):
     settings_kind: ClassVar[type[ChainSettings]]
     acting: ClassVar[tuple[str, ...]] = ("sampling_std",)
     """Settings of what acts."""
+    fits_frozen = False
     sampling: P
     """What collects: ``policy`` with the deviations of learning."""
 

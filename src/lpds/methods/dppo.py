@@ -172,6 +172,7 @@ class DPPO(ChainLearner[ChainPolicy]):
     acting = ("sampling_std", "finetuned_steps")
     ignores: tuple[str, ...] = ("updates_per_decision", "n_step")
     recalls = True
+    settings: DPPOSettings
 
     def __init__(self, settings: DPPOSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
         """Copy the decoder's network.
@@ -199,6 +200,7 @@ class DPPO(ChainLearner[ChainPolicy]):
         self.state.scalars |= {"fresh_rounds": self.fresh_rounds}
         if c.critic_iterations:
             self.state.scalars |= {"iterations": self.iterations}
+            self.unlearned = f"the value learns alone in the first {c.critic_iterations:,} iterations, after which none came"
 
     @classmethod
     def make_chain(cls, settings: DPPOSettings, decoder: Decoder, device: torch.device) -> DecoderChain:
@@ -210,6 +212,11 @@ class DPPO(ChainLearner[ChainPolicy]):
         """Rounds of an iteration: the released number, or less where the budget is short."""
         c: DPPOSettings = self.settings
         return min(c.iteration_rounds, max(1, total_rounds // c.min_iterations))
+
+    def has_learned(self, updates: int) -> bool:
+        """Not while the value learns alone: what acts is the untrained chain until then."""
+        alone = self.settings.critic_iterations
+        return updates > 0 and (not alone or int(self.iterations) > alone)
 
     def observe(self, lanes: list[int], returns: list[float]) -> None:
         """Count the rounds that the chain has collected; the one that ended the warm-up is not among them."""

@@ -62,6 +62,7 @@ class Learner(ABC, Generic[P]):
     extras: Mapping[str, Shape] = {}
     reads_replay = True
     recalls = False
+    fits_frozen = True
     divides_budget = False
     ignores: tuple[str, ...] = ()
     remark = ""

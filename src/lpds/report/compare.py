@@ -254,10 +254,13 @@ def _of_episodes(task: str, side: Side, row: Row, other: Side) -> list[str]:
             f"{task}: the difference of {side.label} is over {row.pairs} shared episodes, its return over "
             f"{len(side.keys)}, that of {other.label} over {len(other.keys)}"
         )
-    if side.runs and other.method == "frozen" and row.pairs:
-        before = crossed_mean(frozen_of(side).columns["return"])
-        others = not set(side.keys) <= set(other.keys)
-        if others or not np.isclose(before[0], crossed_mean(other.columns["return"])[0], rtol=1e-3, equal_nan=True):
+    if side.runs and other.method == "frozen" and other.decoder == side.decoder and row.pairs:
+        before, others = crossed_mean(frozen_of(side).columns["return"]), not set(side.keys) <= set(other.keys)
+        elsewhere = False
+        if not others and not math.isnan(before[0]):
+            there = other.columns["return"][:, [other.keys.index(key) for key in side.keys]]
+            elsewhere = not np.isclose(before[0], crossed_mean(there)[0], rtol=1e-3, equal_nan=True)
+        if others or elsewhere:
             how = "played other episodes than" if others else "did not begin at"
             notes.append(
                 f"{task}: {side.label} {how} the row {other.label!r}: its difference is from its own "

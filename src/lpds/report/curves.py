@@ -114,7 +114,7 @@ def frozen_levels(groups: Sequence[Group], what: str) -> list[Level]:
             decoder = run.config.get("decoder", {})
             runs.setdefault(decoder.get("fingerprint") or decoder.get("name") or "?", []).append(run)
             labels[run.folder] = group.label
-    levels = []
+    levels: list[Level] = []
     worlds = [(decoder, alike_frozen(members)) for decoder, members in runs.items()]
     for fingerprint, members, several in [(name, world, len(parts) > 1) for name, parts in worlds for world in parts]:
         starts = [row for run in members for row in run.curve_start()]
@@ -127,6 +127,8 @@ def frozen_levels(groups: Sequence[Group], what: str) -> list[Level]:
         if several:
             own, *others = dict.fromkeys(labels[run.folder] for run in members)
             name += f" of {own}{f' and {len(others)} more' if others else ''}"
+            if any(level.label.startswith(f"{name} (") for level in levels):  # seeds of one method, on two machines
+                name += f", seed {members[0].seed}"
         levels.append(
             Level(f"{name} ({len(values)} episodes{'' if starts else ', last evaluation'})", *column_interval(what, values))
         )

@@ -126,11 +126,14 @@ def _draw(ax: Any, panel: Panel, columns: int = 1) -> None:
     if panel.xlabel == STEPS:
         left = 0.0
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
-    ends = sorted({series.group for series in panel.series if series.kind == "final"})
-    beside = APART * (right - left)
+    beside, ends = APART * (right - left), list[float]()
     for series in panel.series:
         if series.kind == "final":
-            _final(ax, series, beside * ends.index(series.group), named=series.group in lined)
+            at = float(series.x[0])
+            rank = sum(abs(at - other) < beside for other in ends)
+            ends.append(at)
+            right = max(right, at + beside * rank)
+            _final(ax, series, beside * rank, named=series.group in lined)
         else:
             {"line": _line, "part": _line, "dots": _dots, "cloud": _cloud}[series.kind](ax, series, panel.log)
     for index, level in enumerate(panel.levels):
@@ -141,7 +144,7 @@ def _draw(ax: Any, panel: Panel, columns: int = 1) -> None:
             for edge in (level.low, level.high):  # in grey the bands of curves look the same but for these
                 ax.axhline(edge, color=INK, lw=0.6, ls=dash, zorder=2.2)
     room = 0.02 * (right - left) or 1.0
-    ax.set_xlim(left - room, right + room + beside * max(0, len(ends) - 1))
+    ax.set_xlim(left - room, right + room)
     ax.xaxis.set_major_locator(
         MaxNLocator(6 if columns < 4 else 3, integer=panel.series[0].kind != "cloud", steps=[1, 2, 2.5, 5, 10])
     )
@@ -199,9 +202,9 @@ def _line(ax: Any, series: Series, log: bool) -> None:
         zorder=4,
     )
     if series.low is not None and series.high is not None:
-        low = np.where(series.low > 0.0, series.low, np.nan) if log else series.low
-        ax.fill_between(series.x, low, series.high, color=colour, alpha=0.18 if whole else 0.08, lw=0, zorder=2)
-        for edge in (low, series.high):  # in grey one band is like the other but for these
+        low, high = (np.where(y > 0.0, y, np.nan) if log else y for y in (series.low, series.high))
+        ax.fill_between(series.x, low, high, color=colour, alpha=0.18 if whole else 0.08, lw=0, zorder=2)
+        for edge in (low, high):  # in grey one band is like the other but for these
             ax.plot(series.x, edge, color=colour, ls=dash, lw=0.5, alpha=0.8, zorder=2.1)
 
 

@@ -14,8 +14,10 @@ from lpds.stats import FEWEST_PAIRS, Interval
 if TYPE_CHECKING:
     from lpds.report.compare import CompareReport, Row
 
-SPARED = ("IQM", "area", "P(better)", "steps", "seeds")
-"""Columns that a narrow terminal goes without, the first first."""
+SPARED = ("what would decide it", "IQM", "area", "P(better)", "steps", "seeds")
+"""What a narrow terminal goes without, the first first: all but the first are columns."""
+
+VERDICT = "verdict (return)"
 
 
 def lines_of(report: CompareReport, width: int | None = None) -> Iterator[str]:
@@ -37,7 +39,12 @@ def lines_of(report: CompareReport, width: int | None = None) -> Iterator[str]:
     if spared:
         notes.insert(0, f"left out of a terminal of {width} letters: {', '.join(n for n in SPARED if n in spared)} (--json)")
     for note in notes:
-        yield from [note] if width is None else textwrap.wrap(note, max(width, 40), subsequent_indent="  ")
+        yield from [note] if width is None else _wrapped(note, max(width, 40))
+
+
+def _wrapped(note: str, width: int) -> list[str]:
+    """The note in lines, its paths and commands whole."""
+    return textwrap.wrap(note, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def hint(row: Row) -> str:
@@ -83,7 +90,8 @@ def _columns(rows: list[Row]) -> dict[str, list[str]]:
         del columns["success"], columns["points"]
     if all(math.isnan(row.improvement[0]) for row in rows):
         del columns["P(better)"]
-    columns["verdict (return)"] = [row.verdict + (hint(row) if row.verdict == "undecided" else "") for row in rows]
+    columns[VERDICT] = [row.verdict for row in rows]
+    columns[SPARED[0]] = [hint(row) if row.verdict == "undecided" else "" for row in rows]
     return columns
 
 
@@ -94,12 +102,16 @@ def _fitting(columns: dict[str, list[str]], width: int | None) -> tuple[list[str
         table = _lines({head: cells for head, cells in columns.items() if head not in spared})
         rest = [head for head in SPARED if head in columns and head not in spared]
         if width is None or not rest or max(map(len, table)) <= width:
-            return table, set(spared)
+            return table, {head for head in spared if any(columns[head])}
         spared.append(rest[0])
 
 
 def _lines(columns: dict[str, list[str]]) -> list[str]:
-    """Cells flush right but for the first and the last column's."""
+    """Cells flush right but for the first and the last column's; to a verdict its hint is put without a head of its own."""
+    columns = dict(columns)
+    hints = columns.pop(SPARED[0], None)
+    if hints is not None:
+        columns[VERDICT] = [word + more for word, more in zip(columns[VERDICT], hints, strict=True)]
     last = len(columns) - 1
     padded = []
     for at, (head, cells) in enumerate(columns.items()):

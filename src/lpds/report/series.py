@@ -54,11 +54,7 @@ def _learning(groups: Sequence[Group]) -> FigureData:
         f"Line: mean return of the evaluation episodes, steered with fresh noise; band: {band}. Horizontal band: the frozen "
         "policy on the curve's episodes and its 95 % interval."
     )
-    if any(series.kind == "final" for series in panel.series):
-        caption += (
-            " Large point: the last evaluation, on episodes that the curve never used; those of several methods stand beside "
-            "one another though they are of one step."
-        )
+    caption += _last(panel)
     if panel.mark is not None:
         caption += " Until the warm-up ends (dotted) nothing is learned."
     if len(groups) <= 2:
@@ -78,9 +74,16 @@ def _success(groups: Sequence[Group]) -> FigureData:
         "Line: share of evaluation episodes that succeed at any step; band: 95 % (Wilson for one seed, over seeds and their "
         "shared episodes for several). Horizontal band: the frozen policy. The running mean is of what collects, over training "
         f"episodes, with a memory of {MEMORY}; its band is from the lowest seed to the highest."
-    )
+    ) + _last(panel)
     running = Panel("running mean of success, training", metric(groups, "success_ema"), percent=True, mark=_warmup(groups))
     return FigureData("success", "Success", caption, [panel, running])
+
+
+def _last(panel: Panel) -> str:
+    """What is said of the large points, where there are any."""
+    ends = [series for series in panel.series if series.kind == "final"]
+    beside = "; those of one step stand beside one another" if len(ends) > 1 else ""
+    return f" Large point: the last evaluation, on episodes that the curve never used{beside}." if ends else ""
 
 
 # -- what metrics.jsonl tells ------------------------------------------------------------------------------------------
@@ -198,6 +201,7 @@ def _modes(groups: Sequence[Group]) -> FigureData:
     """Of the first run of every group, at states of the first of all with its decoder: it over the frozen policy."""
     caption, why = "", list[str]()
     panels: list[Panel] = []
+    states: list[str] = []
     places: dict[str, RunData] = {}
     for index, group in enumerate(groups):
         run = group.runs[0]
@@ -219,17 +223,17 @@ def _modes(groups: Sequence[Group]) -> FigureData:
             # clouds of several methods over one another would hide which one is empty
             title = f"state {number}" if len(groups) == 1 else f"state {number}: {group.label}"
             panels.append(Panel(title, clouds, xlabel="", ylabel=""))
+            states.append(f"{decoder}, {number}")
     columns = 2 if len(groups) == 1 else MODE_STATES
-    panels = _of_one_extent(panels)
+    panels = _of_one_extent(panels, states)
     return FigureData("modes", "Modes: actions before and after", " ".join([caption, *why]), panels, columns)
 
 
-def _of_one_extent(panels: list[Panel]) -> list[Panel]:
+def _of_one_extent(panels: Sequence[Panel], states: Sequence[str]) -> list[Panel]:
     """Clouds of one state, which several methods' panels share, on the same axes: else one frozen cloud has several sizes."""
     made = []
-    for panel in panels:
-        state = panel.title.partition(":")[0]
-        clouds = [s for other in panels if other.title.partition(":")[0] == state for s in other.series]
+    for panel, state in zip(panels, states, strict=True):
+        clouds = [s for other, its in zip(panels, states, strict=True) if its == state for s in other.series]
         (left, right), (low, high) = (
             (float(values.min()), float(values.max()))
             for values in (np.concatenate([getattr(s, axis) for s in clouds]) for axis in "xy")
@@ -276,7 +280,7 @@ def _entropy(groups: Sequence[Group]) -> FigureData:
     if series:
         low, high = extent(panel)
         panel = replace(panel, span=(min(low, -TENTHS), max(high, TENTHS)))  # what is nothing is not to look like a collapse
-    missing = " ".join(filter(None, [missing, _unlogged(groups, [panel])]))
+    missing = " ".join(filter(None, [missing, _unlogged(groups, [panel], but=old)]))
     return FigureData("entropy", "Action entropy", caption, [panel], missing=missing)
 
 
@@ -290,15 +294,16 @@ def _throughput(groups: Sequence[Group]) -> FigureData:
         Panel("updates per second", metric(groups, "updates_per_s", after_first), from_zero=True),
     ]
     # a warm-up without updates is so fast that beside it the rest would lie on the axis
-    fast = [any(bool(np.nanmax(s.y) > 5.0 * np.nanmedian(s.y)) for s in panel.series) for panel in panels]
-    panels = [replace(panel, log=True, from_zero=False) if f else panel for panel, f in zip(panels, fast, strict=True)]
+    going = [s.y[s.y > 0.0] for s in panels[0].series]
+    if any(len(y) and float(y.max()) > 5.0 * float(np.median(y)) for y in going):
+        panels[0] = replace(panels[0], log=True, from_zero=False)
     return FigureData("throughput", "Throughput", caption, panels)
 
 
-def _unlogged(groups: Sequence[Group], panels: Sequence[Panel]) -> str:
+def _unlogged(groups: Sequence[Group], panels: Sequence[Panel], but: Sequence[str] = ()) -> str:
     """Which groups are nowhere in a figure that others are in, in words: what is not seen would be taken for nothing lost."""
     seen = {series.group for panel in panels for series in panel.series}
-    left = [group.label for index, group in enumerate(groups) if index not in seen]
+    left = [group.label for index, group in enumerate(groups) if index not in seen and group.label not in but]
     return f"Not logged by {', '.join(left)}." if left and seen else ""
 
 

@@ -44,9 +44,11 @@ def same_world(one: RunData, other: RunData) -> bool:
 
 def alike_frozen(runs: Sequence[RunData]) -> list[list[RunData]]:
     """The runs in as many lists as their frozen policies had outcomes; in one where an environment ignores seeds anyway."""
+    if any(run.summary.get("ignores_seed") for run in runs):
+        return [list(runs)]
     lists: list[list[RunData]] = []
     for run in runs:
-        found = [made for made in lists if run.summary.get("ignores_seed") or same_world(run, made[0])]
+        found = [made for made in lists if all(same_world(run, other) for other in made)]
         if found:
             found[0].append(run)
         else:
