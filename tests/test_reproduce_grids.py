@@ -24,7 +24,7 @@ def test_every_cell_of_every_figure_has_settings_that_resolve(name):
         words = {key: value for key, value in cell.settings.items() if key != "decoder"}
         said = {"true": True, "false": False}
         values = {
-            key: said[value] if value in said else value if key in ("dual", "sampler") else float(value)
+            key: said[value] if value in said else value if key in ("dual", "sampler", "warmup_policy") else float(value)
             for key, value in words.items()
         }
         run, method = resolve_settings(resolve("task", TASKS, cell.task), cell.method, values)
