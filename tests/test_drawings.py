@@ -19,7 +19,7 @@ import lpds
 from lpds.report import write_report
 from lpds.report.acting import MODE_STATES, NUMBERS, shift_sizes
 from lpds.report.curves import curves, metric
-from lpds.report.figures import MARKERS, _draw, matplotlib_figure
+from lpds.report.figures import MARKERS, _draw, _legend_columns, matplotlib_figure, png
 from lpds.report.panels import BEYOND, CROWD, FigureData, Level, Panel, Series, apart, extent, is_cut, to_csv
 from lpds.report.read import group_runs, read_runs
 from lpds.report.series import figures_of
@@ -217,6 +217,24 @@ def test_a_last_evaluation_looks_as_its_group_does_and_is_named_where_no_line_is
     _draw(ax, Panel("return", [*lines(2), *ends]))
     assert [line.get_marker() for line in drawn] == list(MARKERS[:3])
     assert len({line.get_color() for line in drawn}) == 3
+
+
+def test_one_long_name_leaves_the_legend_its_columns_and_names_never_cost_the_panels_height():
+    """Two frozen policies' names once made one column of eighteen, which took the room of the curves."""
+    short = [f"method {number}" for number in range(15)]
+    assert _legend_columns(short) == 4
+    long = "frozen policy of one and ten more (20 episodes)"
+    assert _legend_columns([*short, long]) == 4
+    assert _legend_columns([*(f"dsrl-na+equal-alpha{number:>5}" for number in range(15)), long]) == 3
+    assert _legend_columns(["a" * 120, "b" * 120]) == 1
+    assert _legend_columns(["alone"]) == 1
+
+    def height(names):
+        series = [Series(name, group, np.arange(3.0), np.arange(3.0)) for group, name in enumerate(names)]
+        content = png(FigureData("learning", "", "", [Panel("return", series[:3]), Panel("more", series[3:])]))
+        return int.from_bytes(content[20:24], "big")
+
+    assert height(["x" * 60] * 2 + [f"{n}" * 60 for n in "abcdefgh"]) > height(list("abcdefghij")) + 150
 
 
 def test_where_fewer_seeds_got_so_far_a_line_of_its_own_goes_on(tmp_path):

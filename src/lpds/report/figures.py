@@ -22,6 +22,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">")
 LONGEST_LABEL = 60
 TITLE = 2 * LONGEST_LABEL
 """Letters of the titles beside one another."""
+LEGEND = 125
+"""Letters of the names beside one another, their marks counted as eight."""
 LEVEL_DASHES: tuple[Any, ...] = (
     *((0, (7, 3)), (0, (1, 1.8)), (0, (7, 2, 1, 2)), (0, (2, 3))),
     *((0, (12, 3)), (0, (7, 2, 1, 2, 1, 2))),
@@ -29,7 +31,7 @@ LEVEL_DASHES: tuple[Any, ...] = (
 FEW = 5
 """Samples of a cloud that are not one another's, at most, of which each is drawn so that it is seen."""
 APART = 0.012
-"""Share of the axis by which the last evaluations of two groups, which fall on one step, are set apart."""
+"""Share of the axis by which the last evaluations of two groups, which fall on one step, are set apart; of one panel a row."""
 STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9.5,
@@ -100,8 +102,9 @@ def _render(data: FigureData, form: str) -> bytes:
         entries = {name: entries[name] for name in sorted(entries, key=lambda name: name not in named)}  # groups first
         for ax in axes[len(data.panels) :]:
             ax.set_axis_off()
-        widest = max(map(len, entries), default=0)
-        per_row = max(1, min(4, len(entries), 125 // (widest + 8)))
+        per_row = _legend_columns(list(entries))
+        # the panels keep their height, however many names stand above them
+        figure.set_figheight(figure.get_figheight() + 0.19 * max(0, math.ceil(len(entries) / per_row) - 2))
         figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=per_row, frameon=False)
         stream = io.BytesIO()
         if form == "svg":  # a date would make two equal reports differ
@@ -109,6 +112,16 @@ def _render(data: FigureData, form: str) -> bytes:
         else:
             figure.savefig(stream, format="png", dpi=150, facecolor="white")
     return stream.getvalue()
+
+
+def _legend_columns(names: list[str]) -> int:
+    """How many columns of names, filled one after the other, the figure is wide enough for; at most four."""
+    for count in (4, 3, 2):
+        rows = math.ceil(len(names) / count)
+        columns = [names[at : at + rows] for at in range(0, len(names), rows)]
+        if count <= len(names) and sum(max(map(len, column)) + 8 for column in columns) <= LEGEND:
+            return count
+    return 1
 
 
 def _label(text: str) -> str:
@@ -126,7 +139,7 @@ def _draw(ax: Any, panel: Panel, columns: int = 1) -> None:
     if panel.xlabel == STEPS:
         left = 0.0
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _thousands(value)))
-    beside, ends = APART * (right - left), list[float]()
+    beside, ends = APART * columns * (right - left), list[float]()
     for series in panel.series:
         if series.kind == "final":
             at = float(series.x[0])
