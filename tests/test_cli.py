@@ -51,12 +51,12 @@ def test_a_shipped_name_is_the_decoders_though_a_folder_of_runs_is_called_so(cap
     assert "return" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["resume", "video", "report", "compare"])
-def test_a_file_is_no_run(command, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("command", "what"), [("resume", "run"), ("video", "policy"), ("report", "run"), ("compare", "run")])
+def test_a_file_is_no_run(command, what, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.file").write_text("")
     assert main([command, "a.file"]) == 2
-    assert capsys.readouterr().err == "lpds: no run in a.file (it is a file)\n"
+    assert capsys.readouterr().err == f"lpds: no {what} in a.file (it is a file)\n"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_file_is_no_run(command, capsys, tmp_path, monkeypatch):
         (["demos", "hopper", "--out", "x.npz"], "pass --experts FOLDER"),
         (["pretrain", "mine", "--data", "nowhere.npz", "--out", "x"], "dataset nowhere.npz does not exist"),
         (["report", "nowhere"], "nowhere"),
-        (["video", "nowhere"], "no run in nowhere (that folder does not exist)"),
+        (["video", "nowhere"], "no policy in nowhere (that folder does not exist)"),
         (["eval", "runs/nowhere"], "unknown run or decoder 'runs/nowhere': that folder does not exist"),
         (["eval", "p.py"], "unknown decoder 'p.py'; did you mean 'python:p.py:NAME'?"),
         (["eval", "."], "unknown decoder '.': that folder holds none (decoder.safetensors is missing)"),

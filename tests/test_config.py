@@ -83,7 +83,7 @@ def test_names_and_their_nearest(tmp_path):
         lpds.steer(decoder=toy_decoder(), **TINY)
     with pytest.raises(LpdsError, match="unknown task 'zzzz' \\(choices:"):  # nothing is near
         steer(tmp_path, "zzzz")
-    with pytest.raises(LpdsError, match=r"no policy in .*nowhere \(policy/policy.json is missing\)"):
+    with pytest.raises(LpdsError, match=r"no policy in .*nowhere \(that folder does not exist\)"):
         lpds.load_policy(tmp_path / "nowhere")
 
 

@@ -267,7 +267,7 @@ def _read_policy(run: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return facts, load_file(folder / "policy.safetensors")
     except (FileNotFoundError, NotADirectoryError):
         if not (run / "config.json").is_file() and not folder.is_dir():
-            raise no_run(run, f"policy/{POLICY_FILES[0]}") from None
+            raise no_run(run, f"policy/{POLICY_FILES[0]}", "policy") from None
         missing = next((name for name in POLICY_FILES if not (folder / name).is_file()), POLICY_FILES[0])
         raise LpdsError(f"no policy in {run} (policy/{missing} is missing)") from None
     except (OSError, ValueError, SafetensorError) as error:

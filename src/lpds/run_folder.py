@@ -47,13 +47,13 @@ def runs_in(folder: Path) -> list[Path]:
     return [folder]
 
 
-def no_run(folder: Path, missing: str = "config.json") -> LpdsError:
+def no_run(folder: Path, missing: str = "config.json", what: str = "run") -> LpdsError:
     """What is wrong with a folder that should be a run and lacks a file of one, in one line."""
     inside = runs_in(folder) if folder.is_dir() else []
     if inside and inside != [folder]:
         return LpdsError(f"{folder} holds {len(inside)} run{'s' if len(inside) > 1 else ''}: name one, such as {inside[0]}")
     why = f"{missing} is missing" if folder.is_dir() else "it is a file" if folder.exists() else "that folder does not exist"
-    return LpdsError(f"no run in {folder} ({why})")
+    return LpdsError(f"no {what} in {folder} ({why})")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
