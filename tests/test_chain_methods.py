@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
@@ -14,9 +13,8 @@ from scripted import CPU, TINY, assert_same_run, identity_decoder, toy_decoder
 
 import lpds
 from lpds.errors import LpdsError
-from lpds.learning import Learning
 from lpds.log import METRIC_KEYS, read_json_lines
-from lpds.methods.chain import ChainPolicy, DecoderChain
+from lpds.methods.chain import DecoderChain
 from lpds.methods.dppo import DPPO, DPPOSettings, advantages, clip_range, policy_loss, value_loss
 from lpds.methods.dql import DQL, DQLSettings, q_term
 from lpds.methods.idql import IDQL, IDQLSettings, expectile_loss, explore
@@ -306,62 +304,10 @@ def test_the_value_learns_alone_in_the_first_iterations(make_diffusion):
     assert changed == [(False, True), (False, True), (True, True)]
 
 
-@pytest.mark.parametrize(("name", "std"), [("dppo", 1.0), ("dql", 10.0), ("idql", 10.0)])
-def test_the_warm_ups_returns_deviate_by_what_is_asked(name, std, tmp_path, monkeypatch):
-    seen = {}
-    everything = Learning._end_warmup
-
-    def noted(self, step, stopped):
-        seen["returns"] = self.replay.returns_to_go()[0].clone()
-        return everything(self, step, stopped)
-
-    monkeypatch.setattr(Learning, "_end_warmup", noted)
-    kind = KINDS[name][0]
-    monkeypatch.setattr(kind, "calibrate", lambda self, obs, action, scale: seen.update(scale=scale))
-    given = {"warmup_steps": 64, "warmup_fits": 0, "eval_every": 0, "final_episodes": 1, "quiet": True}
-    lpds.steer("toy", method=name, out=tmp_path / "run", steps=80, **given)
-    assert float((seen["scale"] * seen["returns"]).std()) == pytest.approx(std, rel=1e-4)
-
-
-@NAMES
-def test_what_trains_the_chain_is_warmed_up_by_the_chain(name, make_diffusion, tmp_path, monkeypatch):
-    """As the released code; the frozen policy's own sampler is another policy, whose returns are not the chain's."""
-    acted = []
-    act = ChainPolicy.act
-
-    def noted(self, decoder, obs, eps, scale):
-        if not self.evaluation:
-            acted.append(scale)
-        return act(self, decoder, obs, eps, scale)
-
-    monkeypatch.setattr(ChainPolicy, "act", noted)
-    given = {"steps": 120, "warmup_steps": 64, "warmup_fits": 0, "eval_every": 0, "final_episodes": 1, "quiet": True}
-    rounds = {}
-    for warmup_policy in (None, "frozen"):
-        acted.clear()
-        chosen = {} if warmup_policy is None else {"warmup_policy": warmup_policy}
-        run = lpds.steer("toy", method=name, out=tmp_path / str(warmup_policy), **given, **chosen)
-        rounds[warmup_policy] = list(acted)
-        assert not json.loads((run.folder / "summary.json").read_text()).get("warnings"), "the chain is noisier on purpose"
-    assert set(rounds[None]) == {1.0}
-    warm = rounds["frozen"].index(1.0)
-    assert set(rounds["frozen"][:warm]) == {0.0}
-    assert set(rounds["frozen"][warm:]) == {1.0}
-    assert warm > 1
-
-
 def test_while_the_value_learns_alone_nothing_is_learned(tmp_path):
     given = {"steps": 400, "eval_every": 0, "final_episodes": 6, "quiet": True, "warmup_steps": 32}
     run = lpds.steer("toy", method="dppo", out=tmp_path / "run", critic_iterations=1_000, **given)
     assert run.verdict().startswith("NOTHING WAS LEARNED: the value learns alone in the first 1,000 iterations")
-
-
-@pytest.mark.parametrize("name", ["lpds", "dsrl-na", "best-of-n"])
-def test_fits_are_of_the_policy_that_collected_the_warm_up(name, tmp_path, refused):
-    with refused(
-        f"{name} fits its critics to the warm-up as the frozen policy's: warmup_policy own wants warmup_fits 0, not 50"
-    ):
-        lpds.steer("toy", method=name, out=tmp_path / "run", steps=400, warmup_policy="own", warmup_fits=50)
 
 
 # -- DQL and IDQL --------------------------------------------------------------------------------------------------------

@@ -111,6 +111,7 @@ def steer(
         closing.callback(runner.close)
         # batches of the replay are for the fits alone where a method learns from whole rounds
         idle = {*learner.ignores, *(["batch_size"] if learner.recalls and not run_settings.warmup_fits else [])}
+        idle |= {"return_std"} if run_settings.reward_scale else set()  # a factor that is given leaves nothing to choose
         for name in sorted(settings.keys() & idle):
             display.say(f"{method} makes no use of {name}")
         for line in [*remarks.of_decoder(frozen), *told]:

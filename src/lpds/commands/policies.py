@@ -59,7 +59,7 @@ def _first_lines(places: Mapping[str, str]) -> dict[str, str]:
         docs = [tree] if sum(other.startswith(f"{module}:") for other in places.values()) == 1 else [tree, *tree.body]
         named = [node for node in docs if node is tree or (isinstance(node, ast.ClassDef) and node.name == wanted)]
         lines = [(ast.get_docstring(node) or "").partition("\n")[0].removesuffix(".") for node in named]
-        told[name] = ". ".join(lines)
+        told[name] = ". ".join(lines).replace("``", "")
     return told
 
 

@@ -191,7 +191,7 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
         chosen = match[0]
     # what learns nothing is as high anywhere, so its budget cuts nobody's area
     taught = [side for side in sides if side.runs and (side.method not in METHODS or _method(side).learns)]
-    end = min((run.steps for side in taught for run in side.runs), default=0)
+    end = min((run.steps for side in taught for run in side.runs), default=math.inf)
     steps = {side.label: min((run.steps for run in side.runs), default=0) for side in sides}
     budgets = {steps[side.label] for side in taught}
     if budgets and max(budgets) > 1.05 * min(budgets):
@@ -317,7 +317,7 @@ def _each_seed_once(task: str, group: Group, notes: list[str]) -> Group:
     return replace(group, runs=tuple(kept.values()))
 
 
-def _row(task: str, side: Side, reference: Side, steps: int, end: int) -> Row:
+def _row(task: str, side: Side, reference: Side, steps: int, end: float) -> Row:
     returns, found = side.columns["return"], against(side, reference)
     points = [evaluation_points(run, "return") for run in side.runs]
     areas = [area_under_curve([s for s, _ in p], [np.nanmean(v) for _, v in p], end) for p in points if p]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -44,16 +44,8 @@ def same_world(one: RunData, other: RunData) -> bool:
 
 def alike_frozen(runs: Sequence[RunData]) -> list[list[RunData]]:
     """The runs in as many lists as their frozen policies had outcomes; in one where an environment ignores seeds anyway."""
-    if any(run.summary.get("ignores_seed") for run in runs):
-        return [list(runs)]
-    lists: list[list[RunData]] = []
-    for run in runs:
-        found = [made for made in lists if all(same_world(run, other) for other in made)]
-        if found:
-            found[0].append(run)
-        else:
-            lists.append([run])
-    return lists
+    ignores = any(run.summary.get("ignores_seed") for run in runs)
+    return _parted(runs, lambda run: ignores)
 
 
 def untold(runs: Sequence[RunData]) -> list[RunData]:
@@ -66,15 +58,19 @@ def untold(runs: Sequence[RunData]) -> list[RunData]:
 
 def _worlds(runs: Sequence[RunData]) -> list[list[RunData]]:
     """The runs in as many lists as there are environments among them; one where the environment is known by an id."""
-    worlds: list[list[RunData]] = []
+    return _parted(runs, lambda run: run.config.get("env") is not None or run.summary.get("ignores_seed", False))
+
+
+def _parted(runs: Sequence[RunData], believed: Callable[[RunData], bool]) -> list[list[RunData]]:
+    """The runs in lists whose frozen episodes agree throughout; one that is believed is of the first list anyway."""
+    lists: list[list[RunData]] = []
     for run in runs:
-        told = run.config.get("env") is not None or run.summary.get("ignores_seed", False)
-        known = [world for world in worlds if told or all(same_world(run, other) for other in world)]
+        known = [made for made in lists if believed(run) or all(same_world(run, other) for other in made)]
         if known:
             known[0].append(run)
         else:
-            worlds.append([run])
-    return worlds
+            lists.append([run])
+    return lists
 
 
 def _frozen_returns(run: RunData) -> dict[tuple[str, int, int], float]:
