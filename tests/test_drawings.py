@@ -138,6 +138,8 @@ def test_every_method_has_its_own_modes_beside_the_same_frozen_ones(tmp_path):
         assert all(left <= s.x.min() and s.x.max() <= right for panel in (first, second) for s in panel.series)
     (alone,) = [figure for figure in figures_of(groups[:1]) if figure.name == "modes"]
     assert [panel.title for panel in alone.panels] == [f"state {number}" for number in range(1, MODE_STATES + 1)]
+    named = [(panel.xlabel, panel.ylabel) for panel in alone.panels]  # two by two: at the left and at the bottom
+    assert named == [("", "action 2"), ("", ""), ("action 1", "action 2"), ("action 1", "")]
 
 
 def test_many_groups_are_drawn_in_several_panels_of_one_span():

@@ -20,7 +20,7 @@ from lpds.deploy.decoder_server import DecoderServer
 from lpds.errors import DecoderFault
 
 
-def test_a_server_that_comes_back_is_found_again_and_another_decoder_is_not_taken_for_it():
+def test_a_server_that_comes_back_is_found_again_and_another_decoder_is_not_taken_for_it(caplog):
     decoder = toy_decoder()
     obs, w = inputs(decoder, 3)
     with contextlib.ExitStack() as stack:
@@ -42,6 +42,9 @@ def test_a_server_that_comes_back_is_found_again_and_another_decoder_is_not_take
         thread.start()
         assert torch.equal(remote(obs, w), decoder(obs, w))  # waits for it
         assert came.is_set()
+        away, back = (record.getMessage() for record in caplog.records)  # who waits is told once, and once when it is over
+        assert "is away (connection refused): 4 more tries" in away
+        assert "is back after" in back
         gone.set()
         thread.join()
         another = pytest.raises(DecoderFault, match=r"now serves another decoder: fingerprint [0-9a-f]{12}, expected")

@@ -6,6 +6,7 @@ It has the served decoder's name, specification and fingerprint and, for the sam
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,8 @@ from lpds.decoders.callable import same_to_rounding
 from lpds.decoders.link import TOKEN_VARIABLE, Link, Lost
 from lpds.errors import DecoderFault, LpdsError
 from lpds.wire import Array, one_line, pack
+
+_LOG = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before the first retry, doubled at every further one, and where that ends."""
@@ -264,9 +267,16 @@ class RemoteDecoder(BaseDecoder):
                 try:
                     if not self._link.open:
                         self._reconnect()
-                    return self._link.ask(request)
+                    answer = self._link.ask(request)
                 except Lost as error:
                     reason = str(error)
+                    if attempt == 1:  # a first retry mostly helps; what takes longer looks like a run that hangs
+                        left = self._retries - attempt
+                        _LOG.warning("decoder %r at %s is away (%s): %d more tries", self.name, self._address, reason, left)
+                    continue
+                if attempt > 1:
+                    _LOG.warning("decoder %r at %s is back after %.0f s", self.name, self._address, time.monotonic() - start)
+                return answer
         tries = f"{self._retries} retries in {time.monotonic() - start:.0f} s"
         raise DecoderFault(f"decoder {self.name!r} at {self._address} was lost ({reason}; {tries})")
 

@@ -84,6 +84,8 @@ class ActionSamples:
     steered: list[Array]
     coordinates: str
     """What the two coordinates are, in words."""
+    axes: tuple[str, str]
+    """Their names."""
 
 
 def action_samples(run: RunData, place: RunData | None = None) -> ActionSamples | str:
@@ -122,5 +124,9 @@ def action_samples(run: RunData, place: RunData | None = None) -> ActionSamples 
             before, after = ((x - centre) @ axes.T for x in (before, after))
         frozen.append(before)
         steered.append(after)
-    names = {1: "the action, and the noise's first component", 2: "the two action dimensions"}
-    return ActionSamples(frozen, steered, names.get(actions, "two leading principal components of the frozen actions"))
+    names = {
+        1: ("the action, and the noise's first component", ("action", "noise")),
+        2: ("the two action dimensions", ("action 1", "action 2")),
+    }
+    leading = ("two leading principal components of the frozen actions", ("component 1", "component 2"))
+    return ActionSamples(frozen, steered, *names.get(actions, leading))

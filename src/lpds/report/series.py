@@ -222,10 +222,10 @@ def _modes(groups: Sequence[Group]) -> FigureData:
             ]
             # clouds of several methods over one another would hide which one is empty
             title = f"state {number}" if len(groups) == 1 else f"state {number}: {group.label}"
-            panels.append(Panel(title, clouds, xlabel="", ylabel=""))
+            panels.append(Panel(title, clouds, xlabel=found.axes[0], ylabel=found.axes[1]))
             states.append(f"{decoder}, {number}")
     columns = 2 if len(groups) == 1 else MODE_STATES
-    panels = _of_one_extent(panels, states)
+    panels = _named_at_the_edge(_of_one_extent(panels, states), columns)
     return FigureData("modes", "Modes: actions before and after", " ".join([caption, *why]), panels, columns)
 
 
@@ -240,6 +240,18 @@ def _of_one_extent(panels: Sequence[Panel], states: Sequence[str]) -> list[Panel
         )
         made.append(replace(panel, xspan=(left, right), span=(low, high)))
     return made
+
+
+def _named_at_the_edge(panels: Sequence[Panel], columns: int) -> list[Panel]:
+    """Panels of the same two quantities with the names of their axes at the left and at the bottom of the figure alone."""
+    return [
+        replace(
+            panel,
+            ylabel="" if index % columns else panel.ylabel,
+            xlabel="" if index + columns < len(panels) else panel.xlabel,
+        )
+        for index, panel in enumerate(panels)
+    ]
 
 
 def _critics(groups: Sequence[Group]) -> FigureData:
