@@ -86,7 +86,7 @@ def main() -> None:
         own = row["from"] is not None and row["method"] != "base+chain" and row["task"] in untrained
         left = f"{mean - untrained[row['task']]:+.2f}" if own else ""
         lines.append(f"| {row['task']} | {row['method']} | {row['frozen']:.2f} | {text} ({each}) | {left} |")
-    write_atomically(arguments.out / "README.md", lambda stream: stream.write(("\n".join(lines) + "\n").encode()))
+    write_atomically(arguments.out / "README.md", ("\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
         write_json(arguments.out / "summary.json", {"format_version": 1, "episodes": arguments.episodes, "rows": rows})
     written = page(rows, [name for name, *_ in cells], arguments)
-    write_atomically(arguments.out / "README.md", lambda stream: stream.write(written.encode()))
+    write_atomically(arguments.out / "README.md", written.encode())
 
 
 def page(rows: list[dict[str, Any]], names: list[str], arguments: argparse.Namespace) -> str:

@@ -48,6 +48,7 @@ class Bench:
         self.decoder = decoder
         settings = from_json(RunSettings, config["run"])
         self.settings = from_json(LPDSSettings, config["settings"])
+        torch.set_num_threads(settings.threads)
         learner, _ = build_learner(settings, "lpds", self.settings, decoder, torch.device("cpu"))
         if not isinstance(learner, LPDS):
             raise SystemExit("not a run of lpds")

@@ -158,7 +158,7 @@ def main() -> None:
         )
         write_json(arguments.out / "summary.json", {"format_version": 1, "episodes": EPISODES, "rows": rows})
     written = page(rows, arguments.folders, arguments.out)
-    write_atomically(arguments.out / "README.md", lambda stream: stream.write(written.encode()))
+    write_atomically(arguments.out / "README.md", written.encode())
 
 
 if __name__ == "__main__":

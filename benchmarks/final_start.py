@@ -70,6 +70,7 @@ def add_start(folder: Path, stage: Stage) -> str:
     run = from_json(RunSettings, config["run"])
     decoder = find_decoder(config["decoder"], None, str(folder), folder)
     settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
+    torch.set_num_threads(run.threads)
     learner, _ = build_learner(run, config["method"], settings, decoder, CPU)
     start = getattr(learner, "start", None)
     final = [row for row in rows if row["kind"] == "final"]
@@ -83,7 +84,7 @@ def add_start(folder: Path, stage: Stage) -> str:
     first = {"format_version": final[-1]["format_version"], "step": final[-1]["step"], "kind": "final start"}
     found = [{**first, **finite(row)} for row in report.rows()]
     text = (folder / "eval.jsonl").read_text() + "".join(json.dumps(row, allow_nan=False) + "\n" for row in found)
-    write_atomically(folder / "eval.jsonl", lambda stream: stream.write(text.encode()))
+    write_atomically(folder / "eval.jsonl", text.encode())
     return f"{folder}: {report.returns.mean():.1f}" + (
         "" if np.isnan(report.successes).any() else f", {report.successes.mean():.0%}"
     )

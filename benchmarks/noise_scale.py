@@ -84,7 +84,7 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
         write_json(arguments.out / "summary.json", {"format_version": 1, "episodes": arguments.episodes, "rows": rows})
     written = page(rows, arguments)
-    write_atomically(arguments.out / "README.md", lambda stream: stream.write(written.encode()))
+    write_atomically(arguments.out / "README.md", written.encode())
 
 
 def page(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:

@@ -73,7 +73,7 @@ def main() -> None:
             cells.append(cell(row))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
         write_json(arguments.out / "summary.json", {"format_version": 1, "episodes": arguments.episodes, "rows": rows})
-    write_atomically(arguments.out / "README.md", lambda stream: stream.write(("\n".join(lines) + "\n").encode()))
+    write_atomically(arguments.out / "README.md", ("\n".join(lines) + "\n").encode())
 
 
 def cell(row: dict[str, Any]) -> str:

@@ -122,7 +122,7 @@ def main() -> None:
         for file in KEPT:
             shutil.copy(run / file, target / file)
     text = "\n".join(lines) + "\n"
-    write_atomically(arguments.out / "README.md", lambda stream: stream.write(text.encode()))
+    write_atomically(arguments.out / "README.md", text.encode())
 
 
 if __name__ == "__main__":

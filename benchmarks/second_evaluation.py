@@ -91,7 +91,7 @@ def main() -> None:
         lines.append(f"| {ours} | {other.name} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     write_json(arguments.out / "summary.json", {"format_version": 1, "rows": rows})
-    write_atomically(arguments.out / "README.md", lambda stream: stream.write(("\n".join(lines) + "\n").encode()))
+    write_atomically(arguments.out / "README.md", ("\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

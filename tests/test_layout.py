@@ -186,6 +186,22 @@ def test_import_is_light():
     assert done.returncode == 0, done.stderr
 
 
+def test_settings_of_every_method_are_light_and_runs_are_compared_without_a_method():
+    """Three methods' settings lived beside their networks, so that their help and any misspelt option took seconds."""
+    done = python(
+        "import sys\n"
+        "from lpds.registry import METHOD_SETTINGS, METHODS, resolve\n"
+        "for name in METHODS: resolve('method', METHOD_SETTINGS, name)\n"
+        "assert 'torch' not in sys.modules\n"
+        f"folder = {str(Path(__file__).parents[1] / 'results' / 'hopper')!r}\n"
+        "import lpds\n"
+        "assert str(lpds.compare([f'{folder}/{name}/seed0' for name in ('lpds', 'dppo', 'base+chain')]))\n"
+        "found = [name for name in sys.modules if name.startswith('lpds.methods')]\n"
+        "assert not found, found"
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_public_name_opens_and_an_unknown_one_is_an_attribute_error():
     done = python(
         "import lpds\n"

@@ -1,11 +1,13 @@
-"""How many threads the caller uses changes no bit of a decoder or an evaluation."""
+"""How many threads the caller uses changes no bit of a decoder or an evaluation; nor does lpds change what the caller draws."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from scripted import TINY
 
 import lpds
+from lpds.bench import matmul_rate
 from lpds.threads import one_thread
 
 
@@ -25,3 +27,20 @@ def test_threads_of_the_caller_change_nothing_and_are_restored():
         np.testing.assert_array_equal(found[0][1], found[1][1])
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_the_caller_draws_hangs_on_nothing_that_was_opened_or_learned(tmp_path):
+    """Layers that are about to be overwritten drew their first weights from the global generator."""
+    run = lpds.steer("toy", out=tmp_path / "run", **TINY).folder
+    ways = {
+        "decoder": lambda: lpds.load_decoder("hopper"),
+        "policy": lambda: lpds.load_policy(run),
+        "run": lambda: lpds.steer("toy", "dppo", out=tmp_path / "dppo", **TINY),
+        "going on": lambda: lpds.resume(run, quiet=True),
+        "speed": lambda: matmul_rate(8, 1),
+    }
+    for name, way in ways.items():
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        way()
+        assert torch.equal(torch.get_rng_state(), before), name

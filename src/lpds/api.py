@@ -22,7 +22,7 @@ from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, m
 from lpds.errors import LpdsError, one_line
 from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.fields import from_json, override, to_json
-from lpds.files import check_writable, locked, write_json
+from lpds.files import FORMAT_VERSION, check_writable, locked, write_json
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
 from lpds.passport import decoder_facts, make_passport
@@ -36,8 +36,6 @@ from lpds.threads import learning
 from lpds.types import Decoder
 from lpds.wire import spec_to_wire
 from lpds.zoo import load_decoder
-
-FORMAT_VERSION = 1
 
 
 @learning()
@@ -88,6 +86,7 @@ def steer(
     check_env(chosen_env, frozen)
     check_room(folder, overwrite)
     device = _device(run_settings.device)
+    torch.set_num_threads(run_settings.threads)
     learner, generator = build_learner(run_settings, method, method_settings, frozen, device)
     told: list[str] = []
     rows = read_demonstrations(run_settings, method, learner, frozen, chosen_env, told.append)
@@ -179,6 +178,7 @@ def resume(
         display = Display(settings.steps, quiet=quiet)
         closing.callback(display.close)
         device = _device(settings.device)
+        torch.set_num_threads(settings.threads)
         learner, generator = build_learner(settings, config["method"], method_settings, frozen, device)
         # once there is a checkpoint they are in its replay, and their file may be gone or another one
         facts = CheckpointStore(folder / "checkpoint").facts() if begun else {}

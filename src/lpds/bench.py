@@ -26,6 +26,7 @@ from lpds.decoders.base import MinMaxNormaliser
 from lpds.decoders.diffusion import DiffusionDecoder, DiffusionSampler
 from lpds.decoders.network import DenoisingMLP, NetworkShape, bf16_in_hardware
 from lpds.errors import LpdsError
+from lpds.files import FORMAT_VERSION
 from lpds.methods.lpds import LPDS
 from lpds.replay import Replay
 from lpds.types import LatentSpec
@@ -114,7 +115,8 @@ def iteration_flops(width: int, variant: str = "folded") -> float:
 
 def matmul_rate(size: int = 512, repeats: int = 20) -> float:
     """The machine's float32 matrix-product rate on the current number of threads, in operations per second."""
-    a, b = torch.rand(BATCH, size), torch.rand(size, size)
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(BATCH, size, generator=generator), torch.rand(size, size, generator=generator)
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
@@ -142,7 +144,7 @@ def bench_learner(rounds: int = 7, *, iterations: dict[int, int] | None = None) 
     try:
         rate = matmul_rate()
         result: dict[str, Any] = {
-            "format_version": 1,
+            "format_version": FORMAT_VERSION,
             "threads": 1,
             "bf16_in_hardware": bf16_in_hardware(),
             "matmul_gflops": rate / 1e9,

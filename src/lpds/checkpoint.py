@@ -16,10 +16,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lpds.errors import LpdsError
-from lpds.files import read_object, write_atomically, write_json
+from lpds.files import FORMAT_VERSION, read_object, write_atomically, write_json
 from lpds.replay import Replay
-
-FORMAT_VERSION = 1
 
 
 class CheckpointStore:
@@ -92,7 +90,7 @@ class CheckpointStore:
         content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
         sha256 = hashlib.sha256(content).hexdigest()
         name = name.format(sha256=sha256)  # by content, and of rows by the first: no file in use is written over
-        write_atomically(self.folder / name, lambda stream: stream.write(content))
+        write_atomically(self.folder / name, content)
         return {"file": name, "sha256": sha256}
 
     def _read(self, entry: dict[str, Any]) -> dict[str, Tensor]:

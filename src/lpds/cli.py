@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 on success, 2 for an input that does not fit, 130 after Ctrl-C, 141 where nobody reads on.
+        0 on success, 1 where the work is done and its answer is no (a blind decoder under ``lpds check``, a grid of which runs
+        failed, demonstrations of which some lack), 2 for an input that does not fit, 130 after Ctrl-C, 141 where nobody reads
+        on.
     """
     # Small products on many threads are several times slower than on one; a caller's own choice stands.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):

@@ -37,18 +37,11 @@ def delta_to_sum(delta: float, unit: str, free: int) -> float:
     return factors[unit]
 
 
-def delta_from_sum(value: float, unit: str, free: int) -> float:
-    """Inverse of :func:`delta_to_sum`."""
-    factors = {"sum": value, "mean": value / free, "rms": math.sqrt(value / free), "nats": value / 2.0}
-    if unit not in factors:
-        raise unknown_name("delta_unit", unit, DELTA_UNITS)
-    return factors[unit]
-
-
 @dataclass(frozen=True)
 class BaseSettings:
     """Settings of the frozen policy."""
 
+    learns: ClassVar[bool] = False
     sampler: str = "decoder"
     """decoder (its own, deterministic), or chain (the DDPM chain that dppo, idql and dql act by, untrained)."""
 
@@ -315,8 +308,9 @@ class RunSettings:
         check_seed(f"eval_seed + {CURVE_SEED}, the learning curve's,", self.eval_seed + CURVE_SEED)
         choose("keep", self.keep, ("last", "best"))
         choose("warmup_policy", self.warmup_policy, ("frozen", "own"))
-        if self.warmup_fits < 0 or self.eval_every < 0:
-            raise LpdsError("warmup_fits and eval_every must not be negative")
+        for name in ("warmup_fits", "eval_every"):
+            if getattr(self, name) < 0:
+                raise LpdsError(f"{name} must not be negative, not {getattr(self, name)}")
         if self.keep == "best" and not self.eval_every:
             raise LpdsError("keep best takes the best point of the learning curve, of which eval_every 0 leaves none")
         if not (math.isfinite(self.reward_offset) and 0.0 <= self.reward_scale < math.inf):

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from lpds.errors import LpdsError
 from lpds.files import write_json
 from lpds.registry import DECODER_FILES
 
@@ -18,9 +19,28 @@ def copy_evidence(run: Path, target: Path) -> None:
 
     A decoder in a folder below the working one is named from there, so that the copy means the same on another machine.
     What was there before goes when the copy is complete.
+
+    Raises:
+        LpdsError: the run has not finished.
     """
-    final, target = target, target.with_name(f".{target.name}.new")
-    shutil.rmtree(target, ignore_errors=True)
+    if missing := [name for name in (*EVIDENCE, "policy") if not (run / name).exists()]:
+        raise LpdsError(f"{run} has not finished ({missing[0]} is missing): it is no evidence yet")
+    made, old = (target.with_name(f".{target.name}.{end}") for end in ("new", "old"))
+    for rest in (made, old):
+        shutil.rmtree(rest, ignore_errors=True)
+    try:
+        _copy(run, made)
+        if target.exists():
+            target.rename(old)
+        made.rename(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy(run: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for name in EVIDENCE:
         shutil.copy(run / name, target / name)
@@ -42,8 +62,6 @@ def copy_evidence(run: Path, target: Path) -> None:
     if demos != demos_as_kept(demos):
         config["run"]["demos"] = demos_as_kept(demos)
         write_json(target / "config.json", config)
-    shutil.rmtree(final, ignore_errors=True)
-    target.rename(final)
 
 
 def demos_as_kept(demos: str) -> str:

@@ -13,13 +13,16 @@ from typing import Any, BinaryIO
 
 from lpds.errors import LpdsError
 
+FORMAT_VERSION = 1
+"""Of every file that this package writes; a file without one is of the first."""
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write a file next to its place, flush it to the disk, then rename it over the old one.
 
     Args:
         path: the file to make or replace.
-        write: writes the content into the open binary stream.
+        content: what it is to hold, or what writes that into the open binary stream.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the old file is untouched and no rest is left.
@@ -27,7 +30,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as stream:
-            write(stream)
+            if isinstance(content, bytes):
+                stream.write(content)
+            else:
+                content(stream)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
@@ -76,7 +82,9 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def read_object(path: Path, what: str, keys: Mapping[str, type] | None = None, version: int | None = 1) -> dict[str, Any]:
+def read_object(
+    path: Path, what: str, keys: Mapping[str, type] | None = None, version: int | None = FORMAT_VERSION
+) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
@@ -112,7 +120,7 @@ def read_object(path: Path, what: str, keys: Mapping[str, type] | None = None, v
 def write_json(path: Path, value: Any) -> None:
     """Write JSON (sorted as given, NaN refused, newline at the end), atomically."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda stream: stream.write(text.encode()))
+    write_atomically(path, text.encode())
 
 
 def how_to_resume(folder: Path) -> str:

@@ -17,7 +17,7 @@ from lpds.errors import LpdsError, RunFault
 from lpds.nn import part
 from lpds.records import Records, save_states
 from lpds.replay import Replay
-from lpds.scale import reward_scale
+from lpds.reward_unit import reward_scale
 from lpds.types import Batch, Decoder, Method, Metrics
 
 FITS_TOLD = 30.0

@@ -13,8 +13,7 @@ from typing import IO, Any, TextIO
 
 from lpds.digits import told
 from lpds.errors import LpdsError
-
-FORMAT_VERSION = 1
+from lpds.files import FORMAT_VERSION
 
 METRIC_KEYS = (
     "step", "wall_s", "updates", "return_mean", "success", "delta_sq_mean", "delta_sq_p95", "delta_sq_beyond", "kl_nats",

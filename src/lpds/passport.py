@@ -11,9 +11,9 @@ import torch
 
 from lpds.decoders.base import BaseDecoder
 from lpds.errors import LpdsError
+from lpds.files import FORMAT_VERSION
 from lpds.types import Decoder
 
-FORMAT_VERSION = 1
 _PACKAGES = (
     "lpds",
     "torch",

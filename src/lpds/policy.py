@@ -18,15 +18,15 @@ from lpds.checks import check_share
 from lpds.compact import as_learned, look
 from lpds.decoders.recorded import find_decoder
 from lpds.errors import LpdsError, one_line
-from lpds.files import read_object, write_atomically, write_json
+from lpds.files import FORMAT_VERSION, read_object, write_atomically, write_json
 from lpds.observations import Arrays, as_arrays, parts, shapes_fit
 from lpds.passport import decoder_facts
 from lpds.registry import METHODS, resolve
 from lpds.run_folder import RunFolder, folder_of, no_run
+from lpds.threads import kept_random
 from lpds.types import Decoder, LatentSpec, Method
 from lpds.wire import WireError, spec_from_wire, spec_to_wire
 
-FORMAT_VERSION = 1
 FROZEN = "base"
 """The method that is the frozen policy."""
 FloatArray = npt.NDArray[np.float32]
@@ -182,7 +182,7 @@ def save_policy(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "policy.safetensors", lambda stream: stream.write(content))
+        write_atomically(folder / "policy.safetensors", content)
         write_json(folder / "policy.json", facts)
     except OSError as error:
         raise LpdsError(f"policy in {folder} not saved ({error}); the previous one is untouched") from None
@@ -198,6 +198,7 @@ def tell_policy(folder: Path, decoder: Mapping[str, Any]) -> None:
     write_json(folder / "policy.json", {**facts, "decoder": {**facts["decoder"], **there}})
 
 
+@kept_random()
 def load_policy(
     run: str | Path | RunFolder, decoder: Decoder | str | None = None, *, files: Mapping[str, str] | None = None
 ) -> SteeredPolicy:
@@ -221,6 +222,7 @@ def load_policy(
     return SteeredPolicy(decoder, _open(run, decoder, facts, tensors), facts["method"], facts.get("obs_order"))
 
 
+@kept_random()
 def recorded_shift(run: Path, states: FloatArray) -> FloatArray | None:
     """Delta [N, H, L] at states [N, F] of a run's replay. Its decoder, which may fill a GPU, is not opened: the shapes do.
 

@@ -118,6 +118,6 @@ def save_states(folder: Path, obs: Tensor) -> None:
     """Write ``states.safetensors``: a few states [N, O] at which a report shows what the policy does."""
     content = save({"obs": obs.cpu().contiguous()})
     try:
-        write_atomically(folder / "states.safetensors", lambda stream: stream.write(content))
+        write_atomically(folder / "states.safetensors", content)
     except OSError as error:
         raise LpdsError(f"states in {folder} not saved ({error})") from None

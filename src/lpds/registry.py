@@ -27,9 +27,9 @@ METHOD_SETTINGS: dict[str, str] = {
     "lpds-a": "lpds.config:LPDSASettings",
     "dsrl-na": "lpds.config:DSRLNASettings",
     "dsrl-sac": "lpds.config:DSRLSACSettings",
-    "dppo": "lpds.methods.dppo:DPPOSettings",
-    "idql": "lpds.methods.idql:IDQLSettings",
-    "dql": "lpds.methods.dql:DQLSettings",
+    "dppo": "lpds.chain_config:DPPOSettings",
+    "idql": "lpds.chain_config:IDQLSettings",
+    "dql": "lpds.chain_config:DQLSettings",
 }
 DECODER_SCHEMES: dict[str, str] = {
     "dppo": "lpds.decoders.dppo:load_dppo",

@@ -21,15 +21,13 @@ from lpds.decoders.base import BaseDecoder
 from lpds.envs.build import EnvLike
 from lpds.errors import LpdsError, RunFault, one_line
 from lpds.evaluation import EvalReport, silence_is_failure
-from lpds.files import how_to_resume, write_json
+from lpds.files import FORMAT_VERSION, how_to_resume, write_json
 from lpds.log import Display
 from lpds.registry import METHODS, resolve
 from lpds.runner import Runner
 from lpds.stats import Interval, paired_difference, pairs_that_differ, told_apart
 from lpds.types import Decoder, Method
 from lpds.verdict import NOT_THE_SAME, UNTRAINED, against_line, verdict_line, with_noise
-
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,6 @@ def build_learner(
     settings: RunSettings, method: str, method_settings: Any, decoder: Decoder, device: torch.device
 ) -> tuple[Method, torch.Generator]:
     """Make the method from a generator seeded by the run; a decoder that it cannot work with is refused here."""
-    torch.set_num_threads(settings.threads)
     generator = torch.Generator().manual_seed(settings.seed)
     learned = as_learned(decoder)
     learner: Method = resolve("method", METHODS, method)(method_settings, learned, generator=generator, device=device)

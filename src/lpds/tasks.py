@@ -14,6 +14,7 @@ def _residual(**settings: Any) -> dict[str, dict[str, Any]]:
 
 _GYM = {"warmup_steps": 8_000, "gamma": 0.99**0.25}
 
+# a task of a hundred steps that is to be done in a minute: smaller batches and faster rates than elsewhere
 TOY = Task(
     "toy",
     env="four-mode",

@@ -1,7 +1,8 @@
 """What a block needs of the tensor library's state, and gives back.
 
 The number of threads is part of what makes a result the same twice: a product split in two rounds differently. The default
-type is part of what a network is made of: a policy's own file may have set another for all of the process.
+type is part of what a network is made of: a policy's own file may have set another for all of the process. And what a caller
+draws after it has opened a policy is not to hang on that.
 """
 
 from __future__ import annotations
@@ -25,9 +26,16 @@ def kept_threads() -> Iterator[None]:
 
 
 @contextmanager
+def kept_random() -> Iterator[None]:
+    """Restore the caller's global generator: layers that are about to be overwritten draw first weights from it."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+@contextmanager
 def learning() -> Iterator[None]:
-    """Let a block learn whatever the caller has turned off, and restore the caller's number of threads and modes."""
-    with kept_threads(), torch.inference_mode(False):  # which turns gradients on as well
+    """Let a block learn whatever the caller has turned off, and restore the caller's threads, global generator and modes."""
+    with kept_threads(), kept_random(), torch.inference_mode(False):  # which turns gradients on as well
         yield
 
 

@@ -131,7 +131,7 @@ def unpack(data: bytes | str) -> dict[str, Any]:
     except LpdsError:
         raise
     except Exception as error:  # by its own documentation it raises almost anything on garbage
-        raise WireError("message", f"not a msgpack map ({one_line(str(error)) or type(error).__name__})") from None
+        raise WireError("message", f"not a msgpack map ({printable(str(error)) or type(error).__name__})") from None
     if not isinstance(message, dict) or b"__ndarray__" in message:
         raise WireError("message", f"expected a msgpack map, not {'an array' if message else 'a value'}")
     read: dict[str, Any] = _read(message, 0)
@@ -159,7 +159,7 @@ def _read_array(value: dict[Any, Any]) -> Array:
         raise WireError("array", "an array has the keys __ndarray__ (true), data, dtype and shape, as bytes, and no other")
     data, name, shape = value[b"data"], value[b"dtype"], value[b"shape"]
     if not isinstance(name, str) or name not in DTYPES:
-        said = one_line(name)[:20] if isinstance(name, str) else type(name).__name__
+        said = printable(name)[:20] if isinstance(name, str) else type(name).__name__
         raise WireError("dtype", f"arrays of dtype {said!r} are not accepted (choices: {', '.join(DTYPES)})")
     sizes = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
     if not sizes or len(shape) > MAX_AXES:
@@ -185,7 +185,7 @@ def _names() -> list[str]:
     return [np.dtype(name).name for name in DTYPES]
 
 
-def one_line(text: str) -> str:
+def printable(text: str) -> str:
     """A stranger's text as something to print: one line, nothing invisible, not endless."""
     return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))[:MAX_LINE]
 
@@ -294,7 +294,7 @@ def read_description(message: dict[str, Any]) -> Served:
     if message.get("protocol") != PROTOCOL:
         raise WireError("message", f"no decoder server: it does not say {PROTOCOL!r}")
     if message.get("protocol_version") != VERSION:
-        theirs = one_line(str(message.get("protocol_version")))[:20]
+        theirs = printable(str(message.get("protocol_version")))[:20]
         raise WireError("message", f"version {theirs} of the decoder protocol, expected {VERSION}: update one side")
     name, fingerprint, facts = message.get("name"), message.get("fingerprint"), message.get("facts")
     limits: list[Any] = [message.get("max_bytes"), message.get("max_batch")]
@@ -322,7 +322,7 @@ def read_description(message: dict[str, Any]) -> Served:
         raise WireError("message", f"probe must be a text of at most {LONGEST_PROBE:,} characters, or nil")
     examples = _examples(message.get("examples"), spec)
     low, high = (torch.from_numpy(row) for row in ranges)
-    said = (one_line(name)[:100], one_line(fingerprint)[:100])
+    said = (printable(name)[:100], printable(fingerprint)[:100])
     return Served(*said, spec, (low, high), facts, limits[0], limits[1], size, again is True, shares is True, probe, examples)
 
 

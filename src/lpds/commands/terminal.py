@@ -95,7 +95,7 @@ def guarded(name: str, work: Callable[[], int | None]) -> int:
         work: gives its exit code, or nothing for 0.
 
     Returns:
-        The exit code: 2 for an input that does not fit, 130 after Ctrl-C, 141 where nobody reads on.
+        The exit code: the work's own, 2 for an input that does not fit, 130 after Ctrl-C, 141 where nobody reads on.
     """
     try:
         code = work()

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from lpds.errors import DecoderFault
-from lpds.wire import MAX_BYTES, Served, WireError, need, one_line, read_description, silent, unpack
+from lpds.wire import MAX_BYTES, Served, WireError, need, printable, read_description, silent, unpack
 
 TOKEN_VARIABLE = "LPDS_TOKEN"
 MESSAGE_TOO_BIG = 1009
@@ -137,4 +137,4 @@ def _limit_sending(connection: socket.socket, seconds: float) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return one_line(error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)) or "no answer"
+    return printable(error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)) or "no answer"

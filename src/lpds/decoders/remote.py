@@ -24,7 +24,7 @@ from lpds.decoders.base import BaseDecoder, as_entry
 from lpds.decoders.callable import same_to_rounding
 from lpds.decoders.link import TOKEN_VARIABLE, Link, Lost
 from lpds.errors import DecoderFault, LpdsError
-from lpds.wire import Array, one_line, pack
+from lpds.wire import Array, pack, printable
 
 _LOG = logging.getLogger(__name__)
 
@@ -252,7 +252,7 @@ class RemoteDecoder(BaseDecoder):
         answer = self._ask(request)
         if "error" in answer:
             said = answer["error"] if isinstance(answer["error"], dict) else {}
-            kind, text = (one_line(str(said.get(key, ""))) for key in ("kind", "message"))
+            kind, text = (printable(str(said.get(key, ""))) for key in ("kind", "message"))
             fault = _Forgotten if kind == "context" else DecoderFault
             raise fault(f"decoder {self.name!r} at {self._address} refused ({kind}): {text}")
         return answer

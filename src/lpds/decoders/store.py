@@ -16,10 +16,9 @@ from lpds.decoders.diffusion import DiffusionDecoder, DiffusionSampler
 from lpds.decoders.flow import FlowDecoder, FlowSampler
 from lpds.decoders.network import DenoisingMLP, NetworkShape
 from lpds.errors import LpdsError
-from lpds.files import write_atomically
+from lpds.files import FORMAT_VERSION, write_atomically
 from lpds.types import LatentSpec
 
-FORMAT_VERSION = 1
 WEIGHTS = "decoder.safetensors"
 
 
@@ -37,7 +36,7 @@ def save_decoder(decoder: BaseDecoder, folder: Path) -> None:
     tensors = {**decoder.net.state_dict(), **decoder.normaliser.tensors()}
     folder.mkdir(parents=True, exist_ok=True)
     content = save({key: value.contiguous() for key, value in tensors.items()}, {"lpds": json.dumps(facts)})
-    write_atomically(folder / WEIGHTS, lambda stream: stream.write(content))
+    write_atomically(folder / WEIGHTS, content)
 
 
 def open_decoder(

@@ -29,7 +29,7 @@ from lpds.deploy.contexts import Contexts, Kept
 from lpds.errors import DecoderFault, LpdsError
 from lpds.probe import synthetic_observations
 from lpds.types import Decoder, Shape
-from lpds.wire import MAX_BATCH, MAX_BYTES, Array, WireError, describe_decoder, need, one_line, pack, silent, unpack
+from lpds.wire import MAX_BATCH, MAX_BYTES, Array, WireError, describe_decoder, need, pack, printable, silent, unpack
 
 MAX_CONNECTIONS = 32
 MAX_PENDING = 32
@@ -358,7 +358,7 @@ def _examples(decoder: Decoder) -> Any:
 
 
 def _refusal(kind: str, message: str) -> bytes:
-    return pack({"error": {"kind": kind, "message": one_line(message)}})
+    return pack({"error": {"kind": kind, "message": printable(message)}})
 
 
 def _peer(connection: Any) -> str:
@@ -395,4 +395,4 @@ def _bind(host: str, port: int) -> socket.socket:
         return socket.create_server(place[:2], family=family)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise LpdsError(f"cannot listen on {host} port {port}: {one_line(reason).lower()}") from None
+        raise LpdsError(f"cannot listen on {host} port {port}: {printable(reason).lower()}") from None

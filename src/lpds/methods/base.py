@@ -25,7 +25,8 @@ class BasePolicy(LatentPolicy):
 class BaseMethod(Learner[Policy]):
     """The floor of every comparison."""
 
-    learns = reads_replay = False
+    learns = BaseSettings.learns
+    reads_replay = False
     ignores = (
         *("updates_per_decision", "batch_size", "n_step", "warmup_fits", "demos"),
         *(

@@ -17,40 +17,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from lpds.checks import positive
 from lpds.errors import LpdsError
 from lpds.types import Decision, Decoder, LatentSpec
-
-OWN_WARMUP: Mapping[str, Any] = {"warmup_policy": "own", "reward_offset": 0.0}
-"""Run settings of every method that trains the chain: as in the released code it collects from the first step, so critics that
-are fitted to the warm-up's returns know the chain and not the decoder's other sampler, and rewards are as they are."""
-
-
-@dataclass(frozen=True)
-class ChainSettings:
-    """What every method that trains the chain has: its own networks and rates."""
-
-    sampling_std: float = 0.1
-    """Smallest deviation of a denoising step while learning or collecting."""
-    width: int = 256
-    """Of the value networks."""
-    depth: int = 3
-    """Layers of the value networks before their outputs; V's are one and max(1, depth // 2) residual blocks of two."""
-    lr: float = 1e-3
-    """Of the value networks."""
-    actor_lr: float = 1e-4
-    """Adam's, of the chain."""
-
-    def __post_init__(self) -> None:
-        positive(self, "sampling_std", "width", "depth", "lr", "actor_lr")
-
 
 NOISE_CLIP = 3.0
 """Deviations at which the noise of a step is cut off."""

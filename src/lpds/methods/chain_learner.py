@@ -9,8 +9,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from lpds.chain_config import ChainSettings
 from lpds.fields import of_a_file
-from lpds.methods.chain import ChainPolicy, ChainSettings, DecoderChain, untrained
+from lpds.methods.chain import ChainPolicy, DecoderChain, untrained
 from lpds.methods.learner import Learner
 from lpds.nn import copies
 from lpds.types import Decoder

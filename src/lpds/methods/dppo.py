@@ -24,79 +24,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lpds.checks import positive
-from lpds.errors import LpdsError
-from lpds.methods.chain import OWN_WARMUP, ChainPolicy, ChainSettings, DecoderChain
+from lpds.chain_config import DPPOSettings
+from lpds.methods.chain import ChainPolicy, DecoderChain
 from lpds.methods.chain_learner import ChainLearner
 from lpds.methods.critics import ValueMLP
 from lpds.methods.state import adam
 from lpds.types import Batch, Decoder, Experience, Metrics
-
-
-@dataclass(frozen=True)
-class DPPOSettings(ChainSettings):
-    """Settings of DPPO."""
-
-    # the warm-up only calibrates, and on-policy learning needs no long memory
-    run_defaults: ClassVar[Mapping[str, Any]] = {
-        **OWN_WARMUP,
-        "warmup_steps": 1_000,
-        "warmup_fits": 0,
-        "return_std": 1.0,
-        "replay_size": 50_000,
-    }
-    finetuned_steps: int = 10
-    """F, the last denoising steps that are trained (at most all K)."""
-    iteration_rounds: int = 500
-    """Rounds of decisions between updates, at most."""
-    min_iterations: int = 20
-    """The budget, warm-up included, is cut into at least so many; what the warm-up takes of it may cost the last."""
-    critic_iterations: int = 0
-    """First iterations, in which the value network learns alone."""
-    epochs: int = 5
-    """Passes over an iteration's samples."""
-    minibatches: int = 4
-    """Gradient steps of an epoch."""
-    gae_lambda: float = 0.95
-    """lambda of the generalised advantage, per decision."""
-    clip: float = 0.01
-    """c of the last denoising step."""
-    clip_base: float = 0.01
-    """c of the first trained denoising step."""
-    clip_rate: float = 3.0
-    """How late between the two c grows: exponentially at this rate."""
-    denoising_discount: float = 0.99
-    """Factor of the advantage for every denoising step before the last."""
-    normalise_advantage: bool = True
-    """Subtract the minibatch's mean advantage and divide by its deviation."""
-    advantage_low: float = 0.0
-    """Quantile of the minibatch below which advantages are clipped."""
-    advantage_high: float = 1.0
-    """Quantile of the minibatch above which advantages are clipped."""
-    value_clip: float = math.inf
-    """How far the value may move in an iteration before its loss is clipped; inf for never."""
-    target_kl: float = 1.0
-    """KL estimate that ends an iteration's updates."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "finetuned_steps", "iteration_rounds", "min_iterations", "epochs", "minibatches", "clip", "clip_base")
-        positive(self, "clip_rate", "denoising_discount", "value_clip", "target_kl")
-        if self.critic_iterations < 0:
-            raise LpdsError(f"critic_iterations must not be negative, not {self.critic_iterations}")
-        if not 0.0 <= self.gae_lambda <= 1.0:
-            raise LpdsError(f"gae_lambda must be in [0, 1], not {self.gae_lambda}")
-        if not 0.0 <= self.advantage_low < self.advantage_high <= 1.0:
-            raise LpdsError(
-                f"advantage_low {self.advantage_low} and advantage_high {self.advantage_high} must be quantiles, "
-                "0 <= low < high <= 1"
-            )
 
 
 def advantages(reward: Tensor, discount: Tensor, over: Tensor, value: Tensor, next_value: Tensor, lam: float) -> Tensor:
@@ -171,7 +108,7 @@ class DPPO(ChainLearner[ChainPolicy]):
     settings_kind = DPPOSettings
     acting = ("sampling_std", "finetuned_steps")
     ignores: tuple[str, ...] = ("updates_per_decision", "n_step")
-    recalls = True
+    recalls = DPPOSettings.recalls
     settings: DPPOSettings
 
     def __init__(self, settings: DPPOSettings, decoder: Decoder, *, generator: torch.Generator, device: torch.device) -> None:
@@ -197,10 +134,13 @@ class DPPO(ChainLearner[ChainPolicy]):
         self.iterations = torch.zeros((), dtype=torch.long)
         self.state.modules |= {"value": self.value}
         self.state.optimisers = {"net": self.adam_policy, "value": self.adam_value}
-        self.state.scalars |= {"fresh_rounds": self.fresh_rounds}
+        self.state.scalars |= {"fresh_rounds": self.fresh_rounds, "iterations": self.iterations}
         if c.critic_iterations:
-            self.state.scalars |= {"iterations": self.iterations}
             self.unlearned = f"the value learns alone in the first {c.critic_iterations:,} iterations, after which none came"
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore everything; an older checkpoint did not count ``iterations`` where nothing hung on them."""
+        super().load_tensors({"iterations": torch.zeros_like(self.iterations), **tensors})
 
     @classmethod
     def make_chain(cls, settings: DPPOSettings, decoder: Decoder, device: torch.device) -> DecoderChain:

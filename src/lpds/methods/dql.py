@@ -15,48 +15,18 @@ replayed one is the released code's, not the paper's, which ``clone="data"`` giv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lpds.checks import choose, positive
-from lpds.errors import LpdsError
-from lpds.methods.chain import OWN_WARMUP, ChainPolicy, ChainSettings, DenoisingChain, check_whole
+from lpds.chain_config import DQLSettings
+from lpds.methods.chain import ChainPolicy, DenoisingChain, check_whole
 from lpds.methods.chain_learner import ChainLearner
 from lpds.methods.critics import TwinQ, twin_loss
 from lpds.methods.state import adam, descend
 from lpds.nn import polyak
 from lpds.types import Batch, Decoder, Metrics, Shape
-
-
-@dataclass(frozen=True)
-class DQLSettings(ChainSettings):
-    """Settings of DQL."""
-
-    # 16 samples of the replay for every decision, in batches of 1000; as in the released runs of gym the critics learn alone
-    # for 1,280 updates, without which the actor climbs random ones: there by TD, here on the warm-up's returns
-    run_defaults: ClassVar[Mapping[str, Any]] = {
-        **OWN_WARMUP,
-        "updates_per_decision": 0.016,
-        "batch_size": 1_000,
-        "warmup_fits": 1_280,
-    }
-    eta: float = 1.0
-    """Weight of the Q term."""
-    tau: float = 0.005
-    """Polyak rate of the target critics."""
-    clone: str = "samples"
-    """Which chunks L_noise clones: samples (the actor's own, as released) or data (the replayed ones, the paper's)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "tau")
-        choose("clone", self.clone, ("samples", "data"))
-        if not self.eta >= 0.0:
-            raise LpdsError(f"eta must not be negative, not {self.eta}")
 
 
 def q_term(q: Tensor, coin: Tensor) -> Tensor:

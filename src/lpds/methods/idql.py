@@ -17,50 +17,19 @@ discount is that of the batch, exact inside a chunk.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lpds.checks import positive
-from lpds.errors import LpdsError
+from lpds.chain_config import IDQLSettings
 from lpds.fields import of_a_file
-from lpds.methods.chain import OWN_WARMUP, ChainPolicy, ChainSettings, DecoderChain, check_whole
+from lpds.methods.chain import ChainPolicy, DecoderChain, check_whole
 from lpds.methods.chain_learner import ChainLearner
 from lpds.methods.critics import TwinQ, ValueMLP, twin_loss
 from lpds.methods.state import adam, descend
 from lpds.nn import copies, part, polyak
 from lpds.types import Batch, Decision, Decoder, Metrics, Shape
-
-
-@dataclass(frozen=True)
-class IDQLSettings(ChainSettings):
-    """Settings of IDQL."""
-
-    # 128 samples of the replay for every decision, in batches of 1000; the released runs of gym let the critics alone learn
-    # for some 10,000 updates, by TD: here on the warm-up's returns, as often as LP-DS's; a row of metrics decodes N chunks
-    run_defaults: ClassVar[Mapping[str, Any]] = {
-        **OWN_WARMUP,
-        "updates_per_decision": 0.128,
-        "batch_size": 1_000,
-        "log_every": 10_000,
-    }
-    candidates: int = 10
-    """N, chunks among which the values choose."""
-    expectile: float = 0.8
-    """tau of V."""
-    explore_weight: float = 0.7
-    """Weight of a chunk better than V when collecting; the others have one minus it."""
-    tau: float = 0.001
-    """Polyak rate of the target critics."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, "candidates", "tau")
-        for name in ("expectile", "explore_weight"):
-            if not 0.0 < getattr(self, name) < 1.0:
-                raise LpdsError(f"{name} must be in (0, 1), not {getattr(self, name)}")
 
 
 def expectile_loss(advantage: Tensor, expectile: float) -> Tensor:

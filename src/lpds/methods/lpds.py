@@ -11,10 +11,15 @@ Where the paper is silent, or this differs from it:
 - *Scale.* Q runs from 1 to 1000s over tasks. Equation 6 is divided by s, the running mean norm of dQ^W/dw, and alpha is
   kept relative to s, so that theta does not change when every reward is multiplied by a constant
   (:mod:`lpds.methods.trust_region`, the dual step in these units).
+- *Rewards* in (2) are multiplied by one factor that a run takes from its warm-up (``reward_scale``, ``return_std``); n
+  decisions may be summed before the bootstrap (``n_step``; the paper's and the default is 1).
+- *Shape and size of Delta.* One shift for the whole chunk, or r of them (``shift_form``), and a cap on a single state's
+  ``||Delta||^2`` (``state_cap``) are settings; the paper's Delta has every coordinate and no cap.
 - *Growing budget.* delta may grow to its size over the first updates of Delta (``delta_updates``); the paper's is constant.
 - *Warm start.* With ``critics_only`` an update stops after (3): a run fits both critics to the warm-up's returns,
   which are on-policy for the frozen policy, before Delta moves (``warmup_fits``; 0 is the paper's loop).
-- *Kept noises.* The distillation pairs (eps, Phi(s, eps)) of a state may be decoded once and kept (``kept_noises``).
+- *Distillation noises.* (3) sees two base noises a state (``distill_noises``; the paper's one is ``--preset paper``'s), whose
+  pairs (eps, Phi(s, eps)) may be decoded once and kept (``kept_noises``).
 - *Kept targets.* So may the next state's chunks in (2), with Delta' as it is when the row is made (``target_actions=kept``):
   then, with kept noises besides, no update decodes, and theta' lags by the age of the row. The mean over K of them
   stands for (2)'s one.

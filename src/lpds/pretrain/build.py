@@ -16,7 +16,7 @@ from lpds.decoders.base import BaseDecoder
 from lpds.decoders.store import save_decoder
 from lpds.errors import LpdsError, one_line
 from lpds.fields import override
-from lpds.files import write_json
+from lpds.files import FORMAT_VERSION, write_json
 from lpds.pretrain.clone import CloneSettings, clone
 from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Demonstrations, joined, of_sources
@@ -25,7 +25,6 @@ from lpds.pretrain.kept_training import KeptTraining
 from lpds.pretrain.recipes import DATA, SCRIPTED, ZOO
 from lpds.registry import resolve
 
-FORMAT_VERSION = 1
 WEIGHTS = ("model.safetensors", "decoder.safetensors")
 """Files of a decoder by one of :data:`MAKERS`, and of the project's own."""
 MAKERS: dict[str, str] = {"pi0": "lpds.pretrain.pi0:make_pi0"}

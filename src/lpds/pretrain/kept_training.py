@@ -65,7 +65,7 @@ class KeptTraining:
         """Write it, atomically; where that fails the one before it stays, and the training goes on."""
         content = save(state.tensors(), {"of": of})
         with suppress(OSError):  # a full disk may have room again when the decoder is saved
-            write_atomically(self.path, lambda stream: stream.write(content))
+            write_atomically(self.path, content)
         self._due = time.monotonic() + KEPT_EVERY
 
     @property

@@ -134,17 +134,6 @@ ZOO: dict[str, Recipe] = {
 }
 
 
-def recipe(name: str) -> Recipe:
-    """Find a recipe.
-
-    Raises:
-        LpdsError: unknown name.
-    """
-    if name not in ZOO:
-        raise unknown_name("recipe", name, ZOO)
-    return ZOO[name]
-
-
 def make_data(
     name: str,
     experts: Path | None = None,

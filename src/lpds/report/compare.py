@@ -12,7 +12,8 @@ import numpy as np
 
 from lpds.digits import told
 from lpds.errors import LpdsError
-from lpds.registry import METHODS, resolve
+from lpds.files import FORMAT_VERSION
+from lpds.registry import METHOD_SETTINGS, resolve
 from lpds.report.lines import lines_of, points, say
 from lpds.report.paired import Comparison
 from lpds.report.read import Group, RunData, evaluation_points, group_runs, read_runs
@@ -103,7 +104,7 @@ class CompareReport:
 
         rows = [{key: plain(value) for key, value in asdict(row).items()} | {"verdict": row.verdict} for row in self.rows]
         said = {"notes": list(self.notes), "standings": list(self.standings)}
-        return {"format_version": 1, "references": self.references, "rows": rows, **said}
+        return {"format_version": FORMAT_VERSION, "references": self.references, "rows": rows, **said}
 
     def __str__(self) -> str:
         """One table a task, then the notes, then who stands where."""
@@ -190,7 +191,7 @@ def _compare_task(task: str, groups: list[Group], reference: str | None, notes: 
             raise LpdsError(f"{word} reference {reference!r} on {task} (choices: {', '.join(s.label for s in match or sides)})")
         chosen = match[0]
     # what learns nothing is as high anywhere, so its budget cuts nobody's area
-    taught = [side for side in sides if side.runs and (side.method not in METHODS or _method(side).learns)]
+    taught = [side for side in sides if side.runs and _fact(side, "learns", True)]
     end = min((run.steps for side in taught for run in side.runs), default=math.inf)
     steps = {side.label: min((run.steps for run in side.runs), default=0) for side in sides}
     budgets = {steps[side.label] for side in taught}
@@ -271,8 +272,10 @@ def _of_episodes(task: str, side: Side, row: Row, other: Side) -> list[str]:
     return notes
 
 
-def _method(side: Side) -> Any:
-    return resolve("method", METHODS, side.method)
+def _fact(side: Side, name: str, default: bool) -> bool:
+    """What the settings of a side's method say of every method of that kind; the methods themselves are slow to import."""
+    known = side.method in METHOD_SETTINGS
+    return bool(getattr(resolve("method", METHOD_SETTINGS, side.method), name, default)) if known else default
 
 
 def _efforts(task: str, sides: Sequence[Side]) -> list[str]:
@@ -284,7 +287,7 @@ def _efforts(task: str, sides: Sequence[Side]) -> list[str]:
         made = [int(count[-1]) for count in counts if len(count) and count[-1] > 0]
         if made and side.method != "frozen":
             settings = side.runs[0].run_settings
-            if side.method in METHODS and _method(side).recalls:  # of no batch of the replay
+            if _fact(side, "recalls", False):  # of no batch of the replay
                 rounds[side.label] = max(made)
                 continue
             found[side.label] = (max(made), int(settings["batch_size"]), int(settings["warmup_fits"]))

@@ -95,7 +95,7 @@ def write_report(runs: Sequence[Path], out: Path, decoder: Any = None) -> Path:
     content = _page([replace(run, decoder=decoder) for run in read_runs(runs)]).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda stream: stream.write(content))
+        write_atomically(path, content)
     except OSError as error:
         raise LpdsError(f"{path} cannot be written: {one_line(error)}") from None
     return path
@@ -127,7 +127,7 @@ def write_figures(runs: Sequence[Path], folder: Path) -> list[Path]:
             for suffix, content in ((".png", png(figure)), (".csv", to_csv(figure).encode())):
                 path = folder / (name + suffix)
                 try:
-                    path.write_bytes(content)
+                    write_atomically(path, content)
                 except OSError as error:
                     raise LpdsError(f"{path} cannot be written: {one_line(error)}") from None
                 written.append(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -338,8 +338,7 @@ def _read_run(folder: Path) -> RunData:
         extra["summary.json"],
         tuple(notes),
     )
-    silence_is_failure([run])
-    return run
+    return silent_failed([run])[0]
 
 
 def _rows(path: Path, whole: Sequence[str], finished: bool) -> tuple[list[Row], int]:
@@ -367,16 +366,18 @@ def _once(rows: list[Row]) -> list[Row]:
     return list(merged.values())
 
 
-def silence_is_failure(runs: Sequence[RunData]) -> None:
-    """In runs of one task: evaluation episodes without a word of success failed, if any episode of any run names one.
+def silent_failed(runs: Sequence[RunData]) -> list[RunData]:
+    """Runs of one task, whose evaluation episodes without a word of success failed if any episode of any of them names one.
 
     There are environments whose info names success only where there is one (:func:`lpds.evaluation.silence_is_failure`).
     """
-    rows = [row for run in runs for row in run.evaluations]
-    if any(row.get("success") is not None for row in [*rows, *(row for run in runs for row in run.episodes)]):
-        for row in rows:
-            for key in ("success", "success_at_end"):
-                row[key] = 0.0 if row.get(key) is None else row[key]
+    if all(row.get("success") is None for run in runs for row in [*run.evaluations, *run.episodes]):
+        return list(runs)
+
+    def told(row: Row) -> Row:
+        return {**row, **{key: 0.0 for key in ("success", "success_at_end") if row.get(key) is None}}
+
+    return [replace(run, evaluations=[told(row) for row in run.evaluations]) for run in runs]
 
 
 def _at(rows: list[Row], scale: float) -> list[Row]:

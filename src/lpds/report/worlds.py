@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lpds.report.read import RunData, silence_is_failure
+from lpds.report.read import RunData, silent_failed
 
 APART = ", environment "
 """Between a task's name and the number of an environment that it does not share with the first."""
@@ -30,8 +30,7 @@ def by_task(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
     apart: dict[str, list[RunData]] = {}
     for name, members in tasks.items():
         for number, world in enumerate(_worlds(members), 1):
-            silence_is_failure(world)
-            apart[name if number == 1 else f"{name}{APART}{number}"] = world
+            apart[name if number == 1 else f"{name}{APART}{number}"] = silent_failed(world)
     return apart
 
 

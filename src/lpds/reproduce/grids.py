@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from lpds.errors import LpdsError, unknown_name
-from lpds.files import write_atomically, write_json
+from lpds.files import FORMAT_VERSION, write_atomically, write_json
 from lpds.grid import budget_of, finished_cells, grid_cells, run_grid
 from lpds.report.compare import compare
 from lpds.report.read import RunData, group_runs, read_runs
 from lpds.report.worlds import by_task
 
-FORMAT_VERSION = 1
 NAMES = {
     "success_ema": "running mean of success over training episodes",
     "w_norm": "mean norm of w",
@@ -212,7 +211,7 @@ def reproduce(
     missing = [cell.path for cell in cells if root / cell.path not in finished]
     page = _page(command, what, budget, missing, pictures, finished)
     write_json(out / "summary.json", {"format_version": FORMAT_VERSION, "figure": name, **report.to_json()})
-    write_atomically(out / "README.md", lambda stream: stream.write(page.encode()))
+    write_atomically(out / "README.md", page.encode())
     return page
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from lpds.api import resume, steer
 from lpds.errors import LpdsError
 from lpds.fields import from_json, to_json
-from lpds.files import write_atomically, write_json
+from lpds.files import FORMAT_VERSION, write_atomically, write_json
 from lpds.methods.base import BasePolicy
 from lpds.metrics import mode_coverage
 from lpds.policy import load_policy
@@ -33,7 +33,6 @@ from lpds.run_folder import read_config
 from lpds.stats import Interval, bootstrap_mean, mean_over_seeds
 from lpds.zoo import load_decoder
 
-FORMAT_VERSION = 1
 DELTAS = (0.01, 0.05, 0.1, 0.5, 2.0, 4.0, 8.0)
 STEPS = 6_000
 """Primitive steps of a run, warm-up included."""
@@ -329,4 +328,4 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(flat)
     content = text.getvalue().encode()
-    write_atomically(path, lambda stream: stream.write(content))
+    write_atomically(path, content)

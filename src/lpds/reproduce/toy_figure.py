@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -70,11 +69,7 @@ def write_figure(out: Path, points: Sequence[Point], rows: Sequence[dict[str, An
         for suffix in ("png", "svg"):
             content = io.BytesIO()
             figure.savefig(content, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
-            write_atomically(out / f"toy.{suffix}", partial(_copy, content.getvalue()))
-
-
-def _copy(content: bytes, stream: BinaryIO) -> None:
-    stream.write(content)
+            write_atomically(out / f"toy.{suffix}", content.getvalue())
 
 
 def _paths(axes: Any, point: Point) -> None:

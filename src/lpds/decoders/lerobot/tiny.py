@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from lpds.errors import LpdsError, one_line
-from lpds.files import write_json
+from lpds.files import FORMAT_VERSION, write_json
 
 FILE = "lpds_tiny.json"
-FORMAT_VERSION = 1
 KINDS = ("pi0", "pi05")
 HEADS = {"num_heads": 8, "num_kv_heads": 1}
 """Of attention, as in the published sizes: LeRobot's training has the eight written into it."""
