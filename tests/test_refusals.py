@@ -143,3 +143,99 @@ def test_a_decoders_file_and_name_that_are_not_there_are_named(tmp_path, refused
     (tmp_path / "mine_sixth.py").write_text("decoder = None\n")
     with refused("decodr", "did you mean 'decoder'"):
         lpds.load_decoder(f"python:{tmp_path}/mine_sixth.py:decodr")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"threads": 100_000}, "threads must be at most 1024, not 100000"),
+        ({"width": 10**12}, "width must be at most 65536"),
+        ({"batch_size": 10**15}, "batch_size must be at most"),
+        ({"n_step": 10**9}, "n_step must be at most"),
+        ({"delta": 1e300}, "delta must be at most 1e+09, or inf for no constraint, not 1e+300"),
+        ({"reward_scale": 1e308}, "must be at most 1e+09 in size"),
+        ({"reward_offset": 1e39}, "must be at most 1e+09 in size"),
+        ({"eval_every": -5}, "eval_every must not be negative, not -5"),
+        ({"out": 5}, "out is a int, not a folder"),
+        ({"preset": 5}, "preset of lpds is a int, not a name (choices: "),
+        ({"method": "base", "preset": "quiet"}, "unknown preset of base 'quiet' (there is none)"),
+    ],
+)
+def test_what_ended_in_another_librarys_traceback_or_a_crash(tmp_path, refused, given, said):
+    words = {key: value for key, value in TINY.items() if key not in ("width", "depth") or given.get("method") is None}
+    with refused(said):
+        lpds.steer("toy", **{**words, "out": tmp_path / "run", **given})
+    assert not (tmp_path / "run").exists()
+
+
+def test_n_steps_beyond_every_episode_are_the_returns_to_go_and_come_to_an_end(tmp_path):
+    """A million was a loop of a million rounds an update."""
+    first, second = (lpds.steer("toy", out=tmp_path / str(n), n_step=n, **TINY).folder for n in (200, 2**20))
+    assert (first / "policy" / "policy.safetensors").read_bytes() == (second / "policy" / "policy.safetensors").read_bytes()
+
+
+def test_a_wrapped_policy_of_odd_parts_is_one_line(refused):
+    shapes = {"obs_shape": 2, "latent_shape": (1, 2), "action_shape": (1, 2), "name": "odd"}
+    with refused("device is None (choices: cpu, cuda"):
+        lpds.wrap_decoder(lambda obs, w: w, **{**shapes, "device": None})
+    with refused("obs_shape is an empty dict"):
+        lpds.wrap_decoder(lambda obs, w: w, **{**shapes, "obs_shape": {}})
+
+    def leaves(obs, w):
+        raise SystemExit(1)
+
+    with refused("SystemExit: 1"):
+        lpds.wrap_decoder(leaves, **shapes)(torch.zeros(1, 2), torch.zeros(1, 1, 2))
+
+
+def test_states_of_another_shape_are_one_line(tmp_path, refused):
+    policy = lpds.load_policy(lpds.steer("toy", out=tmp_path / "run", **TINY))
+    for states, said in (("x", "states are no array of numbers"), (torch.zeros(1, 5), "states must be [B, 2], not [1, 5]")):
+        with refused(said):
+            policy.shift_at(states)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["eval", "RUN", "--noise-scale", "1,2"], "noise_scale must be in [0, 1], not 2.0"),
+        (["eval", "RUN", "--noises", "2", "--seed", "4294967295"], "--seed and --noises: the last of them must be in 0"),
+        (["pretrain", "toy", "--data", "any.npz", "--out", "RUN"], "is a run folder: choose another --out"),
+        (
+            ["bench", "learner", "--jobs", "2", "--methods", "lpds"],
+            "bench learner runs no grid: --methods, --jobs cannot be chosen",
+        ),
+        (["bench", "toy", "--rounds", "2"], "--rounds is for bench learner"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_played_or_written(tmp_path, capsys, monkeypatch, words, said):
+    run = lpds.steer("toy", out=tmp_path / "run", **TINY).folder
+    monkeypatch.setattr("lpds.evaluation.evaluate_policy", lambda *args, **words: pytest.fail("played for nothing"))
+    before = sorted(path.name for path in run.iterdir())
+    assert main([str(run) if word == "RUN" else word for word in words]) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_closed_streams_and_a_folder_that_is_gone_cost_no_command(tmp_path):
+    import subprocess
+    import sys
+
+    lpds_list = f"{sys.executable} -m lpds list"
+    for shell in (
+        f"{lpds_list} >&-",
+        f"{lpds_list} 2>&-",
+        f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir ../gone; {sys.executable} -m lpds --help",  # MKL itself needs the folder
+    ):
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), shell
+
+
+def test_settings_that_others_leave_without_effect_are_told(tmp_path, capsys):
+    words = {**TINY, "quiet": False}
+    lpds.steer("toy", out=tmp_path / "a", **{**words, "eval_every": 0, "critics": 1, "pessimism": "mean"})
+    said = capsys.readouterr().err
+    assert "lpds makes no use of eval_episodes" in said
+    assert "lpds makes no use of pessimism" in said
+    lpds.steer("toy", out=tmp_path / "b", noise_scale=0.0, eval_noise_scale=0.3, **words)
+    assert "lpds makes no use of eval_noise_scale" in capsys.readouterr().err

@@ -82,6 +82,8 @@ def steer(
     frozen = _as_decoder(decoder if decoder is not None else named.decoders.get(chosen.name, chosen.decoder))
     chosen_env: EnvLike = env if env is not None else chosen.env
     name = chosen.name.replace(":", "-")
+    if not isinstance(out, str | os.PathLike | None):
+        raise LpdsError(f"out is a {type(out).__name__}, not a folder")
     folder = Path(out) if out is not None else Path("runs") / f"{name}-{method}-seed{run_settings.seed}"
     check_env(chosen_env, frozen)
     check_room(folder, overwrite)
@@ -111,6 +113,7 @@ def steer(
         # batches of the replay are for the fits alone where a method learns from whole rounds
         idle = {*learner.ignores, *(["batch_size"] if learner.recalls and not run_settings.warmup_fits else [])}
         idle |= {"return_std"} if run_settings.reward_scale else set()  # a factor that is given leaves nothing to choose
+        idle |= {"eval_episodes"} if not run_settings.eval_every else set()
         for name in sorted(settings.keys() & idle):
             display.say(f"{method} makes no use of {name}")
         for line in [*remarks.of_decoder(frozen), *told]:
@@ -170,8 +173,8 @@ def resume(
     with locked(folder), ExitStack() as closing:
         frozen = find_decoder(config["decoder"], decoder, f"the run in {folder}", folder, files)
         chosen_env = _environment_of(folder, config, env)
-        begun = _has_checkpoint(folder)
         before = from_json(RunSettings, config["run"])
+        begun = _has_checkpoint(folder, before.checkpoint_every)
         settings = before if steps is None else _grown(folder, config["method"], before, steps)
         method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
         check_env(chosen_env, frozen)
@@ -210,6 +213,7 @@ def resume(
             _restore(runner)
         else:  # killed before the first checkpoint: the whole run is one deterministic function of its settings
             (folder / "summary.json").unlink(missing_ok=True)
+            display.say(f"no checkpoint in {folder} yet: the run begins anew")
             runner.records.open({"metrics": 0, "episodes": 0, "eval": 0})
         # written only now that nothing stands against going on; the summary, whose last evaluation is made again, is gone first
         known = config["decoder"]
@@ -234,13 +238,15 @@ def _environment_of(folder: Path, config: Mapping[str, Any], env: EnvLike | None
     return chosen
 
 
-def _has_checkpoint(folder: Path) -> bool:
-    """Whether a run has a checkpoint to go on from; refuse one that cannot go on at all."""
+def _has_checkpoint(folder: Path, every: int) -> bool:
+    """Whether a run that saves after so many steps has a checkpoint to go on from; refuse one that cannot go on at all."""
     if (folder / "checkpoint" / "checkpoint.json").is_file():
         return True
+    # a kill in the very first save leaves a state without its checkpoint.json, and nothing that could not be made again
+    states = [int(path.name.split("-")[1]) for path in (folder / "checkpoint").glob("state-*-*")]
+    if states and ((folder / "summary.json").is_file() or max(states) >= 2 * every):
+        raise LpdsError(f"the run in {folder} cannot go on: checkpoint/checkpoint.json is missing")
     if (folder / "summary.json").is_file():
-        if any((folder / "checkpoint").glob("state-*")):
-            raise LpdsError(f"the run in {folder} cannot go on: checkpoint/checkpoint.json is missing")
         raise LpdsError(f"the run in {folder} is finished and keeps no checkpoint, as committed results do: it cannot go on")
     return False
 

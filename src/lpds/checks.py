@@ -75,7 +75,7 @@ def check_device(name: str) -> None:
 
     try:
         kind = torch.device(name).type
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise LpdsError(f"device is {name!r} (choices: cpu, cuda, cuda:0 ...)") from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise LpdsError(f"device {name} was asked for, but this machine has none that torch can use (choices: cpu)")
@@ -89,16 +89,20 @@ def check_share(name: str, value: Any) -> None:
 
 MAY_BE_INFINITE = ("noise_bound", "state_cap", "value_clip")
 """Bounds that infinity lifts."""
-AT_MOST_ONE = ("tau",)
+AT_MOST = {
+    **{"tau": 1, "depth": 1_000, "blocks": 1_000, "critics": 1_000, "threads": 1_024},
+    **{"width": 2**16, "num_envs": 2**16, "batch_size": 2**24, "n_step": 2**20},
+}
+"""What ends in another library's traceback, or in a crash, beyond it."""
 
 
 def positive(settings: Any, *names: str) -> None:
-    """Refuse fields that are not positive numbers, infinite where that means nothing, or shares above 1."""
+    """Refuse fields that are not positive numbers, infinite where that means nothing, or beyond :data:`AT_MOST`."""
     for name in names:
         value = getattr(settings, name)
         if not value > 0:
             raise LpdsError(f"{name} must be positive, not {value}")
         if math.isinf(value) and name not in MAY_BE_INFINITE:
             raise LpdsError(f"{name} must be finite, not {value}")
-        if value > 1 and name in AT_MOST_ONE:
-            raise LpdsError(f"{name} must be at most 1, not {value}")
+        if value > AT_MOST.get(name, math.inf):
+            raise LpdsError(f"{name} must be at most {AT_MOST[name]}, not {value}")

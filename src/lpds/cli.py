@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,8 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     words = list(sys.argv[1:] if argv is None else argv)
-    if os.getcwd() not in sys.path:  # as under `python -m lpds`: --env MODULE:ID and python: find what lies here
-        sys.path.append(os.getcwd())
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+    with suppress(FileNotFoundError):  # a working folder that is gone
+        if os.getcwd() not in sys.path:  # as under `python -m lpds`: --env MODULE:ID and python: find what lies here
+            sys.path.append(os.getcwd())
     return guarded("lpds", lambda: _run(words))
 
 
@@ -213,6 +218,7 @@ def _grid_commands(commands: Any) -> None:
     bench.add_argument("--rounds", type=int, default=7, help="interleaved rounds; the median is printed")
     bench.add_argument("--decoder", help=f"of every run, in place of the task's: zoo name, {', '.join(DECODER_FORMS)}")
     bench.add_argument("--env", help="of every run: a Gymnasium id in place of the task's")
+    bench.set_defaults(defaults={name: bench.get_default(name) for name in (*grids.OF_A_GRID, "rounds")})
     add_decoder_options(bench)
 
     reproduce = _command(commands, "reproduce", "the paper's figures", grids.do_reproduce)

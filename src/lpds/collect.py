@@ -252,8 +252,8 @@ class Collector:
             if over or worst > 0.0:
                 missed = "came to its end" if over else f"missed the saved observation by {worst:.3g}"
                 complaints[lane] = (
-                    f"sub-environment {lane}: replaying {len(chunks)} decisions of episode {fact['number']} {missed}; that "
-                    "episode starts anew"
+                    f"WARNING: sub-environment {lane}: replaying {len(chunks)} decisions of episode {fact['number']} {missed}; "
+                    "that episode starts anew"
                 )
                 reached, episode = self.env.replay(lane, fact["number"], []), Episode(fact["number"])
             write(self.obs, lane, reached)

@@ -12,8 +12,8 @@ from lpds.checks import LANES, check_lanes, check_seed, check_share, choose, pos
 from lpds.errors import LpdsError, unknown_name
 
 DELTA_UNITS = ("sum", "mean", "rms", "nats")
-SMALLEST_DELTA = 1e-9
-"""Below it ``||Delta||`` nears the rounding of eps, and 1 / sqrt(delta) float32's range."""
+SMALLEST_DELTA, LARGEST_DELTA = 1e-9, 1e9
+"""Below the one ``||Delta||`` nears the rounding of eps, and 1 / sqrt(delta) float32's range; nothing reaches the other."""
 
 
 def delta_to_sum(delta: float, unit: str, free: int) -> float:
@@ -31,10 +31,11 @@ def delta_to_sum(delta: float, unit: str, free: int) -> float:
         raise LpdsError(f"delta must be a positive number (inf lifts the constraint), not {delta}")
     if delta < SMALLEST_DELTA:
         raise LpdsError(f"delta must be at least {SMALLEST_DELTA:g}, not {delta}: the base policy itself is --method base")
-    factors = {"sum": delta, "mean": delta * free, "rms": delta**2 * free, "nats": 2.0 * delta}
-    if unit not in factors:
+    if unit not in DELTA_UNITS:
         raise unknown_name("delta_unit", unit, DELTA_UNITS)
-    return factors[unit]
+    if LARGEST_DELTA < delta < math.inf:
+        raise LpdsError(f"delta must be at most {LARGEST_DELTA:g}, or inf for no constraint, not {delta}")
+    return {"sum": delta, "mean": delta * free, "rms": delta**2 * free, "nats": 2.0 * delta}[unit]
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,8 @@ class DSRLNASettings(DSRLSACSettings):
         positive(self, "distill_share", "distill_noises")
 
 
+LARGEST_REWARD = 1e9
+"""Beyond it sums of rewards leave float32's exact range by far."""
 CURVE_SEED = 10_000
 """Added to the evaluation seed on the learning curve, so that the last evaluation's episodes were never looked at."""
 
@@ -313,8 +316,11 @@ class RunSettings:
                 raise LpdsError(f"{name} must not be negative, not {getattr(self, name)}")
         if self.keep == "best" and not self.eval_every:
             raise LpdsError("keep best takes the best point of the learning curve, of which eval_every 0 leaves none")
-        if not (math.isfinite(self.reward_offset) and 0.0 <= self.reward_scale < math.inf):
-            raise LpdsError(f"reward_offset {self.reward_offset} and reward_scale {self.reward_scale} must be finite")
+        if not (abs(self.reward_offset) <= LARGEST_REWARD and 0.0 <= self.reward_scale <= LARGEST_REWARD):
+            raise LpdsError(
+                f"reward_offset {self.reward_offset} and reward_scale {self.reward_scale} must be at most {LARGEST_REWARD:g} "
+                "in size, and reward_scale not negative"
+            )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class LpdsError(Exception):
@@ -22,7 +23,7 @@ class DecoderFault(RunFault):
     """A decoder that lives elsewhere was lost or refused, or a user's own raised or returned what is no action."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error's message on one line, with its type unless it is the project's own."""
     text = " ".join(str(error).split())[:240]
     return text if isinstance(error, LpdsError) else f"{type(error).__name__}: {text}"
@@ -34,20 +35,24 @@ SURE = 0.8
 """Likeness from which on that is so: ``Hoper-v5`` means Hopper-v5, ``MyRobot-v0`` nothing that is there."""
 
 
-def unknown_name(kind: str, name: str, choices: Iterable[str]) -> LpdsError:
+def unknown_name(kind: str, name: Any, choices: Iterable[str]) -> LpdsError:
     """Build the error for a name that is not known, with the nearest ones.
 
     Args:
         kind: what was asked for (``"task"``, ``"method"`` ...).
-        name: what the user wrote.
+        name: what the user wrote, whatever it is.
         choices: every valid name.
 
     Returns:
         The error, to be raised by the caller.
     """
+    if not isinstance(name, str):
+        return LpdsError(f"{kind} is a {type(name).__name__}, not a name (choices: {', '.join(sorted(choices))})")
     names = sorted(choices)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     sure = difflib.get_close_matches(name, names, n=1, cutoff=SURE)
+    if not names:
+        return LpdsError(f"unknown {kind} {name!r} (there is none)")
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     if sure and len(names) > MANY:
         return LpdsError(f"unknown {kind} {name!r}{hint}")

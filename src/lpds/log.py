@@ -34,8 +34,7 @@ class JsonLines:
         # unbuffered: what failed to be written must not be tried again when the file is closed
         self._stream: IO[bytes] = open(path, mode, buffering=0)  # noqa: SIM115 - lives as long as the run
         if size is not None:
-            held = path.read_bytes()[:size]
-            kept = size if len(held) == size else held.rfind(b"\n") + 1
+            kept = path.read_bytes()[:size].rfind(b"\n") + 1
             self.lost = size - kept
             self._stream.truncate(kept)
             self._stream.seek(kept)

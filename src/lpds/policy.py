@@ -86,8 +86,18 @@ class SteeredPolicy:
         return self.shift_at(look(self.decoder, self._observed(obs)).state)
 
     def shift_at(self, states: Any) -> FloatArray:
-        """Delta at states [B, F] as a replay holds them: features, where the decoder offers any, else observations."""
-        state = torch.as_tensor(np.asarray(states, np.float32))
+        """Delta at states [B, F] as a replay holds them: features, where the decoder offers any, else observations.
+
+        Raises:
+            LpdsError: they are no numbers, or of another shape.
+        """
+        size = as_learned(self.decoder).spec.obs_size
+        try:
+            state = torch.as_tensor(np.asarray(states, np.float32))
+        except (TypeError, ValueError) as error:
+            raise LpdsError(f"states are no array of numbers ({one_line(error)})") from None
+        if state.ndim != 2 or state.shape[1] != size:
+            raise LpdsError(f"states must be [B, {size}], not {list(state.shape)}")
         shift = self.policy.shift(state)
         if shift is None:
             return np.zeros((len(state), *self.decoder.spec.latent_shape), np.float32)
@@ -184,6 +194,8 @@ def save_policy(
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "policy.safetensors", content)
         write_json(folder / "policy.json", facts)
+        for path in folder.glob(".*.tmp"):  # of a kill
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise LpdsError(f"policy in {folder} not saved ({error}); the previous one is untouched") from None
 

@@ -109,6 +109,12 @@ class Replay:
     def _too_large(self) -> LpdsError:
         total = memory_of(self.device)
         fits = int(0.8 * total / sum(self.row_bytes.values()))
+        if fits < 1:
+            largest = max(self.row_bytes, key=lambda name: self.row_bytes[name])
+            return LpdsError(
+                f"{self.describe_memory()}: not one decision fits into the {total / 1e9:.3g} GB there are, most of which its "
+                f"{largest} would take"
+            )
         return LpdsError(
             f"{self.describe_memory()} do not fit into the {total / 1e9:.3g} GB of this "
             f"{'machine' if self.device.type == 'cpu' else 'device'}: set replay_size to {fits:,} or less"
@@ -216,6 +222,8 @@ class Replay:
         age = (index - oldest) % self.capacity  # 0 is the oldest row held
         going = rows["over"][index] == 0
         for _ in range(n_step - 1):
+            if not bool(going.any()):
+                break
             age = age + self.lanes
             going = going & (age < len(self))
             following = torch.where(going, (last + self.lanes) % self.capacity, last)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,9 @@ from lpds.collect import Collector
 from lpds.config import CURVE_SEED, RunSettings
 from lpds.diagnose import FrozenEntropy, action_entropy, frozen_entropy
 from lpds.envs.build import EnvLike, end_to_end, make_env, make_eval_env, vector_places
-from lpds.errors import RunFault
+from lpds.errors import LpdsError, RunFault
 from lpds.evaluation import EvalReport, evaluate_policy, seed_ignored
+from lpds.fields import to_json
 from lpds.files import how_to_resume
 from lpds.learning import Learning
 from lpds.log import Display
@@ -29,6 +31,9 @@ from lpds.policy import POLICY_FILES, save_policy
 from lpds.records import Records
 from lpds.schedule import Schedule
 from lpds.types import Decoder, Method, Policy
+
+MAY_CHANGE = ("steps", "demos", "device", "threads", "checkpoint_every", "eval_envs")
+"""Settings of a run that a checkpoint does not hang on: demonstrations are in its replay, wherever their file is now."""
 
 
 class Runner:
@@ -293,6 +298,7 @@ class Runner:
             tensors |= {f"best.{key}": value for key, value in (self._best.tensors or {}).items()}
         facts = {
             "step": self.step,
+            "made_with": self._made_with(),
             **self.learning.facts(),
             "ignores_seed": self.ignores_seed,
             "warnings": self._display.warnings,
@@ -311,9 +317,27 @@ class Runner:
             learned = self.method if self.learned else None
             save_policy(self.out / "policy", self.method_name, learned, self.decoder, vector_places(self.collector.env.first))
 
+    def _made_with(self) -> dict[str, Any]:
+        """What a checkpoint hangs on: the method and all settings but those with which a run may be resumed."""
+        run = {key: value for key, value in to_json(self.c).items() if key not in MAY_CHANGE}
+        return {"method": self.method_name, **run, **to_json(self.method.settings)}
+
+    def _check_same(self, before: Mapping[str, Any]) -> None:
+        for key, value in self._made_with().items():
+            if before.get(key, value) != value:
+                raise LpdsError(
+                    f"the checkpoint in {self.out} is of another run: it was made with {key} {before[key]}, "
+                    f"config.json has {value}"
+                )
+
     def restore(self) -> None:
-        """Go back to the last checkpoint, to the bit."""
+        """Go back to the last checkpoint, to the bit.
+
+        Raises:
+            LpdsError: it was made with other settings.
+        """
         tensors, facts = self.store.load()
+        self._check_same(facts.get("made_with", {}))
         self.learning.restore(tensors, facts)
         self.store.load_replay(facts, self.learning.replay)
         self.step = facts["step"]

@@ -169,15 +169,13 @@ def drive(runner: Runner, display: Display) -> Run:
             _check_untouched(runner.decoder)
             if not finished:
                 return Run(folder.absolute(), False, None, None)
-            with runner.kept():
+            with _interrupted_by_a_scheduler(), runner.kept():
                 unlearned = "" if runner.learned else runner.why_not
                 reports = _last_evaluations(runner)
             frozen, steered, *others = silence_is_failure(reports)
         except KeyboardInterrupt:
-            if finished:
-                told = f"the run is saved at step {runner.step}, only its last evaluation is missing: {how_to_resume(folder)}"
-                display.say(told)
-            raise
+            told = f"the run is saved at step {runner.step}, only its last evaluation is missing: {how_to_resume(folder)}"
+            raise KeyboardInterrupt(told if finished else "") from None
         except RunFault as fault:
             rest = ", only its last evaluation is missing" if finished else ""
             where = f"the run is saved at step {runner.step}{rest}: {how_to_resume(folder)}"
@@ -233,6 +231,23 @@ def _write_report(folder: Path, decoder: Decoder, display: Display) -> None:
         write_report([folder], folder / "report.html", decoder)
     except Exception as error:  # a drawing must not cost a finished run its result
         display.say(f"no report: {one_line(error)}")
+
+
+@contextmanager
+def _interrupted_by_a_scheduler() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C where there is no round at whose end one could stop."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

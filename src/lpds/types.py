@@ -204,6 +204,8 @@ class Experience(Protocol):
 class Method(Protocol):
     """What the runner asks of a learning rule. It never sees environments, files, loggers or processes."""
 
+    settings: Any
+    """The frozen dataclass that it was made from."""
     kept_noises: int
     """M base noises per state that the collector shall decode and store with a transition."""
     drawn_noises: int

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 from lpds.commands.terminal import as_interrupt, say, show_comparison
 from lpds.decoder_flags import load_given, shared_words
+from lpds.errors import LpdsError
+
+OF_A_GRID = ("methods", "seeds", "steps", "jobs", "out", "evidence")
+"""Options of ``lpds bench`` that its measurement of the learner has no use for."""
 
 
 def do_bench(arguments: argparse.Namespace) -> int:
@@ -16,15 +21,19 @@ def do_bench(arguments: argparse.Namespace) -> int:
 
     if arguments.what != "learner":
         return _grid(arguments)
-    from lpds.errors import LpdsError
-
     if shared_words(arguments):
         raise LpdsError("bench learner measures decoders of its own: --decoder, --env and a decoder's options cannot be chosen")
+    if given := _chosen(arguments, OF_A_GRID):
+        raise LpdsError(f"bench learner runs no grid: {', '.join(given)} cannot be chosen")
     from lpds.bench import bench_learner, bench_table
 
     result = bench_learner(rounds=arguments.rounds)
     print(json.dumps(result) if arguments.json else bench_table(result))
     return 0
+
+
+def _chosen(arguments: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    return [f"--{name}" for name in names if getattr(arguments, name) != arguments.defaults[name]]
 
 
 def _grid(arguments: argparse.Namespace) -> int:
@@ -35,6 +44,8 @@ def _grid(arguments: argparse.Namespace) -> int:
     from lpds.presets import resolve_task
     from lpds.registry import TASKS
 
+    if _chosen(arguments, ["rounds"]):
+        raise LpdsError("--rounds is for bench learner: a grid measures no speed")
     signal.signal(signal.SIGTERM, as_interrupt)  # the runs are told to save, as after Ctrl-C
     decoder = None
     env = arguments.env or (resolve_task(arguments.what, None, None).env if arguments.what in TASKS else None)

@@ -93,7 +93,7 @@ def do_eval(arguments: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from lpds.checks import check_share
+    from lpds.checks import check_seed, check_share
     from lpds.diagnose import entropies_lost
     from lpds.evaluation import seed_ignored, silence_is_failure
     from lpds.log import finite
@@ -108,6 +108,10 @@ def do_eval(arguments: argparse.Namespace) -> int:
         shift.check_scale(arguments.scale)
     asked = _asked(arguments, own, is_run)
     noises: int = arguments.noises
+    for factor in arguments.noise_scale:
+        check_share("noise_scale", factor)
+    check_seed("--seed", arguments.seed)
+    check_seed("--seed and --noises: the last of them", arguments.seed + noises - 1)
     whole = len(asked) * noises
     played, interrupted = _played(arguments, policy, is_run, list(asked.values()))
     if not played:

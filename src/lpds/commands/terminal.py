@@ -110,6 +110,12 @@ def guarded(name: str, work: Callable[[], int | None]) -> int:
     except OSError as error:  # no space, no permission, no such place
         print(f"{name}: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        # torch's word for it; whatever else is a RuntimeError is a fault of ours, and its traceback wanted
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        print(f"{name}: not enough memory ({' '.join(str(error).split())[-120:]})", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as interrupt:
         print(f"{name}: interrupted" + (f": {interrupt}" if str(interrupt) else ""), file=sys.stderr)
         return 130

@@ -82,7 +82,7 @@ class CallableDecoder(BaseDecoder):
                 return call(value)
         except LpdsError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DecoderFault(f"{what} of decoder {self.name!r} raised {_told(error)}") from error
 
     def __call__(self, obs: Any, w: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class CallableDecoder(BaseDecoder):
                 result = self._fn(_copy(context, self._device), w.to(self._device, copy=True))
         except LpdsError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DecoderFault(f"decoder {self.name!r} raised {_told(error)}") from error
         try:
             found = np.ascontiguousarray(result) if isinstance(result, np.ndarray) else result
@@ -275,7 +275,7 @@ def _some(table: Tensor) -> Tensor:
     return table[_rows_kept(*table.shape)].flatten()
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """What a user's function raised, in a line."""
     elsewhere = isinstance(error, RuntimeError) and "same device" in str(error)
     return one_line(error) + (" (wrap_decoder(..., device=) says where it gets its tensors)" if elsewhere else "")

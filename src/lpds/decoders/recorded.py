@@ -35,6 +35,9 @@ def find_decoder(
     lacking = [key for key in ("name", "reference", "options", "fingerprint") if key not in facts]
     if lacking:
         raise LpdsError(f"{what} does not say the {', '.join(lacking)} of its decoder")
+    for key, kind in (("name", str), ("reference", str | None), ("options", dict), ("fingerprint", str)):
+        if not isinstance(facts[key], kind):
+            raise LpdsError(f"{what} has a {type(facts[key]).__name__} as the {key} of its decoder")
     recorded_place = given is None
     if given is None:
         if facts["reference"] is None:

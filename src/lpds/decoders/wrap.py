@@ -87,6 +87,8 @@ def wrap_decoder(
     if not callable(fn):
         raise LpdsError(f"wrap_decoder takes a function of (obs, w), not a {type(fn).__name__}")
     if isinstance(obs_shape, Mapping):
+        if not obs_shape:
+            raise LpdsError("obs_shape is an empty dict: a policy sees at least one entry")
         frozen = {key: _sizes("obs_shape", value) for key, value in obs_shape.items()}
     else:
         frozen = _sizes("obs_shape", obs_shape)

@@ -158,6 +158,8 @@ def _idle(c: LPDSSettings, kept: bool) -> tuple[str, ...]:
     idle = {
         "shift_rank": c.shift_form != "lowrank",
         "kept_next": not kept,
-        "eval_noise_updates": c.eval_noise_scale == 1.0,
+        "eval_noise_updates": c.eval_noise_scale == 1.0 or c.noise_scale == 0.0,
+        "eval_noise_scale": c.noise_scale == 0.0,
+        "pessimism": c.critics == 1,
     }
     return tuple(name for name, is_idle in idle.items() if is_idle)

@@ -135,6 +135,8 @@ def pretrain(
 
 def _place_of(out: Path, changes: dict[str, Any], *, overwrite: bool, resume: bool) -> KeptTraining | None:
     """Where a training is kept, of the kinds that can go on; what is there must be neither another's nor in the way."""
+    if (out / "config.json").is_file() and (out / "metrics.jsonl").is_file():
+        raise LpdsError(f"{out} is a run folder: choose another --out")
     theirs = changes.get("kind") in MAKERS
     there = [name for name in (*WEIGHTS, "card.json") if (out / name).exists()]
     ours, other = WEIGHTS if theirs else WEIGHTS[::-1]

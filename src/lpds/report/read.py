@@ -20,16 +20,13 @@ from lpds.config import RunSettings, delta_to_sum
 from lpds.errors import LpdsError
 from lpds.fields import to_json
 from lpds.files import read_object
-from lpds.log import read_json_lines
 from lpds.metrics import quiet_nats
 from lpds.presets import NOT_COMPARED
 from lpds.registry import METHOD_SETTINGS, resolve
+from lpds.report.found import check_config, once, read_rows
 from lpds.report.paired import Array, Comparison, Row, numbers, pair
 from lpds.run_folder import no_run, runs_in
 from lpds.verdict import NOT_THE_SAME, UNTRAINED, against_line, with_noise
-
-FIGURES = ("return", "success", "success_at_end", "length", "scale")
-"""What a row may lack, but not have as text."""
 
 
 @dataclass(frozen=True)
@@ -309,9 +306,7 @@ def _read_run(folder: Path) -> RunData:
         config = read_object(folder / "config.json", "a run", {"method": str})
     except (FileNotFoundError, NotADirectoryError):
         raise no_run(folder) from None
-    for key in ("run", "settings", "decoder"):
-        if not isinstance(config.get(key, {}), dict):
-            raise LpdsError(f"{folder / 'config.json'} is not that of a run: {key} is no dict")
+    check_config(folder / "config.json", config)
     notes = []
     extra: dict[str, dict[str, Any]] = {}
     for name in ("passport.json", "summary.json"):
@@ -319,11 +314,14 @@ def _read_run(folder: Path) -> RunData:
         if (folder / name).is_file():
             try:
                 extra[name] = read_object(folder / name, "a run")
+                if not isinstance(extra[name].get("decoder", {}), dict):
+                    raise LpdsError("decoder is no dict")
             except LpdsError:
+                extra[name] = {}
                 notes.append(f"{name} cannot be read")
     rows: dict[str, list[Row]] = {}
     for name, whole in (("metrics", ("step",)), ("episodes", ("step",)), ("eval", ("step", "seed", "episode"))):
-        rows[name], left_out = _rows(folder / f"{name}.jsonl", whole, bool(extra["summary.json"]))
+        rows[name], left_out = read_rows(folder / f"{name}.jsonl", whole, bool(extra["summary.json"]))
         if not rows[name] and not left_out:
             notes.append(f"{name}.jsonl is missing or empty")
         if left_out:
@@ -332,38 +330,13 @@ def _read_run(folder: Path) -> RunData:
         folder,
         config,
         extra["passport.json"],
-        _once(rows["metrics"]),
+        once(rows["metrics"]),
         rows["episodes"],
         rows["eval"],
         extra["summary.json"],
         tuple(notes),
     )
     return silent_failed([run])[0]
-
-
-def _rows(path: Path, whole: Sequence[str], finished: bool) -> tuple[list[Row], int]:
-    """Rows of a log that have whole numbers where they must and no text for a figure, and how many lines are none.
-
-    The last line of a run that goes on, or was killed, may be half written, which is no damage.
-    """
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.strip()] if path.is_file() else []
-    rows = [
-        row
-        for row in read_json_lines(path)
-        if all(type(row.get(key)) is int for key in whole)
-        and all(not isinstance(row.get(key), str | list | dict) for key in FIGURES)
-    ]
-    half = bool(lines) and not lines[-1].endswith(b"\n") and not finished
-    return rows, max(0, len(lines) - len(rows) - half)  # a whole row may lack its line's end, too
-
-
-def _once(rows: list[Row]) -> list[Row]:
-    """One row a step: a run whose budget was enlarged has written the old end's twice, the second without what it learned."""
-    merged: dict[Any, Row] = {}
-    for row in rows:
-        told = {key: value for key, value in row.items() if value is not None}
-        merged[row.get("step")] = {**row, **merged.get(row.get("step"), {}), **told}
-    return list(merged.values())
 
 
 def silent_failed(runs: Sequence[RunData]) -> list[RunData]:
