@@ -63,11 +63,11 @@ def test_minari(tmp_path, raw, monkeypatch):
         rows = slice(first, first + length)
         episodes.append(
             minari.data_collector.EpisodeBuffer(
-                observations=np.concatenate([obs[rows], obs[:1]]),  # one more: where the episode ended
+                observations=np.concatenate([obs[rows], obs[:1] + first]),  # one more: where the episode ended
                 actions=actions[rows],
                 rewards=np.ones(length),
-                terminations=np.arange(length) == length - 1,
-                truncations=np.zeros(length, bool),
+                terminations=(np.arange(length) == length - 1) & (first == 0),  # the others were cut off
+                truncations=(np.arange(length) == length - 1) & (first > 0),
             )
         )
         first += length
@@ -93,6 +93,9 @@ def test_minari(tmp_path, raw, monkeypatch):
     np.testing.assert_array_equal(data.obs, obs)
     np.testing.assert_array_equal(data.actions, actions)
     np.testing.assert_array_equal(data.episode_returns, LENGTHS)
+    begins = np.concatenate([[0], np.cumsum(LENGTHS)[:-1]])
+    np.testing.assert_array_equal(data.final_obs, (obs[:1] + begins[:, None]).astype(np.float32))
+    assert data.terminated.tolist() == (begins == 0).tolist()
     with pytest.raises(LpdsError, match="minari download"):
         open_data("minari:test/none-v0")
 
@@ -159,10 +162,87 @@ def test_robomimic_keys_come_in_its_order_and_demos_by_number(tmp_path):
 
 def test_a_files_own_split_is_told_and_an_arm_without_one_of_its_keys_is_refused(tmp_path, refused):
     robomimic_file(tmp_path / "lift.hdf5")
-    assert open_data(str(tmp_path / "lift.hdf5")).remark.endswith("splits its demonstrations (train): all of them are used")
+    path = str(tmp_path / "lift.hdf5")
+    assert open_data(path).remark.endswith(
+        "splits its demonstrations (train): all of them are used (lift.hdf5#train takes those of one)"
+    )
+    train = open_data(f"{path}#train")
+    assert (train.episode_lengths.tolist(), train.remark) == ([3], "")
+    np.testing.assert_array_equal(train.obs, open_data(path).obs[:3])
+    with refused("has no split 'valid' (choices: train)"):
+        open_data(f"{path}#valid")
+    np.savez(tmp_path / "own.npz", obs=np.zeros((1, 2)), actions=np.zeros((1, 2)), episode_lengths=[1])
+    with refused("#train names a split of a RoboMimic file"):
+        open_data(f"{tmp_path / 'own.npz'}#train")
     robomimic_file(tmp_path / "site.hdf5", without=("obs/robot0_eef_quat", "next_obs/robot0_eef_quat"))
     with refused("no observation ['robot0_eef_quat']", "robot0_eef_pos"):
         open_data(str(tmp_path / "site.hdf5"))
+
+
+OURS = {"type": "OSC_POSE", "output_max": [0.05] * 3 + [0.5] * 3, "output_min": [-0.05] * 3 + [-0.5] * 3, "control_delta": True}
+PART = {**OURS, "input_type": "delta", "input_ref_frame": "base"}
+
+
+@pytest.mark.parametrize(
+    ("robots", "driven", "version", "said"),
+    [
+        (["Panda"], {"controller_configs": OURS}, "1.4.1", ""),
+        (["Panda"], {}, "", ""),
+        (["Panda"], {"controller_configs": {"type": "BASIC", "body_parts": {"right": PART}}}, "1.4.1", ""),
+        (["Panda"], {"controller_configs": {**OURS, "type": "IK_POSE"}, "control_freq": 10}, "1.4.1", "10 Hz, IK_POSE"),
+        (["Sawyer"], {"controller_configs": OURS}, "1.4.1", "Sawyer"),
+        (["Panda"], {"controller_configs": {**OURS, "output_max": [0.02] * 3 + [0.2] * 3}}, "1.4.1", "output_max [0.02, 0.02"),
+        (
+            ["Panda", "Panda"],
+            {"controller_configs": [{"type": "BASIC", "body_parts": {"right": PART}}] * 2},
+            "1.5.1",
+            "actions in the frame of each arm's base",
+        ),
+    ],
+)
+def test_how_the_robot_was_driven_is_compared_with_the_tasks_here(tmp_path, refused, robots, driven, version, said):
+    """Data of another controller, rate or frame trained a policy that fails, and nothing said so."""
+    import json
+    from types import SimpleNamespace
+
+    import gymnasium
+
+    from lpds.pretrain.fits import check_fits
+
+    h5py = pytest.importorskip("h5py", reason="RoboMimic files need h5py")
+    robomimic_file(tmp_path / "lift.hdf5", arms=len(robots))
+    with h5py.File(tmp_path / "lift.hdf5", "a") as file:
+        told = {"env_name": "Lift", "env_version": version, "env_kwargs": {"robots": robots, **driven}}
+        file["data"].attrs["env_args"] = json.dumps(told)
+    data = open_data(str(tmp_path / "lift.hdf5"))
+    assert data.recorded.startswith(said)
+    assert bool(data.recorded) == bool(said)
+    assert (f"was recorded with {data.recorded}" in data.remark) == bool(said)
+    assert ("was recorded under robosuite 1.5.1" in data.remark) == (version == "1.5.1")
+    data.save(tmp_path / "kept.npz")
+    assert open_data(str(tmp_path / "kept.npz")).recorded == data.recorded
+    box = gymnasium.spaces.Box(-1.0, 1.0, (7 * len(robots),), np.float32)
+    task = SimpleNamespace(
+        single_observation_space=gymnasium.spaces.Box(-np.inf, np.inf, data.obs.shape[1:], np.float32),
+        primitive_action_space=box,
+        name="robomimic-lift",
+        first=SimpleNamespace(unwrapped=SimpleNamespace(task=SimpleNamespace(name="Lift")), observation_space=box),
+    )
+    if said:
+        with refused("the data were recorded with", "robomimic-lift is not driven so"):
+            check_fits(data, task, "other data are needed")
+    else:
+        check_fits(data, task, "other data are needed")
+
+
+def test_demonstrations_of_another_name_are_told(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="RoboMimic files need h5py")
+    robomimic_file(tmp_path / "lift.hdf5")
+    with h5py.File(tmp_path / "lift.hdf5", "a") as file:
+        file.move("data/demo_2", "data/demo_2_a")
+    data = open_data(str(tmp_path / "lift.hdf5"))
+    assert data.episode_lengths.tolist() == [3, 2]
+    assert "demo_2_a left out, which are not named demo_N" in data.remark
 
 
 def test_a_file_is_known_by_what_it_begins_with(tmp_path, refused):
@@ -209,7 +289,11 @@ def test_a_robomimic_file_without_rewards_and_one_of_another_layout(tmp_path, re
         ({"actions": np.zeros(8)}, "must be rows of vectors"),
         ({"episode_lengths": "three"}, "cannot be read"),
         ({"terminated": np.array(["yes", "no"])}, "terminated must be true or false, or 0 and 1, not 'yes'"),
-        ({"terminated": np.array([0.0, 0.5])}, "terminated must be true or false"),
+        ({"terminated": np.array([0.0, 0.5])}, "terminated must be true or false, or 0 and 1, not 0.5"),
+        ({"terminated": np.array([], "<U3")}, "terminated must be true or false, or 0 and 1, not of <U3"),
+        ({"rewards": np.zeros(8, complex)}, "rewards are complex128, not real numbers"),
+        ({"image": np.full((8, 4, 4, 3), 0.7)}, "image is float64, not uint8 of 0 to 255"),
+        ({"image2": np.full((8, 4, 4, 3), 300)}, "image2 is int64, not uint8 of 0 to 255"),
         ({"episode_source": [0, -1]}, "episode_source holds -1"),
     ],
 )

@@ -25,7 +25,8 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
 
     Args:
         reference: path of an own npz (``obs, actions, episode_lengths``), of a DPPO npz (``states, actions, traj_lengths``)
-            or of a RoboMimic ``.hdf5``; a LeRobotDataset's folder; or ``minari:DATASET-ID``.
+            or of a RoboMimic ``.hdf5``, where ``FILE.hdf5#SPLIT`` takes those of one of its splits (train, valid ...); a
+            LeRobotDataset's folder; or ``minari:DATASET-ID``.
         normalization: ranges by which DPPO scaled its arrays to [-1, 1]; they are scaled back to environment units.
 
     Raises:
@@ -35,7 +36,10 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
         raise LpdsError(f"--normalization is for DPPO's npz; {reference} is in environment units")
     if reference.startswith("minari:"):
         return _from_minari(reference.removeprefix("minari:"))
-    path = Path(reference)
+    path, split = Path(reference), ""
+    if "#" in reference and not path.exists():
+        before, _, split = reference.rpartition("#")
+        path = Path(before)
     if path.is_dir():
         return _checked(open_lerobot(path), str(path))
     if not path.is_file():
@@ -43,7 +47,9 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
     with path.open("rb") as stream:
         is_hdf5 = stream.read(len(HDF5)) == HDF5
     if is_hdf5 or path.suffix in (".hdf5", ".h5"):
-        return _checked(open_robomimic(path), str(path))
+        return _checked(open_robomimic(path, split=split), str(path))
+    if split:
+        raise LpdsError(f"#{split} names a split of a RoboMimic file; {path} is none")
     try:
         if path.suffix != ".npz" and not zipfile.is_zipfile(path):
             raise LpdsError(f"dataset {path} is none of {KINDS}")
@@ -90,10 +96,19 @@ def _real(what: str, values: Any) -> npt.NDArray[np.float32]:
 
 
 def _flags(what: str, values: Any) -> npt.NDArray[np.bool_]:
+    found = np.asarray(values).ravel()
+    odd = found[~np.isin(found, (0, 1))] if found.dtype.kind in "biuf" else found
+    if odd.size or found.dtype.kind not in "biuf":
+        said = repr(odd[0].item()) if odd.size else f"of {found.dtype}"
+        raise TypeError(f"{what} must be true or false, or 0 and 1, not {said}")
+    return np.asarray(values).astype(np.bool_)
+
+
+def _pictures(what: str, values: Any) -> npt.NDArray[np.uint8]:
     found = np.asarray(values)
-    if found.dtype.kind not in "biuf" or not np.isin(found, (0, 1)).all():
-        raise TypeError(f"{what} must be true or false, or 0 and 1, not {found.ravel()[:1].tolist()[0]!r}")
-    return found.astype(np.bool_)
+    if found.size and found.dtype != np.uint8:
+        raise TypeError(f"{what} is {found.dtype}, not uint8 of 0 to 255")
+    return found.astype(np.uint8)
 
 
 def _own(fields: dict[str, Any], obs: Any, actions: Any, lengths: Any) -> Demonstrations:
@@ -104,14 +119,15 @@ def _own(fields: dict[str, Any], obs: Any, actions: Any, lengths: Any) -> Demons
         episode_lengths=_whole(lengths),
         episode_returns=np.asarray(fields.get("episode_returns", np.full(episodes, np.nan)), np.float64),
         episode_source=np.asarray(fields.get("episode_source", np.zeros(episodes)), np.int64),
-        rewards=np.asarray(fields.get("rewards", np.empty(0)), np.float32),
+        rewards=_real("rewards", fields.get("rewards", np.empty(0))),
         final_obs=np.asarray(fields.get("final_obs", np.empty((0, 0))), np.float32),
         terminated=_flags("terminated", fields.get("terminated", np.empty(0))),
         meant=_real("meant", fields.get("meant", np.empty((0, 0)))),
-        image=np.asarray(fields.get("image", np.empty(0)), np.uint8),
-        image2=np.asarray(fields.get("image2", np.empty(0)), np.uint8),
+        image=_pictures("image", fields.get("image", np.empty(0))),
+        image2=_pictures("image2", fields.get("image2", np.empty(0))),
         recipe=str(fields.get("recipe", "")),
         scene=str(fields.get("scene", "")),
+        recorded=str(fields.get("recorded", "")),
         order=str(fields.get("order", "")),
         remark=str(fields.get("remark", "")),
         attempts=np.asarray(fields.get("attempts", np.empty(0)), np.int64),

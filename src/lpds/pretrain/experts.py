@@ -179,6 +179,8 @@ class Demonstrations:
     """Which of the project's own recipes made them; empty for everything else."""
     scene: str = ""
     """What the simulator they come from calls the task; empty where the source does not say."""
+    recorded: str = ""
+    """How its robot was driven, where that is not as in RoboMimic's tasks here: such data serve none of them."""
     order: str = ""
     """Names of the vectors that were put end to end, in their order with commas; empty of one, or where nothing says it."""
     remark: str = ""
@@ -266,6 +268,7 @@ def joined(first: Demonstrations, second: Demonstrations) -> Demonstrations:
         **arrays,
         recipe=first.recipe if first.recipe == second.recipe else "",
         scene=first.scene or second.scene,
+        recorded=first.recorded or second.recorded,
         order=first.order or second.order,
         remark=first.remark
         if first.remark == second.remark

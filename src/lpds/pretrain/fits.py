@@ -39,6 +39,8 @@ def check_fits(data: Demonstrations, env: ChunkedVectorEnv, instead: str) -> Non
     own = getattr(getattr(env.first.unwrapped, "task", None), "name", None)  # robosuite's
     if data.scene and isinstance(own, str) and own != data.scene:
         raise LpdsError(f"the data were recorded in {data.scene}, but {env.name} is {own}: {instead}")
+    if data.recorded and isinstance(own, str):
+        raise LpdsError(f"the data were recorded with {data.recorded}, but {env.name} is not driven so: {instead}")
     _check_order(data, env, instead)
     for actions in (data.actions, data.cloned):  # what was meant may be in another unit
         _check_range(actions, env.primitive_action_space, instead)

@@ -8,7 +8,7 @@ Both give the paths as templates in ``info.json``, and a feature of shape [1] is
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -82,6 +82,10 @@ def open_lerobot(folder: Path, keys: Sequence[str] | None = None) -> Demonstrati
     done, success = parts.get("next.done"), parts.get("next.success")
     told = [column for column in (done, success) if column is not None]
     ended = [all(bool(column[-1, 0]) for column in columns) for columns in zip(*told, strict=True)]
+    remarks = [
+        UNTOLD if done and success is None and any(ended) else "",
+        _left_out(folder, features) if keys is None else "",
+    ]
     return Demonstrations(
         obs=np.concatenate(obs).astype(np.float32),
         actions=np.concatenate(parts["action"]).astype(np.float32),
@@ -92,7 +96,7 @@ def open_lerobot(folder: Path, keys: Sequence[str] | None = None) -> Demonstrati
         final_obs=np.full((len(obs), obs[0].shape[1]), np.nan, np.float32) if rewards else np.empty((0, 0), np.float32),
         terminated=np.asarray(ended or [False] * len(episodes), np.bool_),
         order=", ".join(observations) if len(observations) > 1 else "",
-        remark=UNTOLD if done and success is None and any(ended) else "",
+        remark="; ".join(filter(None, remarks)),
     )
 
 
@@ -128,6 +132,16 @@ def _observations(folder: Path, features: dict[str, Any], keys: Sequence[str] | 
     if missing or not keys:
         raise LpdsError(f"dataset {folder} has no vector {missing}; it has {', '.join(sorted(vectors))}")
     return list(keys)
+
+
+def _left_out(folder: Path, features: Mapping[str, Any]) -> str:
+    """Observations of more than one axis that are no pictures: whoever recorded them may think that they are learned from."""
+    own = [
+        name
+        for name, facts in features.items()
+        if name.startswith("observation.") and facts.get("dtype") not in UNREAD and len(facts["shape"]) != 1
+    ]
+    return f"{folder}: {', '.join(own)} left out, of more than one axis" if own else ""
 
 
 def _episodes(folder: Path, info: dict[str, Any]) -> list[_Episode]:

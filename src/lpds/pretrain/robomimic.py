@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,19 @@ KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robot1_eef_
 """Of the arms, in RoboMimic's order; those that a file has are put end to end, and then ``object``."""
 
 
+CONTROL_HZ = 20
+"""Of RoboMimic's recordings, and of its tasks here (:mod:`lpds.envs.robosuite`)."""
 PICTURES = ("_image", "_depth")
 """How the names of its pictures end."""
 
 
-def open_robomimic(path: Path, keys: Sequence[str] | None = None) -> Demonstrations:
+def open_robomimic(path: Path, keys: Sequence[str] | None = None, split: str = "") -> Demonstrations:
     """Open ``data/demo_N`` groups with ``obs/KEY``, ``actions`` and, where they are kept, ``rewards``, ``dones``, ``next_obs``.
 
     Args:
         path: the ``.hdf5`` file.
         keys: observations to put end to end; by default those of the arms that are there, then ``object``.
+        split: of the file's own (``mask/SPLIT``: train, valid, 20_percent ...); all of its demonstrations by default.
 
     Returns:
         The demonstrations, in the order of their numbers. ``final_obs`` is taken from ``next_obs``; without it, and without
@@ -37,18 +40,21 @@ def open_robomimic(path: Path, keys: Sequence[str] | None = None) -> Demonstrati
     try:
         import h5py
     except ImportError:
-        raise LpdsError("RoboMimic files need h5py: pip install 'lpds[minari]'") from None
+        raise LpdsError("RoboMimic files need h5py: pip install h5py") from None
     try:
         with h5py.File(path, "r") as file:
-            return _read(file, path, keys)
+            return _read(file, path, keys, split)
     except (OSError, KeyError) as error:  # a KeyError: a link to nowhere
         raise LpdsError(f"dataset {path} cannot be read: {' '.join(str(error).split())}") from None
 
 
-def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
+def _read(file: Any, path: Path, keys: Sequence[str] | None, split: str) -> Demonstrations:
     data = file.get("data")
-    names = [name for name in (data if hasattr(data, "keys") else ()) if name.removeprefix("demo_").isdigit()]
+    every_name = list(data) if hasattr(data, "keys") else []
+    names = [name for name in every_name if name.removeprefix("demo_").isdigit()]
+    others = [name for name in every_name if name not in names and "actions" in data[name]]
     names.sort(key=lambda name: int(name.removeprefix("demo_")))
+    names = [name for name in names if not split or name in _members(file, path, split)]
     demos = [file["data"][name] for name in names]
     if not demos or not all(hasattr(demo, "keys") and hasattr(demo.get("obs"), "keys") and "actions" in demo for demo in demos):
         raise LpdsError(f"dataset {path} has no data/demo_N with obs and actions; expected RoboMimic's low_dim layout")
@@ -64,7 +70,14 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
         raise LpdsError(
             f"dataset {path} has no observation 'object': without it a policy does not see what it handles (low_dim?)"
         )
-    scene = _scene(data, path)
+    scene, recorded, version = _told(data, path)
+    remarks = [
+        _masks(file, path) if not split else "",
+        _left_out(there, chosen, path) if keys is None else "",
+        f"{path}: {', '.join(others)} left out, which are not named demo_N" if others else "",
+        f"{path} was recorded with {recorded}, as no RoboMimic task here is driven" if recorded else "",
+        f"{path} was recorded under robosuite {version}, the tasks here are of 1.4.1" if version[:3] not in ("", "1.4") else "",
+    ]
     widths: dict[str, tuple[int, ...]] = {}
     for name, demo in zip(names, demos, strict=True):
         for where in ("obs", "next_obs"):
@@ -106,7 +119,8 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None) -> Demonstrations:
         if every("next_obs")
         else np.empty((0, 0), np.float32),
         scene=scene,
-        remark="; ".join(filter(None, (_masks(file, path), _left_out(there, chosen, path) if keys is None else ""))),
+        recorded=recorded,
+        remark="; ".join(filter(None, remarks)),
         # its dones mark success, after which the recording stops; an episode of these tasks goes on to its horizon
         terminated=np.zeros(len(demos), np.bool_),
     )
@@ -124,7 +138,16 @@ def _masks(file: Any, path: Path) -> str:
     """The file's own split of its demonstrations, which is not made use of."""
     masks = file.get("mask")
     held = sorted(masks) if hasattr(masks, "keys") else []
-    return f"{path} splits its demonstrations ({', '.join(held)}): all of them are used" if held else ""
+    takes = f"all of them are used ({path.name}#{held[0]} takes those of one)" if held else ""
+    return f"{path} splits its demonstrations ({', '.join(held)}): {takes}" if held else ""
+
+
+def _members(file: Any, path: Path, split: str) -> set[str]:
+    masks = file.get("mask")
+    held = sorted(masks) if hasattr(masks, "keys") else []
+    if split not in held:
+        raise LpdsError(f"dataset {path} has no split {split!r} (choices: {', '.join(held) or 'none'})")
+    return {name.decode() if isinstance(name, bytes) else str(name) for name in masks[split][()]}
 
 
 def _shape(values: Any) -> tuple[int, ...]:
@@ -132,24 +155,56 @@ def _shape(values: Any) -> tuple[int, ...]:
     return tuple(getattr(values, "shape", ())) or (0,)
 
 
-def _scene(data: Any, path: Path) -> str:
-    """The task's name in robosuite, where the file says it; absolute actions, which no task here takes, are refused."""
+OSC_OUTPUT = (0.05, 0.05, 0.05, 0.5, 0.5, 0.5)
+"""Metres and radians a step that an action of 1 asks of robosuite's OSC_POSE."""
+
+
+def _told(data: Any, path: Path) -> tuple[str, str, str]:
+    """What ``env_args`` say: the task's name, in which way it was driven otherwise than here, and robosuite's version.
+
+    Absolute actions, which no task here takes, are refused.
+    """
     try:
         told = json.loads(data.attrs.get("env_args", "{}"))
-        absolute = _absolute(told.get("env_kwargs", {}).get("controller_configs", {}))
-        scene = str(told.get("env_name", ""))
+        driven = dict(told.get("env_kwargs", {}))
+        scene, version = str(told.get("env_name", "")), str(told.get("env_version", ""))
+        controllers = _controllers(driven.get("controller_configs", {}))
     except (ValueError, TypeError, AttributeError):
-        return ""  # what cannot be read says nothing
-    if absolute:
+        return "", "", ""  # what cannot be read says nothing
+    if any(one.get("control_delta") is False or one.get("input_type") == "absolute" for one in controllers):
         raise LpdsError(f"dataset {path} has absolute actions (by its env_args); RoboMimic's tasks here take relative ones")
-    return scene
+    return scene, ", ".join(_otherwise(driven, controllers)), version
 
 
-def _absolute(controllers: Any) -> bool:
-    """Whether a controller takes poses: ``control_delta`` false, or (robosuite 1.5) ``input_type`` absolute of a part."""
-    if isinstance(controllers, list):
-        return any(map(_absolute, controllers))
-    if not isinstance(controllers, dict):
-        return False
-    own = controllers.get("control_delta") is False or controllers.get("input_type") == "absolute"
-    return own or any(map(_absolute, controllers.values()))
+def _otherwise(driven: Mapping[str, Any], controllers: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """In which of the things that decide what an action does a recording differs from RoboMimic's tasks here."""
+    robots = driven.get("robots") or ["Panda"]
+    robots = [robots] if isinstance(robots, str) else list(robots)
+    if set(map(str, robots)) != {"Panda"}:
+        yield f"{' and '.join(map(str, robots))}"
+    if driven.get("control_freq", CONTROL_HZ) != CONTROL_HZ:
+        yield f"{driven['control_freq']:g} Hz"
+    arms = [one for one in controllers if "output_max" in one]
+    if kinds := sorted({str(one["type"]) for one in arms if one.get("type", "OSC_POSE") != "OSC_POSE"}):
+        yield " and ".join(kinds)
+    for edge, sign in (("output_max", 1.0), ("output_min", -1.0)):
+        wide = [one[edge] for one in arms if edge in one and not _same(one[edge], sign)]
+        if wide:
+            yield f"{edge} {wide[0]}"
+    # of one arm, whose base is not turned, both frames are the same
+    if len(robots) > 1 and any(one.get("input_ref_frame", "world") != "world" for one in arms):
+        yield "actions in the frame of each arm's base"
+
+
+def _same(output: Any, sign: float) -> bool:
+    found = np.broadcast_to(np.asarray(output, np.float64), (6,)) if np.ndim(output) == 0 or len(output) == 6 else np.zeros(6)
+    return bool(np.allclose(found, sign * np.asarray(OSC_OUTPUT)))
+
+
+def _controllers(configs: Any) -> list[dict[str, Any]]:
+    """Every controller that a configuration holds: robosuite 1.5's has one for every part of the body."""
+    if isinstance(configs, list):
+        return [one for each in configs for one in _controllers(each)]
+    if not isinstance(configs, dict):
+        return []
+    return [configs, *(one for each in configs.values() for one in _controllers(each))]
