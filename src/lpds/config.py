@@ -318,8 +318,8 @@ class RunSettings:
             raise LpdsError("keep best takes the best point of the learning curve, of which eval_every 0 leaves none")
         if not (abs(self.reward_offset) <= LARGEST_REWARD and 0.0 <= self.reward_scale <= LARGEST_REWARD):
             raise LpdsError(
-                f"reward_offset {self.reward_offset} and reward_scale {self.reward_scale} must be at most {LARGEST_REWARD:g} "
-                "in size, and reward_scale not negative"
+                f"reward_offset {self.reward_offset} and reward_scale {self.reward_scale} must be finite, at most "
+                f"{LARGEST_REWARD:g} in size, and reward_scale not negative"
             )
 
 

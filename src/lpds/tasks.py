@@ -49,11 +49,13 @@ ADROIT_DOOR = Task("adroit-door", env="adroit-door", decoder="adroit-door", run=
 ADROIT_RELOCATE = Task("adroit-relocate", env="adroit-relocate", decoder="adroit-relocate", run=_ADROIT, method=_HAND)
 
 # gamma 0.99 per chunk of 4 steps (Square 0.999) and reward r - 1 are DSRL's; its warm-ups of 24,000 to 32,000 steps are longer
-# than runs of 100,000 can spare. Transport has chunks of 8 there. An evaluation takes as long as some thousand steps.
+# than runs of 100,000 can spare. Transport's is 0.99 per chunk of 8, as there; the shipped policy has chunks of 4, so 0.995 for
+# one of its decisions, over episodes twice as long as the others'. An evaluation takes as long as some thousand steps.
 _ROBOMIMIC = {"reward_offset": -1.0, "warmup_steps": 16_000, "gamma": 0.99**0.25, "eval_every": 25_000, **_ONE}
 _SQUARE = {"gamma": 0.999**0.25}
 _TRANSPORT = {"warmup_steps": 32_000, "gamma": 0.99**0.125, **_SLOW}
-# 0.07 for each of a chunk's 28 coordinates, as on hands: the paper's 0.10 changes nothing on Lift (docs/manipulation.md)
+# 0.07 for each of a chunk's 28 coordinates, as on hands: the paper's 0.10 changes little on Lift, at half the updates
+# (docs/manipulation.md).
 # What trains the chain learns at 1e-5 in the released runs of RoboMimic, at 1e-4 elsewhere; DPPO's other three as well.
 _ARM: dict[str, dict[str, Any]] = {"lpds": {"delta": 2.0}, **{name: {"actor_lr": 1e-5} for name in ("dppo", "idql", "dql")}}
 _ARM["dppo"] |= {"epochs": 10, "clip_base": 0.001, "critic_iterations": 2}
@@ -82,10 +84,11 @@ def libero_90(number: int) -> Task:
     return Task(name, env=name, decoder=name, run={"reward_offset": -0.05, "warmup_steps": 10_000, "gamma": 0.999})
 
 
-# ``--preset NAME``, by method. "paper": the plain loop of LP-DS, chunk 8 where such a decoder is shipped. "quiet": what is
-# evaluated and saved loses most of its noise over the first updates, and is a mean of Delta's weights: more return on the gym
-# tasks, fewer ways (docs/learning.md). "released": what DSRL's public code runs with, by task (on Transport it is SAC,
-# elsewhere NA).
+# ``--preset NAME``, by method. "paper": the plain loop of LP-DS, on Hopper with the decoder of chunks of 8 (with another such
+# one: --decoder, and --gamma of 0.99**0.125). "quiet": what is evaluated and saved loses most of its noise over the first
+# updates, and is a mean of Delta's weights: more return on the gym tasks, fewer ways (docs/learning.md). "released": what
+# DSRL's public code runs with, by task (on Transport it is SAC, elsewhere NA; with chunks of 8 there, where the policy shipped
+# here has 4, so twice the decisions and updates a step).
 _RELEASED_RUN = {"discount": "dsrl", "gamma": 0.99**0.25}
 _RELEASED_RUNS = {
     **{name: {"warmup_steps": 32_016, "updates_per_decision": 2.5} for name in ("hopper", "walker2d", "halfcheetah")},

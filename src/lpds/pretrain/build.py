@@ -220,6 +220,10 @@ def data_card(name: str, data: Demonstrations, chunk: int = 1, pad_end: bool = F
         facts["cloned"] = "what was meant, not what a tremor made of it"
     if data.remark:
         facts["remark"] = data.remark
+    if data.made:
+        facts["made"] = data.made
+    if data.recorded:
+        facts["recorded"] = data.recorded
     returns = data.episode_returns
     if np.isfinite(returns).all():
         facts |= {"return_mean": float(returns.mean()), "return_std": float(returns.std())}

@@ -10,6 +10,11 @@ import numpy as np
 from lpds.errors import LpdsError, one_line
 from lpds.pretrain.experts import Demonstrations
 
+OTHER_REWARDS = (
+    "its rewards are hand_dapg's, where the distance to the handle costs; in gymnasium-robotics' Door it pays, so as --demos "
+    "they teach another reward than the environment's"
+)
+
 
 def human_demonstrations(path: Path) -> Demonstrations:
     """Open an npz with ``NN/observations``, ``NN/actions`` and ``NN/rewards`` for every episode NN.
@@ -48,4 +53,5 @@ def human_demonstrations(path: Path) -> Demonstrations:
         rewards=np.concatenate(rewards),
         final_obs=np.full((len(obs), obs[0].shape[1]), np.nan, np.float32),  # what was seen after the last step is not recorded
         terminated=np.zeros(len(episodes), np.bool_),
+        remark=f"{path.name}: {OTHER_REWARDS}",
     )
