@@ -14,7 +14,7 @@ import torch
 
 from lpds.commands.terminal import guarded
 from lpds.envs.robosuite import make_transport
-from lpds.files import write_json
+from lpds.files import FORMAT_VERSION, write_json
 from lpds.stats import wilson
 from lpds.zoo import load_decoder
 
@@ -65,10 +65,12 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for reference in arguments.decoders:
         options = {} if arguments.ddim_steps is None else {"ddim_steps": arguments.ddim_steps}
-        found = play(load_decoder(reference, **options), arguments.episodes, arguments.noise_scale)
+        decoder = load_decoder(reference, **options)
+        found = play(decoder, arguments.episodes, arguments.noise_scale)
         shares = {name: list(wilson(float(found[:, at].sum()), arguments.episodes)) for at, name in enumerate(STAGES)}
         facts = {
-            "format_version": 1,
+            "format_version": FORMAT_VERSION,
+            "fingerprint": decoder.fingerprint,
             "episodes": arguments.episodes,
             "noise_scale": arguments.noise_scale,
             "seed": SEED,

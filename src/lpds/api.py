@@ -305,6 +305,11 @@ def evaluate(
 
     Returns:
         Per-episode records and intervals.
+
+    Raises:
+        LpdsError: no environment, one that does not fit the decoder, or a number that is out of its range.
+        EnvironmentFault: the environment raised, or returned what is not finite.
+        DecoderFault: the decoder did, or was lost.
     """
     if isinstance(policy, str | os.PathLike):
         policy = load_decoder(policy)

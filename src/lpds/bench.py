@@ -136,6 +136,9 @@ def bench_learner(rounds: int = 7, *, iterations: dict[int, int] | None = None) 
     Returns:
         Under ``"3x128"`` and ``"3x1024"``: ``plain_ms``, ``ratio_folded``, ``ratio_folded_kept_pairs``, ``ratio_bf16``
         (time against plain, median over rounds), ``range`` of each, and ``fraction_of_matmul_rate`` of the kept variant.
+
+    Raises:
+        LpdsError: no round at all.
     """
     if rounds < 1:
         raise LpdsError(f"rounds must be at least 1, not {rounds}")

@@ -43,7 +43,7 @@ class CompactDecoder:
 
     @property
     def fingerprint(self) -> str:
-        """The decoder's."""
+        """That of the decoder."""
         return str(self._inner.fingerprint)
 
     def __call__(self, obs: Tensor, w: Tensor) -> Tensor:
@@ -51,21 +51,21 @@ class CompactDecoder:
         return self.decode(self.prepare(obs), w)
 
     def prepare(self, obs: Tensor) -> Any:
-        """The context of features alone, where they are enough for it."""
+        """The context of features [B, F] alone, where they are enough for it."""
         return self._inner.from_features(obs)
 
     def decode(self, context: Any, w: Tensor) -> Tensor:
-        """Decode noises against a context."""
+        """Decode noises [B, H, L] against a context to actions [B, T, A], environment units."""
         out: Tensor = self._inner.decode(context, w)
         return out
 
     def action_range(self) -> tuple[Tensor, Tensor]:
-        """The decoder's."""
+        """The decoder's lowest and highest action [A]."""
         low, high = self._inner.action_range()
         return low, high
 
     def describe(self) -> dict[str, Any]:
-        """The decoder's."""
+        """The decoder's facts for a passport."""
         return dict(self._inner.describe())
 
 

@@ -64,7 +64,11 @@ class EvalReport:
         ]
 
     def interval(self, what: str = "return") -> Interval:
-        """(mean, low, high) at 95 %: bootstrap for ``"return"`` and ``"length"``, Wilson for ``"success"``."""
+        """(mean, low, high) at 95 %: bootstrap for ``"return"`` and ``"length"``, Wilson for ``"success"``.
+
+        Raises:
+            LpdsError: another figure.
+        """
         if what == "return":
             return bootstrap_mean(self.returns)
         if what == "length":

@@ -152,7 +152,11 @@ def play_ways(
     envs: int = LANES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Way]:
-    """The ways of :func:`look`, each as it was played, so that who stops in between has those before."""
+    """The ways of :func:`look`, each as it was played, so that who stops in between has those before.
+
+    Raises:
+        LpdsError: as :func:`look`.
+    """
     from lpds.zoo import load_decoder
 
     try:

@@ -40,7 +40,11 @@ class JsonLines:
             self._stream.seek(kept)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one object; NaN and infinity become null."""
+        """Append one object; NaN and infinity become null.
+
+        Raises:
+            LpdsError: the disk is full, or the file cannot be written.
+        """
         line = (json.dumps({"format_version": FORMAT_VERSION, **finite(row)}, allow_nan=False) + "\n").encode()
         try:
             short = self._stream.write(line) != len(line)
@@ -50,7 +54,11 @@ class JsonLines:
             raise LpdsError(f"{self.path} cannot be written (no space left); the last checkpoint is untouched")
 
     def size(self) -> int:
-        """Bytes written so far, and on the disk: a checkpoint that counts on them must not outlive them."""
+        """Bytes written so far, and on the disk: a checkpoint that counts on them must not outlive them.
+
+        Raises:
+            LpdsError: they could not be put on the disk.
+        """
         try:
             os.fsync(self._stream.fileno())
         except OSError as error:

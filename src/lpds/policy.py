@@ -178,6 +178,9 @@ def save_policy(
         method: what was learned; without one the frozen policy.
         decoder: that it was learned for.
         order: keys of the environment's dict observation, as their vectors were put end to end for a decoder of one vector.
+
+    Raises:
+        LpdsError: the folder cannot be written; what was there is untouched.
     """
     tensors, chosen = ({}, {}) if method is None else (method.policy_tensors(), method.policy_settings())
     content = save({key: value.cpu().contiguous() for key, value in tensors.items()})

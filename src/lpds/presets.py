@@ -19,7 +19,11 @@ NOT_COMPARED = ("seed", "device", "threads", "checkpoint_every", "log_every", "e
 
 
 def resolve_task(task: str | None, decoder: Any, env: Any) -> Task:
-    """Find the preset, or make a nameless one for an own decoder and environment."""
+    """Find the preset, or make a nameless one for an own decoder and environment.
+
+    Raises:
+        LpdsError: an unknown task, or neither a task nor both of the others.
+    """
     if task is not None:
         preset: Task = resolve("task", TASKS, task)
         return preset

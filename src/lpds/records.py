@@ -115,7 +115,11 @@ class Records:
 
 
 def save_states(folder: Path, obs: Tensor) -> None:
-    """Write ``states.safetensors``: a few states [N, O] at which a report shows what the policy does."""
+    """Write ``states.safetensors``: a few states [N, O] at which a report shows what the policy does.
+
+    Raises:
+        LpdsError: the folder cannot be written.
+    """
     content = save({"obs": obs.cpu().contiguous()})
     try:
         write_atomically(folder / "states.safetensors", content)

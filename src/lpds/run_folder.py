@@ -29,7 +29,11 @@ class RunFolder(Protocol):
 
 
 def folder_of(run: str | Path | RunFolder) -> Path:
-    """The folder of a run: what is given, or what ``lpds.steer`` returned."""
+    """The folder of a run: what is given, or what ``lpds.steer`` returned.
+
+    Raises:
+        LpdsError: it is something else.
+    """
     if isinstance(run, str | Path):
         return Path(run)
     if not hasattr(run, "folder"):

@@ -93,7 +93,11 @@ class Run:
 def build_learner(
     settings: RunSettings, method: str, method_settings: Any, decoder: Decoder, device: torch.device
 ) -> tuple[Method, torch.Generator]:
-    """Make the method from a generator seeded by the run; a decoder that it cannot work with is refused here."""
+    """Make the method from a generator seeded by the run; a decoder that it cannot work with is refused here.
+
+    Raises:
+        LpdsError: it cannot work with this decoder.
+    """
     generator = torch.Generator().manual_seed(settings.seed)
     learned = as_learned(decoder)
     learner: Method = resolve("method", METHODS, method)(method_settings, learned, generator=generator, device=device)
@@ -116,6 +120,9 @@ def read_demonstrations(
     """Rows of the demonstrations that the settings name; ``None`` if they name none, or the method makes no use of any.
 
     A relative path is one from the working folder; a run keeps it from the root (:func:`at_home`).
+
+    Raises:
+        LpdsError: the data cannot be read, are not of this environment, or cannot serve the method or the settings.
     """
     if not settings.demos or "demos" in learner.ignores:
         return None
@@ -159,7 +166,13 @@ def at_home(settings: RunSettings) -> RunSettings:
 
 
 def drive(runner: Runner, display: Display) -> Run:
-    """Train to the end of the budget, or to a request to stop, and evaluate, frozen and steered."""
+    """Train to the end of the budget, or to a request to stop, and evaluate, frozen and steered.
+
+    Raises:
+        LpdsError: the decoder was changed, or learning diverged.
+        RunFault: an environment failed, or a decoder was lost; the run is saved.
+        KeyboardInterrupt: in the last evaluation; the run is saved.
+    """
     folder = runner.out
     try:
         with _stop_on_interrupt(runner, display):

@@ -150,11 +150,19 @@ class BaseDecoder(ABC):
         return repeat_rows(context, count)
 
     def features(self, context: Any) -> Tensor:
-        """Features float32 [B, F] of the observations behind a context, for Delta and the critics; of nothing else."""
+        """Features float32 [B, F] of the observations behind a context, for Delta and the critics; of nothing else.
+
+        Raises:
+            LpdsError: it offers none.
+        """
         raise LpdsError(f"decoder {self.name!r} offers no features")
 
     def from_features(self, features: Tensor) -> Any:
-        """The context behind features [B, F], where ``decodes_states`` says that they hold all of it."""
+        """The context behind features [B, F], where ``decodes_states`` says that they hold all of it.
+
+        Raises:
+            LpdsError: they do not.
+        """
         raise LpdsError(f"decoder {self.name!r} cannot decode its features again: it needs the observation")
 
     @abstractmethod
@@ -224,7 +232,11 @@ def as_picture(draws: Tensor) -> Tensor:
 
 
 def as_float32(value: Any, *, integers: bool = False) -> Any:
-    """Tensors of another floating type as float32, with ``integers`` those, too, but a picture's; all else as it is."""
+    """Tensors of another floating type as float32, with ``integers`` those, too, but a picture's; all else as it is.
+
+    Raises:
+        LpdsError: something else than a tensor, or a table of them.
+    """
     if isinstance(value, Mapping):
         return {key: as_float32(part) for key, part in value.items()}  # its integers may be tokens
     if not isinstance(value, Tensor):
@@ -238,9 +250,13 @@ class MinMaxNormaliser:
     """Min-max scaling to [-1, 1], as DPPO does it: 1e-6 in the observation's denominator, no clip."""
 
     obs_min: Tensor
+    """[O]."""
     obs_max: Tensor
+    """[O]."""
     action_min: Tensor
+    """[A]."""
     action_max: Tensor
+    """[A]."""
 
     def observation(self, obs: Tensor) -> Tensor:
         """Raw [..., O] to normalised."""

@@ -128,7 +128,11 @@ def _policy_weights(content: dict[str, Any], path: str) -> tuple[dict[str, Tenso
 
 
 def load_normaliser(path: Path) -> MinMaxNormaliser:
-    """Read the four ranges of a DPPO ``normalization.npz``."""
+    """Read the four ranges of a DPPO ``normalization.npz``.
+
+    Raises:
+        LpdsError: the file is missing, broken, or lacks a range.
+    """
     if not path.is_file():
         raise LpdsError(f"normaliser {path} does not exist")
     names = ("obs_min", "obs_max", "action_min", "action_max")

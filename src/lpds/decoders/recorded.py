@@ -31,6 +31,9 @@ def find_decoder(
         folder: of who asks; a recorded reference to a relative place holds from there, or from a folder above it.
         files: where what the decoder needs beside its reference is now, by the option's name
             (:data:`lpds.registry.DECODER_FILES`).
+
+    Raises:
+        LpdsError: nothing tells which decoder it was, it is not where it was, or another one is.
     """
     lacking = [key for key in ("name", "reference", "options", "fingerprint") if key not in facts]
     if lacking:

@@ -23,7 +23,12 @@ WEIGHTS = "decoder.safetensors"
 
 
 def save_decoder(decoder: BaseDecoder, folder: Path) -> None:
-    """Write a diffusion or flow decoder into a folder, weights, sampler and normaliser in one file."""
+    """Write a diffusion or flow decoder into a folder, weights, sampler and normaliser in one file.
+
+    Raises:
+        LpdsError: it is of another kind, which has no file form.
+        OSError: the folder cannot be written.
+    """
     if not isinstance(decoder, DiffusionDecoder | FlowDecoder):
         raise LpdsError(f"decoder {decoder.name!r} is a {decoder.describe()['kind']}; only own decoders have a file form")
     spec = decoder.spec

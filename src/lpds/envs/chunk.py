@@ -52,6 +52,9 @@ def chunk_return(
 
     Returns:
         Reward [N] and discount [N], float32.
+
+    Raises:
+        LpdsError: an unknown convention.
     """
     steps = rewards.shape[1]
     if convention == "exact":
@@ -191,6 +194,10 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
 
         Returns:
             Observations [N, O] and an info with ``seed`` and ``episode_number`` [N].
+
+        Raises:
+            LpdsError: a mask of another shape, or a seed that is none or leaves a sub-environment out.
+            EnvironmentFault: an environment raised, or gave an observation that does not fit.
         """
         given = (options or {}).get("reset_mask")
         mask = np.ones(self.num_envs, bool) if given is None else np.asarray(given, bool)
@@ -210,7 +217,13 @@ class ChunkedVectorEnv(VectorEnv[Any, Array, Array]):
         return self._observations(), self._episode_info()
 
     def step(self, actions: Array) -> tuple[Arrays, Array, Array, Array, dict[str, Any]]:
-        """Execute one chunk [N, T, A] in every sub-environment; actions are clipped to the box."""
+        """Execute one chunk [N, T, A] in every sub-environment; actions are clipped to the box.
+
+        Raises:
+            LpdsError: actions of another shape, or no reset before the first step.
+            DecoderFault: a chunk holds NaN or infinity.
+            EnvironmentFault: an environment raised, or answered what Gymnasium does not define.
+        """
         actions = np.asarray(actions)
         if actions.shape != self.action_space.shape:
             raise LpdsError(f"{self.name} takes actions {list(self.action_space.shape or ())}, not {list(actions.shape)}")

@@ -58,7 +58,7 @@ class BestOfNPolicy(nn.Module):
 
     @torch.no_grad()
     def act(self, decoder: Decoder, obs: Tensor, eps: Tensor, scale: float) -> Decision:
-        """The best of the draws; ``scale`` 0 takes the first, and there is nothing between."""
+        """The best of the draws eps [B, N, H, L]; ``scale`` 0 takes the first, and there is nothing between."""
         self.check_scale(scale)
         if scale == 0.0:
             return Decision(decoder.decode(decoder.prepare(obs), eps[:, 0]), eps[:, 0])

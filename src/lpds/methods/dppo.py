@@ -94,7 +94,7 @@ def policy_loss(
 
 
 def value_loss(value: Tensor, target: Tensor, old: Tensor, clip: float) -> Tensor:
-    """0.5 E (V - target)^2, or the larger of it and the same with V clipped to ``old`` +- ``clip``."""
+    """0.5 E (V - target)^2, or the larger of it and the same with V clipped to ``old`` +- ``clip``; all of them [B]."""
     error = (value - target).square()
     if math.isfinite(clip):
         error = torch.maximum(error, (old + (value - old).clamp(-clip, clip) - target).square())

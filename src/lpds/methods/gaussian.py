@@ -65,7 +65,7 @@ class GaussianLatentPolicy(nn.Module, LatentPolicy):
         return out
 
     def act(self, decoder: Decoder, obs: Tensor, eps: Tensor, scale: float) -> Decision:
-        """Decode w, and keep w / b beside the chunk."""
+        """Decode w of states [B, O] and noises [B, 1, H, L], and keep w / b [B, H * L] beside the chunk."""
         w = self.latent(obs, eps[:, 0], scale)
         return Decision(decoder.decode(decoder.prepare(obs), w), w, {"latent": w.flatten(1) / self.box})
 

@@ -36,7 +36,7 @@ class TicketPolicy(LatentPolicy):
         self.ticket, self.free = ticket, free
 
     def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
-        """``sqrt(1 - scale^2) eps + scale ticket``, whose mean square norm stays where the ticket has the prior's."""
+        """``sqrt(1 - scale^2) eps + scale ticket`` [B, H, L], whose mean square norm stays where the ticket has the prior's."""
         if scale == 0.0:
             return eps
         return _where(self.free, math.sqrt(1.0 - scale**2) * eps + scale * self.ticket, eps)
@@ -49,7 +49,11 @@ class SearchPolicy(LatentPolicy):
         self.tickets, self.playing, self.free = tickets, playing, free
 
     def latent(self, obs: Tensor, eps: Tensor, scale: float) -> Tensor:
-        """The tickets' rows; ``scale`` 0 gives eps."""
+        """The tickets' rows [B, H, L]; ``scale`` 0 gives eps.
+
+        Raises:
+            LpdsError: more than :data:`MAX_LANES` sub-environments.
+        """
         if len(eps) > MAX_LANES:
             raise LpdsError(
                 f"golden-ticket searches in at most {MAX_LANES} sub-environments at once, not {len(eps)} (num_envs)"

@@ -22,7 +22,9 @@ class Series:
     group: int
     """Chooses line style, marker and colour: the same group looks the same in every panel."""
     x: Array
+    """[P]."""
     y: Array
+    """[P], as the bounds."""
     low: Array | None = None
     high: Array | None = None
     kind: str = "line"

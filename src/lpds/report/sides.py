@@ -90,7 +90,11 @@ def side_of(group: Group) -> Side:
 def episodes_of(
     runs: list[RunData], kind: str, chosen: Callable[[Mapping[str, Any]], bool]
 ) -> tuple[list[tuple[int, int]], dict[str, Array]]:
-    """Episodes of a kind that all the runs' last evaluations share, and their columns [S, E]."""
+    """Episodes of a kind that all the runs' last evaluations share, and their columns [S, E].
+
+    Raises:
+        LpdsError: they share none.
+    """
     tables = []
     for run in runs:
         rows = [row for row in run.evaluations if row.get("kind") == kind and chosen(row)]

@@ -110,7 +110,11 @@ def is_unknown(reference: str) -> bool:
 
 
 def environment_of(reference: str) -> str | None:
-    """Where a decoder acts: the environment that its card was measured in, or a task's; None where nothing says so."""
+    """Where a decoder acts: the environment that its card was measured in, or a task's; None where nothing says so.
+
+    Raises:
+        LpdsError: the card cannot be read.
+    """
     name = reference.removeprefix("folder:").removeprefix("lerobot:")
     card = (FOLDER / name if name in names() else Path(name)) / "card.json"
     try:
