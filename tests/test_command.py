@@ -7,6 +7,7 @@ import shlex
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scripted import TINY, toy_decoder
 
@@ -16,6 +17,7 @@ from lpds.command import changed_words, steer_command
 from lpds.config import RunSettings
 from lpds.fields import parse, to_json
 from lpds.grid import NO_SETTINGS, finished_cells, grid_cells
+from lpds.log import read_json_lines
 from lpds.presets import kept_settings, resolve_preset, resolve_settings, resolve_task
 from lpds.registry import METHOD_SETTINGS, resolve
 from lpds.report.html import write_report
@@ -67,6 +69,30 @@ def test_the_index_has_every_committed_run():
         assert any(str(config["run"]["seed"]) in row.split("|")[2].replace(",", " ").split() for row in rows), (
             f"{run}: python benchmarks/run_index.py"
         )
+
+
+def steered_returns(folder: Path) -> list[float]:
+    """Of each seed's last evaluation, the mean."""
+    kept = []
+    for run in sorted(folder.glob("seed*")):
+        rows = read_json_lines(run / "eval.jsonl")
+        kept.append(np.mean([row["return"] for row in rows if row["kind"] == "final" and row["scale"] == 1.0]))
+    return kept
+
+
+def test_the_tables_are_of_the_committed_runs():
+    """A second seed lay beside a table that told of one."""
+    for row in json.loads((RESULTS / "table.json").read_text())["rows"]:
+        wanted = steered_returns(RESULTS / row["task"] / "lpds")
+        assert row["steered_by_seed"] == pytest.approx(wanted), f"{row['task']}: make tables"
+    for table in json.loads((RESULTS / "rivals.json").read_text())["tables"].values():
+        for task, found in table.items():
+            for row in found["rows"]:
+                folder = RESULTS / task / row["label"]
+                if folder.is_dir():
+                    wanted = steered_returns(folder)
+                    said = f"{task}/{row['label']}: python benchmarks/rival_tables.py"
+                    assert (row["seeds"], row["mean"][0]) == (len(wanted), pytest.approx(np.mean(wanted))), said
 
 
 @pytest.mark.parametrize("words", CHANGED)
