@@ -179,3 +179,17 @@ def test_runs_that_are_read_together_keep_their_own_rows(tmp_path):
     (together,) = by_task(runs).values()
     assert all(row["success"] is None for row in runs[1].evaluations)
     assert np.all([row["success"] == 0.0 for row in together[1].evaluations])
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("passport.json", ""), ("policy/policy.json", "{}"), ("policy/policy.safetensors", "x")]
+)
+def test_what_a_disk_lost_comes_back_with_going_on(tmp_path, monkeypatch, file, content):
+    """An empty passport stayed one in a finished run."""
+    run = half_a_run(tmp_path / "run", monkeypatch)
+    (run / file).write_text(content)
+    (run / "policy" / ".policy.json.1.tmp").write_text("of a kill")
+    assert lpds.resume(run, quiet=True).finished
+    assert json.loads((run / "passport.json").read_text())["decoder"]["name"] == "toy"
+    assert lpds.load_policy(run).shift(np.zeros((1, 2), np.float32)).shape == (1, 2, 2)
+    assert not list((run / "policy").glob(".*"))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scripted import TINY, toy_decoder
@@ -206,6 +207,7 @@ def test_states_of_another_shape_are_one_line(tmp_path, refused):
             "bench learner runs no grid: --methods, --jobs cannot be chosen",
         ),
         (["bench", "toy", "--rounds", "2"], "--rounds is for bench learner"),
+        (["demos", "toy", "--out", "new.npz", "--experts", "RUN"], "--experts is for those of hands and gym tasks"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_played_or_written(tmp_path, capsys, monkeypatch, words, said):
@@ -239,3 +241,25 @@ def test_settings_that_others_leave_without_effect_are_told(tmp_path, capsys):
     assert "lpds makes no use of pessimism" in said
     lpds.steer("toy", out=tmp_path / "b", noise_scale=0.0, eval_noise_scale=0.3, **words)
     assert "lpds makes no use of eval_noise_scale" in capsys.readouterr().err
+
+
+def test_of_many_choices_the_likely_ones_are_told(refused):
+    with pytest.raises(lpds.LpdsError) as caught:
+        lpds.evaluate("toy", env="Nope-v0")
+    message = str(caught.value)
+    assert "robomimic-transport" in message
+    assert " more)" in message
+    assert len(message) < 1000  # all that Gymnasium knows were some thousand
+
+
+def test_a_setting_of_the_other_kind_of_decoder_is_refused(tmp_path, refused):
+    from lpds.pretrain.build import pretrain
+
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", obs=rng.normal(size=(20, 2)), actions=rng.uniform(-1, 1, (20, 2)), episode_lengths=[20])
+    for changes, said in (
+        ({"kind": "flow", "training_steps": 7}, "training_steps is not of a flow decoder"),
+        ({"solver": "heun"}, "solver is not of a diffusion decoder"),
+    ):
+        with refused(said):
+            pretrain("mine", str(tmp_path / "d.npz"), tmp_path / "out", changes=changes)

@@ -22,7 +22,7 @@ from lpds.envs.build import EnvLike, check_fit, environment_factory, make_env, m
 from lpds.errors import LpdsError, one_line
 from lpds.evaluation import EvalReport, evaluate_policy
 from lpds.fields import from_json, override, to_json
-from lpds.files import FORMAT_VERSION, check_writable, locked, write_json
+from lpds.files import FORMAT_VERSION, check_writable, locked, read_object, write_json
 from lpds.log import Display, read_json_lines
 from lpds.methods.base import BasePolicy
 from lpds.passport import decoder_facts, make_passport
@@ -188,7 +188,7 @@ def resume(
         held = facts.get("given")
         named = (settings, config["method"], learner, frozen, chosen_env)
         rows = None if held is not None else read_demonstrations(*named, display.say)
-        if not (folder / "passport.json").is_file():  # a kill came before it
+        if not _can_be_read(folder / "passport.json"):  # a kill came before it, or a disk lost it
             passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
             write_json(folder / "passport.json", passport)
         if (name := _env_name(chosen_env)) != config["env_name"]:
@@ -249,6 +249,14 @@ def _has_checkpoint(folder: Path, every: int) -> bool:
     if (folder / "summary.json").is_file():
         raise LpdsError(f"the run in {folder} is finished and keeps no checkpoint, as committed results do: it cannot go on")
     return False
+
+
+def _can_be_read(path: Path) -> bool:
+    """Whether a file of the run is there and whole."""
+    try:
+        return bool(read_object(path, "a run"))
+    except (LpdsError, OSError):
+        return False
 
 
 def _grown(folder: Path, method: str, before: RunSettings, steps: int) -> RunSettings:

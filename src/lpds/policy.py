@@ -276,6 +276,15 @@ class _Absent:
     decodes_states: bool = True
 
 
+def policy_is_whole(run: Path) -> bool:
+    """Whether a run folder has a policy that can be read."""
+    try:
+        _read_policy(run)
+    except LpdsError:
+        return False
+    return True
+
+
 def _read_policy(run: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What :func:`save_policy` wrote."""
     folder = run / "policy"

@@ -35,6 +35,8 @@ def folder_of(run: str | Path | RunFolder) -> Path:
         LpdsError: it is something else.
     """
     if isinstance(run, str | Path):
+        if run == "":
+            raise LpdsError("a run is its folder, not an empty name")
         return Path(run)
     if not hasattr(run, "folder"):
         raise LpdsError(f"a run is its folder, or what lpds.steer returned, not a {type(run).__name__}")

@@ -27,7 +27,7 @@ from lpds.files import how_to_resume
 from lpds.learning import Learning
 from lpds.log import Display
 from lpds.nn import part
-from lpds.policy import POLICY_FILES, save_policy
+from lpds.policy import policy_is_whole, save_policy
 from lpds.records import Records
 from lpds.schedule import Schedule
 from lpds.types import Decoder, Method, Policy
@@ -352,7 +352,7 @@ class Runner:
         self.learning.replay.cut([lane for lane in broken if facts["episodes"][lane]["length"]])
         # only now that nothing can fail any more: rows behind the checkpoint go, among them the last evaluation's
         (self.out / "summary.json").unlink(missing_ok=True)
-        if not all((self.out / "policy" / name).is_file() for name in POLICY_FILES):  # somebody lost it
+        if not policy_is_whole(self.out):  # somebody lost it
             self._save_policy()
         self.records.open(facts["log_sizes"])
         for complaint in broken.values():

@@ -124,9 +124,8 @@ def do_demos(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.overwrite:
         raise LpdsError("--resume goes on with the file that is there, --overwrite replaces it: pass one of them")
     if arguments.out.exists() and not (arguments.overwrite or arguments.resume):
-        raise LpdsError(
-            f"{arguments.out} exists already: choose another --out, or pass --resume to go on with it, or --overwrite"
-        )
+        go_on = "pass --resume to go on with it, or --overwrite" if arguments.name in SCRIPTED else "pass --overwrite"
+        raise LpdsError(f"{arguments.out} exists already: choose another --out, or {go_on}")
     begun = open_data(str(arguments.out)) if arguments.resume and arguments.out.exists() else None
     policy = load_given(arguments.take_over, arguments) if arguments.take_over else None
 
@@ -202,6 +201,8 @@ def do_pretrain(arguments: argparse.Namespace) -> int:
         share = unlearned / card["data"]["transitions"]
         print(f"{share:.1%} of the states are an episode's last, and begin no chunk (--pad-end true repeats its last action)")
     print(f"{arguments.out}: fingerprint {card['fingerprint'][:12]}{level}")
+    if card["return"] is None and arguments.episodes and "stopped_at" not in card["training"]:
+        print("no return was measured: neither the name nor --task nor --env says where it acts")
     at = card["training"].get("stopped_at")
     if at is not None:
         print(f"stopped at {at:,} of {card['training']['steps']:,} gradient steps: that is what was saved, without a return")

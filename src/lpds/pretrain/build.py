@@ -156,6 +156,10 @@ def _place_of(out: Path, changes: dict[str, Any], *, overwrite: bool, resume: bo
     return None if theirs else kept
 
 
+OF_THE_OTHER = {"diffusion": {"solver"}, "flow": {"training_steps"}}
+"""Settings that one kind of decoder has and the other makes nothing of."""
+
+
 @contextmanager
 def _place(out: Path) -> Iterator[None]:
     """The folder, made before the work and not after it; what is refused leaves none."""
@@ -185,6 +189,8 @@ def _clone(
 ) -> tuple[BaseDecoder, dict[str, Any]]:
     """One of the project's own decoders, and its training for the card."""
     settings = override(CloneSettings, asdict(base), changes)
+    if given := sorted(changes.keys() & OF_THE_OTHER[settings.kind]):
+        raise LpdsError(f"{', '.join(given)} is not of a {settings.kind} decoder")
     if instruction is not None:
         raise LpdsError(f"an instruction is for the kinds {', '.join(MAKERS)}; {settings.kind!r} reads none")
     decoder = clone(data, settings, name=name, progress=progress, stop=stop, kept=kept)

@@ -236,6 +236,8 @@ def _rolled_out(
     stop: Callable[[], bool] | None,
 ) -> Demonstrations:
     if name == "toy":
+        if experts is not None:
+            raise LpdsError("the toy's data are drawn, not rolled out: --experts is for those of hands and gym tasks")
         return toy_data()
     if experts is None:
         raise LpdsError(f"the data of {name!r} are rolled out with expert actors: pass --experts FOLDER")
