@@ -15,7 +15,8 @@ from lpds.decoders.diffusion import DiffusionDecoder, DiffusionSampler, cosine_a
 from lpds.decoders.flow import TIME_SCALE, FlowDecoder, FlowSampler
 from lpds.decoders.network import DenoisingMLP, NetworkShape
 from lpds.errors import LpdsError
-from lpds.methods.state import LearnerState, descend
+from lpds.methods.state import LearnerState
+from lpds.pretrain.descent import Descent, smoothed
 from lpds.pretrain.experts import Demonstrations
 from lpds.pretrain.kept_training import KeptTraining
 from lpds.types import LatentSpec
@@ -186,21 +187,18 @@ def clone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net = DenoisingMLP(shape)
-    averaged = [p.detach().clone() for p in net.parameters()]
-    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    descent = Descent(list(net.parameters()), settings)
     abar = cosine_alphas_cumprod(settings.training_steps)
     size = settings.batch_size
     done, running = torch.zeros((), dtype=torch.long), torch.full((), math.nan, dtype=torch.float64)
     state = LearnerState()
-    state.modules["net"], state.optimisers["net"] = net, optimiser
+    state.modules["net"], state.optimisers["net"] = net, descent.optimiser
     state.scalars = {"done": done, "running": running, "generator": generator.get_state()}
-    state.scalars |= {f"averaged.{index}": mean for index, mean in enumerate(averaged)}
+    state.scalars |= {f"averaged.{index}": mean for index, mean in enumerate(descent.averaged)}
     of = hash_tensors({"obs": obs, "actions": actions, "lengths": torch.from_numpy(data.episode_lengths)}, asdict(settings))
     if kept is not None and kept.load(state, of):
         generator.set_state(state.scalars["generator"])
     for step in range(int(done), settings.steps):
-        share = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        optimiser.param_groups[0]["lr"] = settings.lr_final + (settings.lr - settings.lr_final) * share
         window = windows[torch.randint(len(windows), (size,), generator=generator)]
         first, x = window[:, 0], actions[window].flatten(1)
         noise = torch.randn(x.shape, generator=generator)
@@ -209,13 +207,9 @@ def clone(
             loss = diffusion_loss(net, x, obs[first], t, noise, abar)
         else:
             loss = flow_loss(net, x, obs[first], torch.rand(size, generator=generator), noise)
-        descend(optimiser, loss)
-        # a short memory at first, so that the initial weights do not linger
-        rate = max(1.0 - settings.ema, 1.0 / (1.0 + step))
-        torch._foreach_lerp_(averaged, [p.detach() for p in net.parameters()], rate)
+        descent.step(step, loss)
         if progress is not None and (step + 1) % 200 == 0:
-            value = loss.detach().double()
-            running.copy_(torch.where(running.isnan(), value, 0.95 * running + 0.05 * value))
+            smoothed(running, loss)
             progress(step + 1, settings.steps, float(running))
         done += 1
         stopped = stop is not None and stop()
@@ -224,9 +218,7 @@ def clone(
             kept.save(state, of)
         if stopped:
             break
-    with torch.no_grad():
-        for parameter, mean in zip(net.parameters(), averaged, strict=True):
-            parameter.copy_(mean)
+    descent.keep_mean()
     spec = LatentSpec((obs.shape[1],), *(((settings.chunk, actions.shape[1]),) * 2))
     if settings.kind == "diffusion":
         diffusion = DiffusionSampler(settings.training_steps, settings.sampler_steps)

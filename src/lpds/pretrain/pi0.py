@@ -31,6 +31,7 @@ from lpds.decoders.lerobot.tiny import TinySizes, built_with, write_sizes
 from lpds.errors import LpdsError, unknown_name
 from lpds.files import write_json
 from lpds.pretrain.clone import ChunkWindows
+from lpds.pretrain.descent import Descent, smoothed
 from lpds.pretrain.experts import Demonstrations
 
 STATE, ACTION, PICTURE = "observation.state", "action", 14
@@ -55,6 +56,7 @@ class Pi0Settings:
     lr: float = 1e-3
     lr_final: float = 1e-5
     """Cosine decay from ``lr`` to this."""
+    weight_decay: float = 1e-6
     ema: float = 0.998
     """Memory of the averaged weights, per step."""
     pad_end: bool = True
@@ -234,29 +236,18 @@ def _fit(
     padded = (0, policy.config.max_action_dim - data.actions.shape[1])
     policy.train()
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    averaged = [p.detach().clone() for p in parameters]
-    optimiser = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=1e-6, fused=True)
-    running = math.nan
+    descent, running = Descent(parameters, settings, clip=1.0), torch.full((), math.nan, dtype=torch.float64)
     for step in range(settings.steps):
-        share = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        optimiser.param_groups[0]["lr"] = settings.lr_final + (settings.lr - settings.lr_final) * share
         window = windows[torch.randint(len(windows), (size,), generator=generator)]
         first, chunks = window[:, 0], torch.nn.functional.pad(scaled[ACTION][window], padded)
         # 0.4 would draw both itself, in this order; 0.6 asks for them
         noise, time = policy.model.sample_noise(chunks.shape, chunks.device), policy.model.sample_time(size, chunks.device)
         loss = policy.model.forward(*pictures, *told, scaled[STATE][first], chunks, noise, time).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        torch._foreach_lerp_(averaged, [p.detach() for p in parameters], max(1.0 - settings.ema, 1.0 / (1.0 + step)))
+        descent.step(step, loss)
         if progress is not None and (step + 1) % 100 == 0:
-            value = float(loss.detach())
-            running = value if math.isnan(running) else 0.95 * running + 0.05 * value
-            progress(step + 1, settings.steps, running)
+            smoothed(running, loss)
+            progress(step + 1, settings.steps, float(running))
         if stop is not None and stop():
             break
-    with torch.no_grad():
-        for parameter, mean in zip(parameters, averaged, strict=True):
-            parameter.copy_(mean)
+    descent.keep_mean()
     policy.eval()
