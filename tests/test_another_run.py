@@ -81,8 +81,8 @@ def test_a_run_that_lost_its_checkpoint_does_not_begin_anew_over_its_own_records
     with refused("cannot go on: checkpoint/checkpoint.json is missing"):
         lpds.resume(run, quiet=True)
     assert (run / "metrics.jsonl").read_bytes() == before
-    (state,) = (run / "checkpoint").glob("state-*")  # as a kill in the very first save leaves it
-    state.rename(state.with_name("state-000000152-00000000.safetensors"))
+    for later in sorted((run / "checkpoint").glob("replay-*"))[1:]:  # one of each is what a kill in the very first save leaves
+        later.unlink()
     capsys.readouterr()
     assert lpds.resume(run).finished
     assert f"no checkpoint in {run} yet: the run begins anew" in capsys.readouterr().err
@@ -193,3 +193,20 @@ def test_what_a_disk_lost_comes_back_with_going_on(tmp_path, monkeypatch, file, 
     assert json.loads((run / "passport.json").read_text())["decoder"]["name"] == "toy"
     assert lpds.load_policy(run).shift(np.zeros((1, 2), np.float32)).shape == (1, 2, 2)
     assert not list((run / "policy").glob(".*"))
+
+
+def test_a_page_agrees_with_itself_where_one_runs_silence_is_anothers_failure(tmp_path):
+    told, silent = (lpds.steer("toy", out=tmp_path / name, seed=seed, **TINY).folder for seed, name in enumerate("ab"))
+    for name in ("eval", "episodes"):
+        rows = read_json_lines(silent / f"{name}.jsonl")
+        (silent / f"{name}.jsonl").write_text(
+            "".join(json.dumps({**row, "success": None, "success_at_end": None}) + "\n" for row in rows)
+        )
+    page = write_report([told, silent], tmp_path / "page.html").read_text()
+    assert "success 0% -&gt; 0%" in page or "success 0% -> 0%" in page
+
+
+def test_a_record_whose_setting_is_out_of_todays_range_is_read(tmp_path):
+    run = lpds.steer("toy", out=tmp_path / "run", **TINY).folder
+    edit(run / "config.json", run__threads=4096)
+    assert "toy" in str(lpds.compare([run]))

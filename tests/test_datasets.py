@@ -171,6 +171,21 @@ def test_a_files_own_split_is_told_and_an_arm_without_one_of_its_keys_is_refused
     np.testing.assert_array_equal(train.obs, open_data(path).obs[:3])
     with refused("has no split 'valid' (choices: train)"):
         open_data(f"{path}#valid")
+    with refused("the name of a split belongs behind the #"):
+        open_data(f"{path}#")
+    (tmp_path / "folder").mkdir()
+    for nothing in (f"{tmp_path / 'folder'}#train", f"{tmp_path / 'no'}#5.hdf5"):
+        with refused(f"dataset {nothing} does not exist"):
+            open_data(nothing)
+    h5py = pytest.importorskip("h5py", reason="RoboMimic files need h5py")
+    for name, members, said in (
+        ("none", np.empty(0, "S6"), "its split 'none' names none of its demonstrations"),
+        ("gone", [b"demo_0", b"demo_7"], "its split 'gone' names demo_7, which is none of its demonstrations"),
+    ):
+        with h5py.File(path, "a") as file:
+            file["mask"][name] = members
+        with refused(said):
+            open_data(f"{path}#{name}")
     np.savez(tmp_path / "own.npz", obs=np.zeros((1, 2)), actions=np.zeros((1, 2)), episode_lengths=[1])
     with refused("#train names a split of a RoboMimic file"):
         open_data(f"{tmp_path / 'own.npz'}#train")
@@ -181,6 +196,10 @@ def test_a_files_own_split_is_told_and_an_arm_without_one_of_its_keys_is_refused
 
 OURS = {"type": "OSC_POSE", "output_max": [0.05] * 3 + [0.5] * 3, "output_min": [-0.05] * 3 + [-0.5] * 3, "control_delta": True}
 PART = {**OURS, "input_type": "delta", "input_ref_frame": "base"}
+PART_OF_NO_FRAME = {"type": "BASIC", "body_parts": {"right": {**OURS, "input_type": "delta"}}}
+JOINTS = {"type": "JOINT_POSITION", "output_max": 0.5, "output_min": -0.5}
+OTHERS = {"torso": JOINTS, "head": JOINTS, "legs": JOINTS, "left": {**OURS, "output_max": [1.0] * 6}}
+"""What robosuite 1.5's configurations list of robots that have none of it."""
 
 
 @pytest.mark.parametrize(
@@ -189,6 +208,12 @@ PART = {**OURS, "input_type": "delta", "input_ref_frame": "base"}
         (["Panda"], {"controller_configs": OURS}, "1.4.1", ""),
         (["Panda"], {}, "", ""),
         (["Panda"], {"controller_configs": {"type": "BASIC", "body_parts": {"right": PART}}}, "1.4.1", ""),
+        (["Panda"], {"controller_configs": {"type": "BASIC", "body_parts": {**OTHERS, "right": PART}}}, "1.5.1", ""),
+        (["Panda"], {"controller_configs": {"type": "BASIC", "body_parts": {**OTHERS, "arms": {"right": PART}}}}, "1.5.1", ""),
+        (["Panda"], {"control_freq": None, "controller_configs": {**OURS, "output_max": {}}}, "1.4.1", ""),
+        (5, {"controller_configs": OURS}, None, ""),
+        (["Panda"] * 2, {"controller_configs": [PART_OF_NO_FRAME] * 2}, "1.5.1", "actions in the frame of each arm's base"),
+        (["Panda"] * 2, {"controller_configs": [OURS] * 2}, "1.4.1", ""),
         (["Panda"], {"controller_configs": {**OURS, "type": "IK_POSE"}, "control_freq": 10}, "1.4.1", "10 Hz, IK_POSE"),
         (["Sawyer"], {"controller_configs": OURS}, "1.4.1", "Sawyer"),
         (["Panda"], {"controller_configs": {**OURS, "output_max": [0.02] * 3 + [0.2] * 3}}, "1.4.1", "output_max [0.02, 0.02"),
@@ -210,7 +235,8 @@ def test_how_the_robot_was_driven_is_compared_with_the_tasks_here(tmp_path, refu
     from lpds.pretrain.fits import check_fits
 
     h5py = pytest.importorskip("h5py", reason="RoboMimic files need h5py")
-    robomimic_file(tmp_path / "lift.hdf5", arms=len(robots))
+    count = len(robots) if isinstance(robots, list) else 1
+    robomimic_file(tmp_path / "lift.hdf5", arms=count)
     with h5py.File(tmp_path / "lift.hdf5", "a") as file:
         told = {"env_name": "Lift", "env_version": version, "env_kwargs": {"robots": robots, **driven}}
         file["data"].attrs["env_args"] = json.dumps(told)
@@ -221,7 +247,7 @@ def test_how_the_robot_was_driven_is_compared_with_the_tasks_here(tmp_path, refu
     assert ("was recorded under robosuite 1.5.1" in data.remark) == (version == "1.5.1")
     data.save(tmp_path / "kept.npz")
     assert open_data(str(tmp_path / "kept.npz")).recorded == data.recorded
-    box = gymnasium.spaces.Box(-1.0, 1.0, (7 * len(robots),), np.float32)
+    box = gymnasium.spaces.Box(-1.0, 1.0, (7 * count,), np.float32)
     task = SimpleNamespace(
         single_observation_space=gymnasium.spaces.Box(-np.inf, np.inf, data.obs.shape[1:], np.float32),
         primitive_action_space=box,
@@ -240,6 +266,9 @@ def test_demonstrations_of_another_name_are_told(tmp_path):
     robomimic_file(tmp_path / "lift.hdf5")
     with h5py.File(tmp_path / "lift.hdf5", "a") as file:
         file.move("data/demo_2", "data/demo_2_a")
+        file["data/note"] = "of whoever recorded it"  # neither this nor a link to nowhere is a demonstration
+        file["data/table"] = np.zeros((2, 2))
+        file["data/link"] = h5py.SoftLink("/nowhere")
     data = open_data(str(tmp_path / "lift.hdf5"))
     assert data.episode_lengths.tolist() == [3, 2]
     assert "demo_2_a left out, which are not named demo_N" in data.remark

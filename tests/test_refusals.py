@@ -243,13 +243,20 @@ def test_settings_that_others_leave_without_effect_are_told(tmp_path, capsys):
     assert "lpds makes no use of eval_noise_scale" in capsys.readouterr().err
 
 
-def test_of_many_choices_the_likely_ones_are_told(refused):
+def test_of_endless_choices_the_first_are_told():
+    from lpds.errors import unknown_name
+
+    message = str(unknown_name("environment", "Nope-v0", ["likely", *(f"x{number}" for number in range(400))]))
+    assert "choices: likely, x0, x1" in message
+    assert message.endswith("and 381 more)")
+
+
+def test_an_unknown_setting_is_told_all_there_are_in_one_order(refused):
     with pytest.raises(lpds.LpdsError) as caught:
-        lpds.evaluate("toy", env="Nope-v0")
-    message = str(caught.value)
-    assert "robomimic-transport" in message
-    assert " more)" in message
-    assert len(message) < 1000  # all that Gymnasium knows were some thousand
+        lpds.steer("toy", nonsense=1)
+    told = str(caught.value).partition("choices: ")[2].rstrip(")").split(", ")
+    assert told == sorted(told)
+    assert {"steps", "delta", "actor_lr"} <= set(told)
 
 
 def test_a_setting_of_the_other_kind_of_decoder_is_refused(tmp_path, refused):

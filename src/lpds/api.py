@@ -174,7 +174,7 @@ def resume(
         frozen = find_decoder(config["decoder"], decoder, f"the run in {folder}", folder, files)
         chosen_env = _environment_of(folder, config, env)
         before = from_json(RunSettings, config["run"])
-        begun = _has_checkpoint(folder, before.checkpoint_every)
+        begun = _has_checkpoint(folder)
         settings = before if steps is None else _grown(folder, config["method"], before, steps)
         method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
         check_env(chosen_env, frozen)
@@ -238,13 +238,13 @@ def _environment_of(folder: Path, config: Mapping[str, Any], env: EnvLike | None
     return chosen
 
 
-def _has_checkpoint(folder: Path, every: int) -> bool:
-    """Whether a run that saves after so many steps has a checkpoint to go on from; refuse one that cannot go on at all."""
+def _has_checkpoint(folder: Path) -> bool:
+    """Whether a run has a checkpoint to go on from; refuse one that cannot go on at all."""
     if (folder / "checkpoint" / "checkpoint.json").is_file():
         return True
-    # a kill in the very first save leaves a state without its checkpoint.json, and nothing that could not be made again
-    states = [int(path.name.split("-")[1]) for path in (folder / "checkpoint").glob("state-*-*")]
-    if states and ((folder / "summary.json").is_file() or max(states) >= 2 * every):
+    # a kill in the very first save leaves one state without its checkpoint.json, and nothing that could not be made again
+    left = [len(list((folder / "checkpoint").glob(pattern))) for pattern in ("state-*", "replay-*")]
+    if any(left) and ((folder / "summary.json").is_file() or max(left) > 1):
         raise LpdsError(f"the run in {folder} cannot go on: checkpoint/checkpoint.json is missing")
     if (folder / "summary.json").is_file():
         raise LpdsError(f"the run in {folder} is finished and keeps no checkpoint, as committed results do: it cannot go on")

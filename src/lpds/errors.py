@@ -30,7 +30,9 @@ def one_line(error: BaseException) -> str:
 
 
 MANY = 40
-"""Choices above which the nearest are told, and where none is near enough to be meant some of the first, likely ones."""
+"""Choices above which the nearest ones alone are told, where one is near enough to be meant."""
+ENDLESS = 150
+"""Choices above which some of the first are told, which are the likely ones; Gymnasium knows some hundreds."""
 SURE = 0.8
 """Likeness from which on that is so: ``Hoper-v5`` means Hopper-v5, ``MyRobot-v0`` nothing that is there."""
 
@@ -48,8 +50,8 @@ def unknown_name(kind: str, name: Any, choices: Iterable[str]) -> LpdsError:
     """
     if not isinstance(name, str):
         return LpdsError(f"{kind} is a {type(name).__name__}, not a name (choices: {', '.join(sorted(choices))})")
-    choices = list(choices)
-    names = sorted(choices)
+    listed = sorted(choices) if isinstance(choices, set | frozenset) else list(choices)
+    names = sorted(listed)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     sure = difflib.get_close_matches(name, names, n=1, cutoff=SURE)
     if not names:
@@ -57,7 +59,7 @@ def unknown_name(kind: str, name: Any, choices: Iterable[str]) -> LpdsError:
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     if sure and len(names) > MANY:
         return LpdsError(f"unknown {kind} {name!r}{hint}")
-    if len(names) > MANY:
-        told = list(dict.fromkeys(choices))[: MANY // 2]
+    if len(names) > ENDLESS:
+        told = list(dict.fromkeys(listed))[: MANY // 2]
         return LpdsError(f"unknown {kind} {name!r}{hint} (choices: {', '.join(told)} and {len(names) - len(told)} more)")
     return LpdsError(f"unknown {kind} {name!r}{hint} (choices: {', '.join(names)})")

@@ -33,6 +33,18 @@ def override(kind: type[S], *layers: Mapping[str, Any]) -> S:
     return kind(**values)
 
 
+def check_kinds(kind: type[Any], values: Mapping[str, Any]) -> None:
+    """Refuse values that are of no kind of their field's; names that are no fields pass, and so does what is out of its range.
+
+    Raises:
+        LpdsError: names the first.
+    """
+    for field in dataclasses.fields(kind):
+        if field.name in values:
+            value = values[field.name]
+            _coerce(field.name, math.inf if value == "inf" else value, str(field.type))
+
+
 def _coerce(name: str, value: Any, kind: str) -> Any:
     if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", ()):
         value = value.item()  # a scalar out of an array is as good as Python's own

@@ -189,7 +189,8 @@ def _clone(
 ) -> tuple[BaseDecoder, dict[str, Any]]:
     """One of the project's own decoders, and its training for the card."""
     settings = override(CloneSettings, asdict(base), changes)
-    if given := sorted(changes.keys() & OF_THE_OTHER[settings.kind]):
+    begun = kept is not None and kept.path.exists()  # before such were refused: it goes on as it was
+    if (given := sorted(changes.keys() & OF_THE_OTHER[settings.kind])) and not begun:
         raise LpdsError(f"{', '.join(given)} is not of a {settings.kind} decoder")
     if instruction is not None:
         raise LpdsError(f"an instruction is for the kinds {', '.join(MAKERS)}; {settings.kind!r} reads none")

@@ -40,6 +40,10 @@ def open_data(reference: str, normalization: Path | None = None) -> Demonstratio
     if "#" in reference and not path.exists():
         before, _, split = reference.rpartition("#")
         path = Path(before)
+        if not path.is_file():
+            raise LpdsError(f"dataset {reference} does not exist")
+        if not split:
+            raise LpdsError(f"dataset {reference}: the name of a split belongs behind the #")
     if path.is_dir():
         return _checked(open_lerobot(path), str(path))
     if not path.is_file():

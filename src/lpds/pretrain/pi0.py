@@ -148,6 +148,8 @@ def _settings(changes: dict[str, Any]) -> Pi0Settings:
     for key in ("chunk", "sampler_steps", "steps", "batch_size", "lr", "lr_final"):
         if not getattr(settings, key) > 0:
             raise LpdsError(f"{key} must be positive, not {getattr(settings, key)}")
+    if not 0.0 <= settings.weight_decay < math.inf:
+        raise LpdsError(f"weight_decay {settings.weight_decay} must be finite and not negative")
     if settings.padding < 0 or not 0.0 <= settings.ema < 1.0:
         raise LpdsError(f"padding {settings.padding} must not be negative, and ema {settings.ema} in [0, 1)")
     return settings

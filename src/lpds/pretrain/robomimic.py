@@ -52,9 +52,9 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None, split: str) -> Demo
     data = file.get("data")
     every_name = list(data) if hasattr(data, "keys") else []
     names = [name for name in every_name if name.removeprefix("demo_").isdigit()]
-    others = [name for name in every_name if name not in names and "actions" in data[name]]
+    others = [name for name in every_name if name not in names and hasattr(data.get(name), "keys") and "actions" in data[name]]
     names.sort(key=lambda name: int(name.removeprefix("demo_")))
-    names = [name for name in names if not split or name in _members(file, path, split)]
+    names = _of_split(file, path, names, split) if split else names
     demos = [file["data"][name] for name in names]
     if not demos or not all(hasattr(demo, "keys") and hasattr(demo.get("obs"), "keys") and "actions" in demo for demo in demos):
         raise LpdsError(f"dataset {path} has no data/demo_N with obs and actions; expected RoboMimic's low_dim layout")
@@ -142,12 +142,19 @@ def _masks(file: Any, path: Path) -> str:
     return f"{path} splits its demonstrations ({', '.join(held)}): {takes}" if held else ""
 
 
-def _members(file: Any, path: Path, split: str) -> set[str]:
+def _of_split(file: Any, path: Path, names: Sequence[str], split: str) -> list[str]:
+    """Those of the demonstrations that one of the file's splits names."""
     masks = file.get("mask")
     held = sorted(masks) if hasattr(masks, "keys") else []
     if split not in held:
         raise LpdsError(f"dataset {path} has no split {split!r} (choices: {', '.join(held) or 'none'})")
-    return {name.decode() if isinstance(name, bytes) else str(name) for name in masks[split][()]}
+    rows = np.ravel(masks[split][()]).tolist() if hasattr(masks[split], "shape") else []
+    members = [name.decode() if isinstance(name, bytes) else str(name) for name in rows]
+    if missing := [name for name in members if name not in names]:
+        raise LpdsError(f"dataset {path}: its split {split!r} names {missing[0]}, which is none of its demonstrations")
+    if not members:
+        raise LpdsError(f"dataset {path}: its split {split!r} names none of its demonstrations")
+    return [name for name in names if name in members]
 
 
 def _shape(values: Any) -> tuple[int, ...]:
@@ -167,44 +174,51 @@ def _told(data: Any, path: Path) -> tuple[str, str, str]:
     try:
         told = json.loads(data.attrs.get("env_args", "{}"))
         driven = dict(told.get("env_kwargs", {}))
-        scene, version = str(told.get("env_name", "")), str(told.get("env_version", ""))
-        controllers = _controllers(driven.get("controller_configs", {}))
+        scene, version = str(told.get("env_name") or ""), str(told.get("env_version") or "")
+        robots = driven.get("robots") or ["Panda"]
+        robots = [robots] if isinstance(robots, str) else list(map(str, robots))
+        arms = _arms(driven.get("controller_configs", {}))
+        otherwise = list(_otherwise(driven, robots, arms, version))
     except (ValueError, TypeError, AttributeError):
         return "", "", ""  # what cannot be read says nothing
-    if any(one.get("control_delta") is False or one.get("input_type") == "absolute" for one in controllers):
+    if any(one.get("control_delta") is False or one.get("input_type") == "absolute" for one in arms):
         raise LpdsError(f"dataset {path} has absolute actions (by its env_args); RoboMimic's tasks here take relative ones")
-    return scene, ", ".join(_otherwise(driven, controllers)), version
+    return scene, ", ".join(otherwise), version
 
 
-def _otherwise(driven: Mapping[str, Any], controllers: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _otherwise(driven: Mapping[str, Any], robots: Sequence[str], arms: Sequence[dict[str, Any]], version: str) -> Iterator[str]:
     """In which of the things that decide what an action does a recording differs from RoboMimic's tasks here."""
-    robots = driven.get("robots") or ["Panda"]
-    robots = [robots] if isinstance(robots, str) else list(robots)
-    if set(map(str, robots)) != {"Panda"}:
-        yield f"{' and '.join(map(str, robots))}"
-    if driven.get("control_freq", CONTROL_HZ) != CONTROL_HZ:
-        yield f"{driven['control_freq']:g} Hz"
-    arms = [one for one in controllers if "output_max" in one]
+    if set(robots) != {"Panda"}:
+        yield " and ".join(robots)
+    hertz = driven.get("control_freq")
+    if hertz is not None and float(hertz) != CONTROL_HZ:
+        yield f"{float(hertz):g} Hz"
     if kinds := sorted({str(one["type"]) for one in arms if one.get("type", "OSC_POSE") != "OSC_POSE"}):
         yield " and ".join(kinds)
     for edge, sign in (("output_max", 1.0), ("output_min", -1.0)):
         wide = [one[edge] for one in arms if edge in one and not _same(one[edge], sign)]
         if wide:
             yield f"{edge} {wide[0]}"
-    # of one arm, whose base is not turned, both frames are the same
-    if len(robots) > 1 and any(one.get("input_ref_frame", "world") != "world" for one in arms):
+    # of one arm, whose base is not turned, both frames are the same; the base's is robosuite 1.5's own choice
+    usual = "base" if version.startswith("1.5") else "world"
+    if len(robots) > 1 and any(one.get("input_ref_frame", usual) != "world" for one in arms):
         yield "actions in the frame of each arm's base"
 
 
 def _same(output: Any, sign: float) -> bool:
-    found = np.broadcast_to(np.asarray(output, np.float64), (6,)) if np.ndim(output) == 0 or len(output) == 6 else np.zeros(6)
-    return bool(np.allclose(found, sign * np.asarray(OSC_OUTPUT)))
+    found = np.asarray(output, np.float64)
+    return bool(found.shape in ((), (6,)) and np.allclose(found, sign * np.asarray(OSC_OUTPUT)))
 
 
-def _controllers(configs: Any) -> list[dict[str, Any]]:
-    """Every controller that a configuration holds: robosuite 1.5's has one for every part of the body."""
+def _arms(configs: Any) -> list[dict[str, Any]]:
+    """The controllers of the arms: one for each robot, or (robosuite 1.5) of a part of each, ``right`` where it has one arm.
+
+    Its configurations list legs, a torso and a left arm, too, of robots that have none.
+    """
     if isinstance(configs, list):
-        return [one for each in configs for one in _controllers(each)]
+        return [one for each in configs for one in _arms(each)]
     if not isinstance(configs, dict):
         return []
-    return [configs, *(one for each in configs.values() for one in _controllers(each))]
+    parts = configs.get("body_parts", {})
+    parts = {**parts, **parts["arms"]} if isinstance(parts.get("arms"), dict) else parts
+    return [parts["right"]] if isinstance(parts.get("right"), dict) else [configs]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from lpds.config import BaseSettings, RunSettings
 from lpds.errors import LpdsError
-from lpds.fields import from_json
+from lpds.fields import check_kinds
 from lpds.log import read_json_lines
 from lpds.registry import METHOD_SETTINGS, resolve
 from lpds.report.paired import Row
@@ -20,7 +19,7 @@ NAMES = ("kind",)
 
 
 def check_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse what an edit has broken; a setting that is not known here is another version's, and passes."""
+    """Refuse what an edit has broken; a setting that is not known here, or out of its range by now, is another version's."""
     for key in ("run", "settings", "decoder"):
         if not isinstance(config.get(key, {}), dict):
             raise LpdsError(f"{path} is not that of a run: {key} is no dict")
@@ -28,9 +27,8 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
     if config["method"] in METHOD_SETTINGS:
         kinds["settings"] = resolve("method", METHOD_SETTINGS, config["method"])
     for key, kind in kinds.items():
-        known = {field.name for field in fields(kind)}
         try:
-            from_json(kind, {name: value for name, value in config.get(key, {}).items() if name in known})
+            check_kinds(kind, config.get(key, {}))
         except LpdsError as error:
             raise LpdsError(f"{path}: {error}") from None
 

@@ -121,7 +121,7 @@ def write_figures(runs: Sequence[Path], folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LpdsError(f"{folder} cannot be written: {one_line(error)}") from None
-    for task, groups in _by_task(read_runs(runs)).items():
+    for task, groups in _groups(by_task(read_runs(runs))).items():
         for figure in (figure for figure in figures_of(groups) if figure.panels):
             name = f"{task.replace(':', '-').replace('/', '-')}-{figure.name}"
             for suffix, content in ((".png", png(figure)), (".csv", to_csv(figure).encode())):
@@ -158,8 +158,8 @@ def interval(what: str, found: Interval, sign: bool = False) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def _by_task(runs: Sequence[RunData]) -> dict[str, list[Group]]:
-    return {task: [_each_seed_once(g) for g in group_runs(members)] for task, members in by_task(runs).items()}
+def _groups(tasks: Mapping[str, Sequence[RunData]]) -> dict[str, list[Group]]:
+    return {task: [_each_seed_once(g) for g in group_runs(members)] for task, members in tasks.items()}
 
 
 def _each_seed_once(group: Group) -> Group:
@@ -171,7 +171,9 @@ def _each_seed_once(group: Group) -> Group:
 
 
 def _page(runs: Sequence[RunData]) -> str:
-    tasks = _by_task(runs)
+    apart = by_task(runs)
+    own = {run.folder: run for members in apart.values() for run in members}  # one's silence may be another's failure
+    runs, tasks = [own[run.folder] for run in runs], _groups(apart)
     title = f"Steering report: {', '.join(tasks)}"
     names = _names(runs, tasks)
     parts = [f"<h1>{escape(title)}</h1>", _lede(runs), *(_warning(run, names[run.folder]) for run in runs)]
