@@ -33,7 +33,14 @@ RELEASED = {
     "dql+frozen-warmup": "0.016 of 1,000",
     "dql+data-slow": "0.016 of 1,000",
 }
-EQUAL = {"dsrl-na+equal": "1", "dsrl-na+equal-alpha0.3": "1", "dsrl-na+fits": "1", "dsrl-sac+equal": "1", "idql+equal": "1"}
+EQUAL = {
+    "dsrl-na+equal": "1",
+    "dsrl-na+equal-alpha0.3": "1",
+    "dsrl-na+fits": "1",
+    "dsrl-sac+equal": "1",
+    "idql+equal": "1",
+    "dql+equal": "1",
+}
 ORDER = {"lpds": "1"} | FLOOR | SAME  # the frozen row is the first runs'
 TABLES = {"released": ORDER | RELEASED, "equal": ORDER | EQUAL}
 """Methods by the names of their folders, and their updates a decision."""

@@ -80,9 +80,10 @@ def row_of(name: str, runs: list[Path]) -> str:
 
 
 def returns(frozen: Row, row: Row) -> str:
-    """Frozen, then steered."""
-    digits = 0 if max(abs(frozen.mean[0]), abs(row.mean[0])) >= 10 else 2
-    return f"{frozen.mean[0]:.{digits}f} -> {row.mean[0]:.{digits}f}"
+    """Frozen, then steered: the frozen policy's of these very runs, some of which may be another processor's."""
+    before = frozen.mean[0] if row.same or math.isnan(row.difference[0]) else row.mean[0] - row.difference[0]
+    digits = 0 if max(abs(before), abs(row.mean[0])) >= 10 else 2
+    return f"{before:.{digits}f} -> {row.mean[0]:.{digits}f}"
 
 
 def gain(row: Row) -> str:

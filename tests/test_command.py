@@ -85,14 +85,20 @@ def test_the_tables_are_of_the_committed_runs():
     for row in json.loads((RESULTS / "table.json").read_text())["rows"]:
         wanted = steered_returns(RESULTS / row["task"] / "lpds")
         assert row["steered_by_seed"] == pytest.approx(wanted), f"{row['task']}: make tables"
-    for table in json.loads((RESULTS / "rivals.json").read_text())["tables"].values():
-        for task, found in table.items():
-            for row in found["rows"]:
-                folder = RESULTS / task / row["label"]
-                if folder.is_dir():
-                    wanted = steered_returns(folder)
-                    said = f"{task}/{row['label']}: python benchmarks/rival_tables.py"
-                    assert (row["seeds"], row["mean"][0]) == (len(wanted), pytest.approx(np.mean(wanted))), said
+    tables = json.loads((RESULTS / "rivals.json").read_text())["tables"].values()
+    made_by = {
+        "python benchmarks/rival_tables.py": [row for table in tables for found in table.values() for row in found["rows"]]
+    }
+    for figure in ("gym", "residual"):
+        rows = json.loads((RESULTS / f"reproduce-{figure}" / "summary.json").read_text())["rows"]
+        made_by[f"lpds reproduce {figure} --runs results --seeds 3 --steps 100000 --no-run"] = rows
+    for command, rows in made_by.items():
+        for row in rows:
+            folder = RESULTS / row["task"] / row["label"]
+            if folder.is_dir():
+                wanted = steered_returns(folder)
+                said = f"{row['task']}/{row['label']}: {command}"
+                assert (row["seeds"], row["mean"][0]) == (len(wanted), pytest.approx(np.mean(wanted))), said
 
 
 @pytest.mark.parametrize("words", CHANGED)

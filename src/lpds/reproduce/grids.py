@@ -108,7 +108,10 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         # raw inputs, as the committed runs have them: what a wide box does to the norm does not hang on them
         ("lpds", "dsrl-sac+box10:box=10,input_scaling=false", "dsrl-sac+box100:box=100,input_scaling=false"),
         ("Under DSRL the norm of w grows steadily until decoding breaks; under LP-DS it stays with the prior's.",),
-        ("The paper does not give the box; 10 and 100 are wide ones.",),
+        (
+            "The paper does not give the box; 10 and 100 are wide ones, DSRL is SAC with raw inputs. A fresh actor draws all "
+            "over its box, so the norm begins wide; with box 10 it narrows, and the return comes back after it broke.",
+        ),
         60_000,
         ("latent-norm", "learning", "entropy"),
         ("w_norm", "action_entropy"),
@@ -149,6 +152,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         "gym",
         ("lpds", "lpds-a"),
         ("LP-DS-A: an early plateau (on Pen).",),
+        ("The paper's claim is of Pen, which `lpds reproduce ablation` has; these are the gym tasks.",),
         figures=("learning", "entropy"),
     ),
     "flow": Reproduction(
