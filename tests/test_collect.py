@@ -114,7 +114,7 @@ def test_a_replay_that_misses_gets_one_line_and_that_episode_starts_anew():
     other = scripted_collector(script, lanes=2)
     ((lane, line),) = other.restore(tensors, work.facts()).items()
     assert lane == 1
-    assert line.startswith("sub-environment 1: replaying 3 decisions of episode 0 missed the saved observation by 2;")
+    assert line.startswith("WARNING: sub-environment 1: replaying 3 decisions of episode 0 missed the saved observation by 2;")
     assert other.obs[:, 1].tolist() == [9.0, 0.0]
     assert [(e.decision, e.length, len(e.chunks)) for e in other.episodes] == [(3, 9, 3), (0, 0, 0)]
 
