@@ -39,6 +39,13 @@ def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps(facts))
 
 
+def silence(run: Path) -> None:
+    """Take every word of success out of a run's records."""
+    for name in ("eval", "episodes"):
+        rows = [{**row, "success": None, "success_at_end": None} for row in read_json_lines(run / f"{name}.jsonl")]
+        (run / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def test_a_checkpoint_goes_on_with_the_settings_that_made_it_alone(tmp_path, monkeypatch, refused):
     """Another seed's checkpoint and an edited config.json were resumed, and compared as if they were what they said."""
     run, other = half_a_run(tmp_path / "run", monkeypatch), half_a_run(tmp_path / "other", monkeypatch, seed=1)
@@ -170,11 +177,7 @@ def test_runs_that_are_read_together_keep_their_own_rows(tmp_path):
     from lpds.report.worlds import by_task
 
     told, silent = (lpds.steer("toy", out=tmp_path / name, seed=seed, **TINY).folder for seed, name in enumerate("ab"))
-    for name in ("eval", "episodes"):
-        rows = read_json_lines(silent / f"{name}.jsonl")
-        (silent / f"{name}.jsonl").write_text(
-            "".join(json.dumps({**row, "success": None, "success_at_end": None}) + "\n" for row in rows)
-        )
+    silence(silent)
     runs = read_runs([told, silent])
     (together,) = by_task(runs).values()
     assert all(row["success"] is None for row in runs[1].evaluations)
@@ -197,11 +200,7 @@ def test_what_a_disk_lost_comes_back_with_going_on(tmp_path, monkeypatch, file, 
 
 def test_a_page_agrees_with_itself_where_one_runs_silence_is_anothers_failure(tmp_path):
     told, silent = (lpds.steer("toy", out=tmp_path / name, seed=seed, **TINY).folder for seed, name in enumerate("ab"))
-    for name in ("eval", "episodes"):
-        rows = read_json_lines(silent / f"{name}.jsonl")
-        (silent / f"{name}.jsonl").write_text(
-            "".join(json.dumps({**row, "success": None, "success_at_end": None}) + "\n" for row in rows)
-        )
+    silence(silent)
     page = write_report([told, silent], tmp_path / "page.html").read_text()
     assert "success 0% -&gt; 0%" in page or "success 0% -> 0%" in page
 

@@ -207,6 +207,8 @@ def test_states_of_another_shape_are_one_line(tmp_path, refused):
             "bench learner runs no grid: --methods, --jobs cannot be chosen",
         ),
         (["bench", "toy", "--rounds", "2"], "--rounds is for bench learner"),
+        (["serve-decoder", "toy", "--max-mb", "0"], "--max-mb must be positive, not 0"),
+        (["serve-decoder", "toy", "--threads", "100000"], "threads must be at most 1024, not 100000"),
         (["demos", "toy", "--out", "new.npz", "--experts", "RUN"], "--experts is for those of hands and gym tasks"),
     ],
 )

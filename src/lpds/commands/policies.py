@@ -217,6 +217,8 @@ def do_serve_decoder(arguments: argparse.Namespace) -> int:
     from lpds.deploy.decoder_server import DecoderServer
 
     token = _token(arguments.token_file)
+    if arguments.max_mb < 1:
+        raise LpdsError(f"--max-mb must be positive, not {arguments.max_mb}")
     decoder = load_given(arguments.decoder, arguments)
     server = DecoderServer(
         decoder,

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpds.checks import check_decoder
+from lpds.checks import AT_MOST, check_decoder
 from lpds.decoders.base import as_float32
 from lpds.deploy.contexts import Contexts, Kept
 from lpds.errors import DecoderFault, LpdsError
@@ -90,6 +90,8 @@ class DecoderServer:
         for name, value in counts.items():
             if value < 1:
                 raise LpdsError(f"{name} must be positive, not {value}")
+        if threads > AT_MOST["threads"]:
+            raise LpdsError(f"threads must be at most {AT_MOST['threads']}, not {threads}")
         if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
             raise LpdsError(f"device {device!r} is not to be had here (choices: auto, cpu, and cuda where there is one)")
         check_decoder(decoder)
