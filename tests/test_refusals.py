@@ -245,12 +245,14 @@ def test_settings_that_others_leave_without_effect_are_told(tmp_path, capsys):
     assert "lpds makes no use of eval_noise_scale" in capsys.readouterr().err
 
 
-def test_of_endless_choices_the_first_are_told():
-    from lpds.errors import unknown_name
-
-    message = str(unknown_name("environment", "Nope-v0", ["likely", *(f"x{number}" for number in range(400))]))
-    assert "choices: likely, x0, x1" in message
-    assert message.endswith("and 381 more)")
+def test_of_endless_choices_the_kinds_are_told_and_the_nearest_of_all():
+    """All of Gymnasium's ids were a wall of text."""
+    with pytest.raises(lpds.LpdsError) as caught:
+        lpds.evaluate("toy", env="Hoppre-v9")
+    message = str(caught.value)
+    assert "did you mean 'Hopper-v" in message
+    assert "choices: an id that Gymnasium knows, MODULE:ID of one that MODULE registers, four-mode, adroit-pen" in message
+    assert "Acrobot" not in message
 
 
 def test_an_unknown_setting_is_told_all_there_are_in_one_order(refused):

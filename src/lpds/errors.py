@@ -31,35 +31,31 @@ def one_line(error: BaseException) -> str:
 
 MANY = 40
 """Choices above which the nearest ones alone are told, where one is near enough to be meant."""
-ENDLESS = 150
-"""Choices above which some of the first are told, which are the likely ones; Gymnasium knows some hundreds."""
 SURE = 0.8
 """Likeness from which on that is so: ``Hoper-v5`` means Hopper-v5, ``MyRobot-v0`` nothing that is there."""
 
 
-def unknown_name(kind: str, name: Any, choices: Iterable[str]) -> LpdsError:
+def unknown_name(kind: str, name: Any, choices: Iterable[str], told: Iterable[str] = ()) -> LpdsError:
     """Build the error for a name that is not known, with the nearest ones.
 
     Args:
         kind: what was asked for (``"task"``, ``"method"`` ...).
         name: what the user wrote, whatever it is.
         choices: every valid name.
+        told: what is said in their place where they are too many to read; the nearest are of all.
 
     Returns:
         The error, to be raised by the caller.
     """
+    names = sorted(choices)
+    said = ", ".join(told) or ", ".join(names)
     if not isinstance(name, str):
-        return LpdsError(f"{kind} is a {type(name).__name__}, not a name (choices: {', '.join(sorted(choices))})")
-    listed = sorted(choices) if isinstance(choices, set | frozenset) else list(choices)
-    names = sorted(listed)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    sure = difflib.get_close_matches(name, names, n=1, cutoff=SURE)
+        return LpdsError(f"{kind} is a {type(name).__name__}, not a name (choices: {said})")
     if not names:
         return LpdsError(f"unknown {kind} {name!r} (there is none)")
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    sure = difflib.get_close_matches(name, names, n=1, cutoff=SURE)
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     if sure and len(names) > MANY:
         return LpdsError(f"unknown {kind} {name!r}{hint}")
-    if len(names) > ENDLESS:
-        told = list(dict.fromkeys(listed))[: MANY // 2]
-        return LpdsError(f"unknown {kind} {name!r}{hint} (choices: {', '.join(told)} and {len(names) - len(told)} more)")
-    return LpdsError(f"unknown {kind} {name!r}{hint} (choices: {', '.join(names)})")
+    return LpdsError(f"unknown {kind} {name!r}{hint} (choices: {said})")

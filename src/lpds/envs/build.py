@@ -47,7 +47,8 @@ def environment_factory(env: EnvLike, render_mode: str | None = None, *, keep_di
     if ":" not in env and env not in gymnasium.registry:
         if env in TASKS:
             raise LpdsError(f"{env!r} is the name of a task; its environment is {resolve('task', TASKS, env).env}")
-        raise unknown_name("environment", env, ["MODULE:ID of one that MODULE registers", *ENVIRONMENTS, *gymnasium.registry])
+        told = ["an id that Gymnasium knows", "MODULE:ID of one that MODULE registers", *ENVIRONMENTS]
+        raise unknown_name("environment", env, [*ENVIRONMENTS, *gymnasium.registry], told)
     # an environment of one's own may not know the word
     drawing: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     return _flattening(lambda: gymnasium.make(env, **drawing), keep_dict), env
