@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 import lpds
 from lpds.commands.terminal import guarded
 from lpds.diagnose import SAMPLES, SHOWN, action_entropy, frozen_entropy
 from lpds.files import write_atomically, write_json
 from lpds.report.read import read_runs
+from lpds.run_folder import kept_states
 from lpds.stats import crossed_mean
 
 
@@ -37,11 +37,11 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     runs = {folder: sorted(folder.glob("seed*")) for folder in arguments.folders}
     places: dict[str, tuple[str, torch.Tensor]] = {}
-    for run in (run for several in runs.values() for run in several if (run / "states.safetensors").is_file()):
+    for run in (run for several in runs.values() for run in several):
         config = json.loads((run / "config.json").read_text())
-        states = load_file(run / "states.safetensors")["obs"]
-        if config["task"] not in places and len(states) == SHOWN:
-            places[config["task"]] = (config["decoder"]["fingerprint"], states)
+        states = kept_states(run)
+        if config["task"] not in places and states is not None and len(states) == SHOWN:
+            places[config["task"]] = (config["decoder"]["fingerprint"], torch.from_numpy(states))
     rows: list[dict[str, Any]] = []
     for folder, several in runs.items():
         found, frozen = [], []

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.torch import load_file
+import torch
 
 import lpds
 from lpds.commands.terminal import guarded
@@ -28,6 +28,7 @@ from lpds.diagnose import SHOWN, action_entropy, frozen_entropy
 from lpds.errors import LpdsError
 from lpds.files import write_atomically, write_json
 from lpds.policy import SteeredPolicy
+from lpds.run_folder import kept_states
 from lpds.stats import crossed_difference, crossed_mean, share_difference, share_over_seeds
 
 EVALUATION_SEED, EPISODES = 2000, 50
@@ -52,9 +53,10 @@ def measure(first: Path, second: Path) -> dict[str, Any]:
     if not ours or not theirs:
         raise LpdsError(f"{second if ours else first} holds no runs")
     task = str(json.loads((ours[0] / "config.json").read_text())["task"])
-    states = load_file(ours[0] / "states.safetensors")["obs"]
-    if len(states) != SHOWN:
-        raise LpdsError(f"{ours[0]} keeps {len(states)} states of the warm-up, not {SHOWN}")
+    kept = kept_states(ours[0])
+    if kept is None or len(kept) != SHOWN:
+        raise LpdsError(f"{ours[0]} keeps {0 if kept is None else len(kept)} states of the warm-up, not {SHOWN}")
+    states = torch.from_numpy(kept)
     learned = lpds.load_policy(ours[0])
     reference = frozen_entropy(learned.policy, learned.decoder, states)
 

@@ -19,6 +19,9 @@ from lpds.config import LPDSASettings, LPDSSettings
 from lpds.diagnose import entropies_lost
 from lpds.methods.lpds import LPDS
 from lpds.methods.lpds_a import LPDSA
+from lpds.report.acting import action_samples
+from lpds.report.read import read_runs
+from lpds.run_folder import STATES_FILE
 
 METHODS = [(LPDS, LPDSSettings), (LPDSA, LPDSASettings)]
 
@@ -282,6 +285,13 @@ def test_what_a_way_of_acting_costs_in_spread_is_told_beside_what_it_brings(tmp_
     (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("spread of the actions")]
     assert re.search(r"at \d+ states of the warm-up; frozen, noise x0: one action a state; scale 1: [+-]\d", told)
     assert told.endswith("scale 1, noise x0: one action a state")
-    (tmp_path / "run" / "states.safetensors").unlink()
+    states_file = tmp_path / "run" / STATES_FILE
+    states_file.write_bytes(states_file.read_bytes()[:-1])  # an evaluation goes without them, a report says why
     assert main(["eval", str(tmp_path / "run"), "--episodes", "6"]) == 0
     assert "spread" not in capsys.readouterr().out
+    (run,) = read_runs([tmp_path / "run"])
+    assert f"run/{STATES_FILE} cannot be read" in str(action_samples(run))
+    states_file.unlink()
+    assert main(["eval", str(tmp_path / "run"), "--episodes", "6"]) == 0
+    assert "spread" not in capsys.readouterr().out
+    assert action_samples(run) == "the run folder keeps no states"

@@ -9,6 +9,7 @@ from pathlib import Path
 from lpds.errors import LpdsError
 from lpds.files import write_json
 from lpds.registry import DECODER_FILES
+from lpds.run_folder import STATES_FILE
 
 EVIDENCE = ("config.json", "passport.json", "metrics.jsonl", "episodes.jsonl", "eval.jsonl", "summary.json")
 """What is kept of a run beside its policy."""
@@ -44,8 +45,8 @@ def _copy(run: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for name in EVIDENCE:
         shutil.copy(run / name, target / name)
-    if (run / "states.safetensors").is_file():
-        shutil.copy(run / "states.safetensors", target)
+    if (run / STATES_FILE).is_file():
+        shutil.copy(run / STATES_FILE, target)
     shutil.copytree(run / "policy", target / "policy")
     for path in (target / "config.json", target / "passport.json", target / "policy" / "policy.json"):
         facts = json.loads(path.read_text())

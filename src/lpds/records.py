@@ -17,6 +17,7 @@ from lpds.evaluation import EvalReport
 from lpds.files import write_atomically
 from lpds.log import METRIC_KEYS, JsonLines, TensorBoard
 from lpds.recent import Recent
+from lpds.run_folder import STATES_FILE
 
 FILES = ("metrics", "episodes", "eval")
 
@@ -115,13 +116,13 @@ class Records:
 
 
 def save_states(folder: Path, obs: Tensor) -> None:
-    """Write ``states.safetensors``: a few states [N, O] at which a report shows what the policy does.
+    """Write ``states.safetensors``: a few states [N, O] at which a report shows what the policy does (``kept_states``).
 
     Raises:
         LpdsError: the folder cannot be written.
     """
     content = save({"obs": obs.cpu().contiguous()})
     try:
-        write_atomically(folder / "states.safetensors", content)
+        write_atomically(folder / STATES_FILE, content)
     except OSError as error:
         raise LpdsError(f"states in {folder} not saved ({error})") from None

@@ -5,15 +5,21 @@ from __future__ import annotations
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from lpds.errors import LpdsError
+from lpds.errors import LpdsError, one_line
 from lpds.files import check_writable, how_to_resume, locked, read_object
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 CONFIG_KEYS = {"task": str, "method": str, "env": object, "env_name": str, "decoder": dict, "run": dict, "settings": dict}
 
+STATES_FILE = "states.safetensors"
+
 RUN_CONTENTS = (
-    *("config.json", "passport.json", "summary.json", "metrics.jsonl", "episodes.jsonl", "eval.jsonl", "states.safetensors"),
+    *("config.json", "passport.json", "summary.json", "metrics.jsonl", "episodes.jsonl", "eval.jsonl", STATES_FILE),
     *("checkpoint", "policy", "tensorboard", "report.html", "figures", "*.mp4", "*.gif", ".*.tmp"),
 )
 """What a run folder holds of its own, and what is made from it; ``overwrite`` takes a folder of nothing else."""
@@ -41,6 +47,25 @@ def folder_of(run: str | Path | RunFolder) -> Path:
     if not hasattr(run, "folder"):
         raise LpdsError(f"a run is its folder, or what lpds.steer returned, not a {type(run).__name__}")
     return run.folder
+
+
+def kept_states(folder: Path) -> npt.NDArray[np.float32] | None:
+    """States [N, O] of the warm-up that a run folder keeps; ``None`` where it keeps none.
+
+    Raises:
+        LpdsError: the file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = folder / STATES_FILE
+    if not path.is_file():
+        return None
+    try:
+        states: npt.NDArray[np.float32] = load_file(path)["obs"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise LpdsError(f"{path} cannot be read ({one_line(error)})") from None
+    return states
 
 
 def runs_in(folder: Path) -> list[Path]:

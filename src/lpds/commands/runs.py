@@ -184,14 +184,16 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, bool]:
 
 def _states(folder: Path, policy: Any) -> Any:
     """States [N, O] of the warm-up that a run folder keeps, where its decoder takes one vector; ``None`` where it has none."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    import torch
+
+    from lpds.errors import LpdsError
+    from lpds.run_folder import kept_states
 
     try:
-        states = load_file(folder / "states.safetensors")["obs"]
-    except (OSError, SafetensorError, KeyError):
+        states = kept_states(folder)
+    except LpdsError:  # an evaluation goes without them
         return None
-    return states if states.shape[1:] == policy.decoder.spec.obs_shape else None
+    return torch.from_numpy(states) if states is not None and states.shape[1:] == policy.decoder.spec.obs_shape else None
 
 
 def _where(arguments: argparse.Namespace, is_run: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lpds.errors import LpdsError
 from lpds.random import normal
 from lpds.report.paired import Array
 from lpds.report.read import RunData
+from lpds.run_folder import kept_states
 
 STATES = 2_000
 """States of the replay at which Delta is taken for the quantiles of ``||Delta(s)||^2``."""
@@ -28,7 +29,6 @@ def shift_sizes(run: RunData) -> Array | str:
     Committed results keep no replay, but some states of the warm-up.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
     from lpds.policy import recorded_shift
 
@@ -38,8 +38,8 @@ def shift_sizes(run: RunData) -> Array | str:
             states.insert(0, _latest_states(run.folder / "checkpoint" / segment["file"], STATES - sum(map(len, states))))
             if sum(map(len, states)) >= min(STATES, NUMBERS // states[0].shape[1]):
                 break
-        if not states and (run.folder / "states.safetensors").is_file():
-            states.append(load_file(run.folder / "states.safetensors")["obs"])
+        if not states and (kept := kept_states(run.folder)) is not None:
+            states.append(kept)
         if not states:
             return "the run folder keeps no replay"
         shift = recorded_shift(run.folder, np.concatenate(states))
@@ -97,17 +97,15 @@ def action_samples(run: RunData, place: RunData | None = None) -> ActionSamples 
     samples at each state; with one, the action against itself would say nothing, so the second coordinate is the noise's
     first component.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     from lpds.policy import load_policy
 
     try:
-        obs = load_file((place or run).folder / "states.safetensors")["obs"]
+        obs = kept_states((place or run).folder)
+        if obs is None:
+            return "the run folder keeps no states"
         policy = load_policy(run.folder, run.decoder)
-    except (LpdsError, SafetensorError, OSError, KeyError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        return "the run folder keeps no states" if missing else str(error).replace(str(run.folder), run.folder.name)
+    except LpdsError as error:
+        return str(error).replace(str(run.folder), run.folder.name)
     chosen = obs[np.linspace(0, len(obs) - 1, min(MODE_STATES, len(obs))).round().astype(int)]
     eps = normal("probe", 13, shape=(MODE_NOISES, *policy.decoder.spec.latent_shape))
     frozen, steered = [], []
