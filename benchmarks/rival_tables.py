@@ -27,11 +27,11 @@ RELEASED = {
     "dsrl-na+alpha0.3": "2.5",
     "dsrl-sac": "2.5",
     "dppo": "PPO",
-    "idql": "0.128 of 1,000",
-    "dql": "0.016 of 1,000",
-    "idql+frozen-warmup": "0.128 of 1,000",
-    "dql+frozen-warmup": "0.016 of 1,000",
-    "dql+data-slow": "0.016 of 1,000",
+    "idql": "0.128, batch 1,000",
+    "dql": "0.016, batch 1,000",
+    "idql+frozen-warmup": "0.128, batch 1,000",
+    "dql+frozen-warmup": "0.016, batch 1,000",
+    "dql+data-slow": "0.016, batch 1,000",
 }
 EQUAL = {
     "dsrl-na+equal": "1",
@@ -47,14 +47,23 @@ TABLES = {"released": ORDER | RELEASED, "equal": ORDER | EQUAL}
 WARMED_BY_FROZEN = (("idql", "frozen-warmup"), ("dql", "frozen-warmup"), ("idql", "equal"))
 SAID = {
     "frozen": "frozen policy",
-    "lpds+quiet-100k": "`lpds --preset quiet`",
-    "dql+data-slow": "`dql`, clones the data, at 1e-5, warmed up by the frozen policy",
-    "dsrl-na+fits": "`dsrl-na`, temperature 0.3, LP-DS's start",
-    **dict.fromkeys(("dsrl-na+alpha0.3", "dsrl-na+equal-alpha0.3"), "`dsrl-na`, temperature 0.3"),
-    **{name: f"`{name.removesuffix('+equal')}`" for name in EQUAL if name.endswith("+equal")},
-    **{f"{name}+{end}": f"`{name}`, warmed up by the frozen policy" for name, end in WARMED_BY_FROZEN},
+    "lpds": "LP-DS, all of its noise",
+    "lpds+quiet-100k": "LP-DS, `--preset quiet`",
+    "golden-ticket": "golden ticket",
+    "base+chain": "the whole chain, untrained",
+    "lpds-a": "LP-DS-A",
+    "best-of-n": "best of 8",
+    **{f"dsrl-na{end}": "DSRL-NA" for end in ("", "+equal")},
+    **{f"dsrl-na{end}alpha0.3": "DSRL-NA, temperature 0.3" for end in ("+", "+equal-")},
+    "dsrl-na+fits": "DSRL-NA, temperature 0.3, LP-DS's start",
+    **{f"dsrl-sac{end}": "DSRL-SAC" for end in ("", "+equal")},
+    **{name: name.upper() for name in ("dppo", "idql", "dql")},
+    "dql+equal": "DQL",
+    "dql+data-slow": "DQL, clones the data, at 1e-5, warmed up by the frozen policy",
+    **{f"{name}+{end}": f"{name.upper()}, warmed up by the frozen policy" for name, end in WARMED_BY_FROZEN},
 }
-"""What a row is called, where that is not its folder's name."""
+"""What a row is called."""
+HIGHEST = "The highest in the mean, and those whose 95 % difference from it includes zero (each pair by itself, uncorrected):"
 BLOCKS = ("+noiseless", "+raw", "+equal-raw", "+equal-alpha0.3-raw", "+fits-raw")
 """Further variants that the comparisons have and the tables have not."""
 
@@ -78,12 +87,13 @@ def cell(row: Row | None) -> str:
 def table(methods: dict[str, str], reports: dict[str, CompareReport]) -> list[str]:
     """One table, as lines of Markdown."""
     heads = " | ".join(f"{task}: return, seeds | minus LP-DS's" for task in reports)
-    lines = [f"| | updates a decision | {heads} |", "|---" * (2 + 2 * len(reports)) + "|"]
+    lines = [f"| | folder | updates a decision | {heads} |", "|---" * (3 + 2 * len(reports)) + "|"]
     for name, updates in ({"frozen": ""} | methods).items():
         rows = [next((row for row in report.rows if row.label == name), None) for task, report in reports.items()]
         if not any(rows):
             continue
-        lines.append(f"| {SAID.get(name, f'`{name}`')} | {updates} | " + " ".join(map(cell, rows)))
+        folder = "" if name == "frozen" else f"`{name}`"
+        lines.append(f"| {SAID.get(name, name)} | {folder} | {updates} | " + " ".join(map(cell, rows)))
     return lines
 
 
@@ -105,7 +115,7 @@ def main() -> None:
         reports = {task: compare(runs_of(task, list(methods)), "lpds") for task in TASKS}
         kept[name] = {task: report.to_json() for task, report in reports.items()}
         stands = [f"- {line}." for report in reports.values() for line in report.standings]
-        page = put(page, f"rivals, {name}", [*table(methods, reports), "", "By folder (each pair by itself):", "", *stands])
+        page = put(page, f"rivals, {name}", [*table(methods, reports), "", HIGHEST, "", *stands])
     for task in TASKS:
         names = [
             "lpds",

@@ -114,6 +114,18 @@ def test_a_command_read_back_from_its_run_makes_the_same_run(words, tmp_path):
     assert escape(line) in (tmp_path / "page.html").read_text()
 
 
+FITS = sorted(path.parent for name in ("fits", "fits-t0.03") for path in RESULTS.glob(f"*/dsrl-na+{name}/seed*/config.json"))
+
+
+@pytest.mark.parametrize("run", FITS, ids=lambda run: "/".join(run.parts[-3:]))
+def test_the_preset_fits_is_what_was_run(run):
+    """What the pages say of DSRL with LP-DS's start is of the settings that ``--preset fits`` gives, on each of its tasks."""
+    config = config_of(run)
+    named = resolve_preset("fits", "dsrl-na", config["task"])
+    both = resolve_settings(resolve_task(config["task"], None, None), "dsrl-na", {"seed": config["run"]["seed"]}, named)
+    assert {**to_json(both[0]), **to_json(both[1])} == kept_settings(config)
+
+
 def test_a_plain_run_has_a_plain_command():
     config = config_of(RESULTS / "hopper" / "lpds" / "seed0")
     assert steer_command(config) == "lpds steer hopper --seed 0 --steps 100000"

@@ -34,7 +34,9 @@ def test_a_method_is_below_where_the_interval_of_the_difference_excludes_zero():
     (line,) = standing("toy", [near, low, high])
     top = max(high.columns["return"].mean(), near.columns["return"].mean())
     best, other = (high, near) if high.columns["return"].mean() == top else (near, high)
-    assert line == f"toy: highest return: {best.label}, {top:.4g}; not told apart from it: {other.label} (1 below it)"
+    height = other.columns["return"].mean()
+    level = f"{other.label} ({height:.4g}) (1 below it)"
+    assert line == f"toy: highest return: {best.label}, {top:.4g}; not told apart from it: {level}"
     assert crossed_difference(best.columns["return"], low.columns["return"])[2] < 0.0
 
 
@@ -71,7 +73,8 @@ def test_success_is_told_apart_by_the_project_s_own_rule(lost, said):
 
 def test_identical_methods_are_level():
     same = noisy(5.0, 0.2)
-    assert standing("toy", [side("lpds", same), side("lpds+again", same)])[0].endswith("not told apart from it: lpds+again")
+    (line,) = standing("toy", [side("lpds", same), side("lpds+again", same)])
+    assert line.endswith(f"not told apart from it: lpds+again ({same.mean():.4g})")
 
 
 def test_a_method_has_no_difference_from_itself():
@@ -94,11 +97,11 @@ def test_level_in_success_and_below_in_return_is_said():
     """Where every episode succeeds, success tells nothing apart; the return may."""
     fast, slow = side("golden-ticket", noisy(90.0, 0.1), np.ones((3, 12))), side("lpds", noisy(1.0, 0.1, 1), np.ones((3, 12)))
     (line,) = standing("toy", [slow, fast])
-    assert line == "toy: highest success: golden-ticket, 100 %; not told apart from it: lpds (its return is below)"
+    assert line == "toy: highest success: golden-ticket, 100 %; not told apart from it: lpds (100 %; its return is below)"
     (line,) = standing("toy", [fast, side("dql", noisy(90.0, 0.1), np.ones((3, 12)))])
-    assert line.endswith("not told apart from it: dql")
+    assert line.endswith("not told apart from it: dql (100 %)")
     alone = side("lpds", noisy(1.0, 0.1, 1, seeds=1), np.ones((1, 12)))
-    assert standing("toy", [fast, alone])[0].endswith("lpds (one seed; its return is below)")
+    assert standing("toy", [fast, alone])[0].endswith("lpds (100 %; one seed; its return is below)")
 
 
 def test_a_method_whose_returns_are_not_known_is_not_as_high_as_any():
@@ -128,7 +131,8 @@ def test_heights_are_those_on_the_episodes_that_all_played():
     part = side("lpds", returns[:, :7], keys=EPISODES[:7])
     (line,) = standing("toy", [side("dql", returns), part])
     mean = returns[:, :7].mean()
-    assert line == f"toy: highest return over the 7 episodes that all played: dql, {mean:.4g}; not told apart from it: lpds"
+    level = f"not told apart from it: lpds ({mean:.4g})"
+    assert line == f"toy: highest return over the 7 episodes that all played: dql, {mean:.4g}; {level}"
 
 
 def test_a_difference_from_a_frozen_policy_that_is_not_the_row_shown_is_said(tmp_path):

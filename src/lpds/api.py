@@ -64,7 +64,8 @@ def steer(
         quiet: print nothing but warnings.
         tensorboard: write TensorBoard scalars too.
         preset: named settings of the method in place of its defaults: ``"paper"`` and ``"quiet"`` for lpds, ``"released"`` for
-            dsrl-na and dsrl-sac. A decoder that the preset names is used unless ``decoder`` is given.
+            dsrl-na and dsrl-sac, ``"fits"`` (LP-DS's start and updates) for dsrl-na. A decoder that the preset names is used
+            unless ``decoder`` is given.
         settings: any field of :class:`RunSettings` or of the method's settings, for instance ``steps=100_000``,
             ``seed=0``, ``delta=0.5``.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,9 +50,21 @@ def make_passport(decoder: Decoder, *, env: str, seed: int, device: str) -> dict
         "machine": {
             "system": platform.system(),
             "arch": platform.machine(),
+            "processor": processor(),
             "kernels": torch.backends.cpu.get_cpu_capability(),
         },
     }
+
+
+def processor() -> str:
+    """The processor's own name; two with the same kernels may round otherwise."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    numbers = ", ".join(f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts)
+    return f"{facts.get('model name', platform.processor())}{f' ({numbers})' if numbers else ''}"
 
 
 def decoder_facts(decoder: Decoder) -> dict[str, Any]:

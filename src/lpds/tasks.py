@@ -129,6 +129,13 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "released": Preset(
             run=_RELEASED_RUN, by_task=_RELEASED_METHODS, run_by_task=_RELEASED_RUNS, tasks=tuple(_RELEASED_METHODS)
         ),
+        # LP-DS's start and updates, and a fixed temperature, of which nats of many coordinates want less
+        "fits": Preset(
+            run={"warmup_fits": 3_000, "reward_scale": 0.0, "updates_per_decision": 1.0},
+            method={"temperature": 0.3},
+            by_task={f"adroit-{name}": {"temperature": 0.03} for name in ("pen", "hammer", "door", "relocate")},
+            run_by_task={f"adroit-{name}": {"updates_per_decision": 0.5} for name in ("hammer", "door", "relocate")},
+        ),
     },
     "dsrl-sac": {
         "released": Preset(

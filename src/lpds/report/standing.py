@@ -120,9 +120,9 @@ def standing(task: str, sides: Sequence[Side]) -> list[str]:
         if told_apart(found.success, found.turned) < 0 if told else lower:
             below += 1
         else:
-            level.append(_named(side, "its return is below" if told and lower else ""))
-    top = height(best)[0]
-    said = f"{100.0 * top:.0f} %" if told else f"{top:.4g}" if math.fabs(top) < 1000.0 else f"{top:,.0f}"
+            # with its height: one may be level only because its seeds end far apart
+            level.append(_named(side, _height(height(side)[0], told), "its return is below" if told and lower else ""))
+    said = _height(height(best)[0], told)
     over = "" if whole else f" over the {len(shared)} episodes that all played"
     rest = [f"{below} below it"] if below and (level or apart or unknown) else []
     rest += [f"{apart} on other episodes"] if apart else []
@@ -143,7 +143,13 @@ def _on(side: Side, keys: Sequence[tuple[int, int]]) -> Side:
     return replace(side, keys=list(keys), columns={what: column[:, chosen] for what, column in side.columns.items()})
 
 
-def _named(side: Side, remark: str = "") -> str:
+def _height(value: float, is_share: bool) -> str:
+    if is_share:
+        return f"{100.0 * value:.0f} %"
+    return f"{value:.4g}" if math.fabs(value) < 1000.0 else f"{value:,.0f}"
+
+
+def _named(side: Side, *remarks: str) -> str:
     alone = "one seed" if side.method != "frozen" and len(side.runs) == 1 else ""
-    said = "; ".join(filter(None, (alone, remark)))
+    said = "; ".join(filter(None, (*remarks[:1], alone, *remarks[1:])))
     return f"{side.label} ({said})" if said else side.label
