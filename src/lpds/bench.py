@@ -6,7 +6,10 @@ Variants of one iteration (replay sampling and one update; at DSRL's Hopper shap
 - ``folded``: the shipped decoder (linear layers folded, state and step hoisted) and fused Adam;
 - ``folded_kept_pairs``: and M = 4 base-noise pairs stored with a state, one drawn; their decoding is counted, for one
   decision inserted per update;
-- ``bf16``: and the decoder's large product in bfloat16, where the hardware has it (float32 elsewhere: no difference).
+- ``folded_kept_targets``: and K = 2 chunks of the next state stored with it, chosen by Delta as it then was, so that no update
+  decodes at all (``target_actions=kept``); their decoding is counted likewise;
+- ``bf16``: the kept pairs, and the decoder's large product in bfloat16, where the hardware has it (float32 elsewhere: no
+  difference).
 
 In every variant the latent critic sees one noise a state and update.
 """
@@ -35,8 +38,9 @@ BATCH = 256
 OBS, CHUNK, ACTION = 11, 4, 3
 DECODER_WIDTH, DDIM_STEPS = 512, 5
 ROWS = 4096
-KEPT = 4
-VARIANTS = ("plain", "folded", "folded_kept_pairs", "bf16")
+KEPT, KEPT_NEXT = 4, 2
+NEXT = ("next_latent", "next_action")
+VARIANTS = ("plain", "folded", "folded_kept_pairs", "folded_kept_targets", "bf16")
 
 
 class _PlainDecoder(DiffusionDecoder):
@@ -62,15 +66,17 @@ def make_decoder(kind: type[DiffusionDecoder] = DiffusionDecoder, *, bf16: bool 
 
 def _iteration(variant: str, width: int) -> Callable[[], None]:
     """Build one variant's iteration as a function without arguments."""
-    kept = KEPT if variant in ("folded_kept_pairs", "bf16") else 0
+    kept = 0 if variant in ("plain", "folded") else KEPT
+    following = KEPT_NEXT if variant == "folded_kept_targets" else 0
     decoder = make_decoder(_PlainDecoder if variant == "plain" else DiffusionDecoder, bf16=variant == "bf16")
     generator = torch.Generator().manual_seed(0)
-    settings = LPDSSettings(width=width, kept_noises=kept, distill_noises=1)
+    targets = "kept" if following else "decode"
+    settings = LPDSSettings(width=width, kept_noises=kept, distill_noises=1, target_actions=targets, kept_next=KEPT_NEXT)
     method = LPDS(settings, decoder, generator=generator, device=torch.device("cpu"))
     if variant == "plain":
         for adam in (method.adam_action, method.adam_latent, method.adam_shift):
             adam.param_groups[0]["fused"] = False
-    replay = Replay(decoder.spec, ROWS, kept, 1, torch.device("cpu"))
+    replay = Replay(decoder.spec, ROWS, kept, 1, torch.device("cpu"), kept_next=following)
     latent, action = decoder.spec.latent_size, decoder.spec.action_size
     row = {
         "obs": torch.rand(1, OBS, generator=generator) * 2 - 1,
@@ -82,15 +88,22 @@ def _iteration(variant: str, width: int) -> Callable[[], None]:
         "base_action": torch.zeros(1, kept, action),
         "over": torch.zeros(1),
     }
+    if following:
+        row |= {"next_action": torch.zeros(1, following, action), "next_latent": torch.zeros(1, following, latent)}
     for _ in range(ROWS):
         replay.insert(row)
 
     def run() -> None:
-        if kept:  # what one inserted decision costs: M decodes, then the row
-            noise = torch.randn(kept, CHUNK, ACTION, generator=generator)
-            with torch.no_grad():
-                decoded = decoder.decode(decoder.prepare(row["obs"].expand(kept, -1)), noise)
-            replay.insert({**row, "base_noise": noise.view(1, kept, -1), "base_action": decoded.view(1, kept, -1)})
+        if kept:  # what one inserted decision costs: M decodes, and K of the next state, then the row
+            new = dict(row)
+            for count, obs, w, a in ((kept, "obs", "base_noise", "base_action"), (following, "next_obs", *NEXT)):
+                if count:
+                    noise = torch.randn(count, CHUNK, ACTION, generator=generator)
+                    with torch.no_grad():
+                        noise = noise if w == "base_noise" else noise + method.policy.shift(row[obs]).view(1, CHUNK, ACTION)
+                        decoded = decoder.decode(decoder.prepare(row[obs].expand(count, -1)), noise)
+                    new |= {w: noise.view(1, count, -1), a: decoded.view(1, count, -1)}
+            replay.insert(new)
         batch = replay.sample(BATCH, generator, 1)
         shapes = method.noise_shapes(BATCH)
         method.update(batch, {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()})
@@ -105,11 +118,13 @@ def iteration_flops(width: int, variant: str = "folded") -> float:
     critic = 2 * ((OBS + latent) * width + hidden + width)  # two members, per row
     shift = OBS * width + hidden + width * latent
     # Q^A: target, forward and twice that backward, distillation target; Q^W: three, and forward and input gradient
-    learner = critic * (1 + 3 + 1 + 3 + 2) + shift * (1 + 3)
+    targets = KEPT_NEXT if variant == "folded_kept_targets" else 1
+    learner = critic * (targets + 3 + 1 + 3 + 2) + shift * (1 + 3)
     inner = DECODER_WIDTH * (latent + DECODER_WIDTH + latent) + latent * latent
     if variant == "plain":
         inner = DECODER_WIDTH * (latent + 16 + OBS + 2 * DECODER_WIDTH + latent)
-    rows = BATCH * (2 if variant in ("plain", "folded") else 1) + (KEPT if variant not in ("plain", "folded") else 0)
+    decoded = {"plain": 2 * BATCH, "folded": 2 * BATCH, "folded_kept_targets": KEPT + KEPT_NEXT}
+    rows = decoded.get(variant, BATCH + KEPT)
     return 2.0 * (BATCH * learner + rows * DDIM_STEPS * inner)
 
 
@@ -134,8 +149,8 @@ def bench_learner(rounds: int = 7, *, iterations: dict[int, int] | None = None) 
         iterations: updates timed in a round, by critic width.
 
     Returns:
-        Under ``"3x128"`` and ``"3x1024"``: ``plain_ms``, ``ratio_folded``, ``ratio_folded_kept_pairs``, ``ratio_bf16``
-        (time against plain, median over rounds), ``range`` of each, and ``fraction_of_matmul_rate`` of the kept variant.
+        Under ``"3x128"`` and ``"3x1024"``: ``plain_ms``, and of every other variant ``ratio_VARIANT`` (time against plain,
+        median over rounds) and ``range_VARIANT``; ``fraction_of_matmul_rate`` of ``folded_kept_pairs``.
 
     Raises:
         LpdsError: no round at all.
