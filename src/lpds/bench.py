@@ -100,7 +100,7 @@ def _iteration(variant: str, width: int) -> Callable[[], None]:
                 if count:
                     noise = torch.randn(count, CHUNK, ACTION, generator=generator)
                     with torch.no_grad():
-                        noise = noise if w == "base_noise" else noise + method.policy.shift(row[obs]).view(1, CHUNK, ACTION)
+                        noise = noise if w == "base_noise" else noise + method.online(row[obs]).view(1, CHUNK, ACTION)
                         decoded = decoder.decode(decoder.prepare(row[obs].expand(count, -1)), noise)
                     new |= {w: noise.view(1, count, -1), a: decoded.view(1, count, -1)}
             replay.insert(new)
