@@ -336,6 +336,9 @@ def test_td_target_by_hand(kind, reward_scale):
     generator = torch.Generator().manual_seed(3)
     data = replace(batch(method, 5, generator), discount=torch.tensor([0.9, 0.0, 0.5, 0.9, 1.0]))
     drawn = noise(method, 5, generator)
+    with torch.no_grad():
+        for parameter in method.critic.parameters():  # at the start the slow one is its copy
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     before = weights(method.critic)
     with torch.no_grad():
         a, log_prob = method.policy.sample(data.next_obs, drawn["next"])

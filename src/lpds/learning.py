@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -201,7 +202,7 @@ class Learning:
         self._owed += self.c.updates_per_decision * self.c.num_envs
         self._rounds += 1
         if self._rounds % self._block == 0:
-            updates = int(self._owed)
+            updates = math.floor(self._owed + 1e-9)  # twenty times 1.2 are 24, whatever the rounding of the sum
             self._owed -= updates
             for metrics in self.method.learn(self, updates):
                 self._records.add(metrics)
