@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from lpds.decoders.store import WEIGHTS, save_decoder
 from lpds.errors import LpdsError
 from lpds.pretrain.clone import ChunkWindows, CloneSettings, clone, diffusion_loss, flow_loss, normaliser_of
 from lpds.pretrain.datasets import open_data
+from lpds.pretrain.descent import Descent
 from lpds.pretrain.experts import Demonstrations
 
 # --- DPPO's pre-training loss ---------------------------------------------------------------------------------------
@@ -68,9 +70,7 @@ def test_one_adamw_step_is_the_reference_step(golden, loss_io):
     """Compared where the gradient is not tiny: a first step moves a weight by lr times the gradient's sign."""
     io, grads = loss_io
     net = hopper_net(golden, "model")
-    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-6, fused=True)
-    reference_loss(net, io).backward()
-    optimiser.step()
+    Descent(list(net.parameters()), CloneSettings(lr=1e-3, weight_decay=1e-6)).step(0, reference_loss(net, io))
     after = {key.removesuffix(".after_one_adamw_step"): value for key, value in grads.items() if "after_one" in key}
     assert len(after) == 3
     for name, parameter in net.named_parameters():
@@ -78,6 +78,25 @@ def test_one_adamw_step_is_the_reference_step(golden, loss_io):
             clear = parameter.grad.abs() > 1e-5
             assert bool(clear.any())
             torch.testing.assert_close(parameter[clear], after[f"network.{name}"][clear], atol=2e-6, rtol=0)
+
+
+def test_the_rate_falls_along_half_a_cosine_and_the_decay_shrinks_what_has_no_gradient_by_it():
+    """l_n = l_N + (l_0 - l_N) (1 + cos(pi n / N)) / 2, and p <- (1 - l_n wd) p: read off the parameter, not the optimiser."""
+    steps, start, end, decay = 8, 0.4, 0.05, 0.5
+    still = torch.nn.Parameter(torch.tensor([3.0, -2.0], dtype=torch.float64))
+    descent = Descent([still], CloneSettings(steps=steps, lr=start, lr_final=end, weight_decay=decay))
+    rates = []
+    for number in range(steps):
+        before = still.detach().clone()
+        descent.step(number, 0.0 * still.sum())
+        factor = still.detach() / before
+        assert float(factor[0]) == pytest.approx(float(factor[1]), rel=1e-12)
+        rates.append((1.0 - float(factor[0])) / decay)
+    wanted = [end + (start - end) * (1 + math.cos(math.pi * n / steps)) / 2 for n in range(steps)]
+    assert rates == pytest.approx(wanted, rel=1e-9)
+    assert rates[0] == pytest.approx(start)
+    assert rates[steps // 2] == pytest.approx((start + end) / 2)
+    assert end < rates[-1] < 1.3 * end
 
 
 # --- closed forms ---------------------------------------------------------------------------------------------------

@@ -58,6 +58,30 @@ def test_bootstrap_covers_and_is_equal_twice():
     assert bootstrap_mean(x, seed=1) != bootstrap_mean(x)
 
 
+def test_the_percentiles_of_a_small_sample_are_taken_further_out():
+    """Hesterberg's expanded percentile: of N = 5 values the tail is Phi(-sqrt(5/4) t_{.975, 4}), 0.1 % in place of 2.5."""
+    x, resamples = np.array([3.0, -1.0, 4.5, 0.2, 9.0]), 40_000
+    tail = stats.norm.cdf(-math.sqrt(5 / 4) * stats.t.ppf(0.975, 4))
+    assert tail == pytest.approx(0.00096, abs=1e-5)
+    means = x[np.random.default_rng(7).integers(5, size=(resamples, 5))].mean(1)
+    wanted = (x.mean(), *np.quantile(means, [tail, 1 - tail]))
+    assert bootstrap_mean(x, resamples=resamples, seed=7) == pytest.approx(wanted, rel=1e-12)
+    plain = np.quantile(means, [0.025, 0.975])
+    assert wanted[1] < plain[0] < plain[1] < wanted[2]
+    wide = stats.norm.cdf(-math.sqrt(5 / 4) * stats.t.ppf(0.9, 4))  # at 80 %
+    assert bootstrap_mean(x, level=0.8, resamples=resamples, seed=7)[1] == pytest.approx(np.quantile(means, wide), rel=1e-12)
+
+
+def test_five_normal_values_are_covered_nearly_as_often_as_is_said():
+    """The plain percentiles hold the mean of five in 83 % of samples."""
+    rng, draws = np.random.default_rng(0), 1_000
+    held = 0
+    for _ in range(draws):
+        _, low, high = bootstrap_mean(rng.normal(1.0, 2.0, 5), resamples=1_000)
+        held += low <= 1.0 <= high
+    assert 0.88 < held / draws < 0.96
+
+
 def test_intervals_are_equivariant_and_leave_out_nan():
     x = np.random.default_rng(1).normal(size=30)
     mean, low, high = bootstrap_mean(x)
