@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ import lpds
 from lpds.collect import Collector
 from lpds.errors import EnvironmentFault
 from lpds.methods.base import BasePolicy
-from lpds.random import normal
+from lpds.random import _STREAMS, normal
 
 
 class Shifted(BasePolicy):
@@ -87,6 +89,27 @@ def test_kept_pairs_are_base_noise_and_what_it_decodes_to():
             assert np.array_equal(rows["base_noise"][lane].numpy(), noise.reshape(4, 8))
             obs = rows["obs"][lane].expand(4, -1)
             torch.testing.assert_close(decoder(obs, torch.from_numpy(noise)).flatten(1), rows["base_action"][lane])
+
+
+def test_rows_that_were_not_collected_are_numbered_through_whatever_is_decoded_at_once():
+    """256 rows are decoded at once: numbered from nought in each of these, later rows would have the noise of earlier ones."""
+    decoder = toy_decoder()
+    work = collector(lpds.make_env("four-mode", 2, 4), decoder, seed=5, kept_noises=1)
+    rows = {name: torch.randn(600, 2, generator=torch.Generator().manual_seed(0)) for name in ("obs", "next_obs")}
+    done = work.complete(rows, BasePolicy())
+    noise = np.stack([normal("demonstrations", 5, row, shape=(1, 4, 2)) for row in range(600)])
+    assert np.array_equal(done["base_noise"].numpy(), noise.reshape(600, 1, 8))
+    assert len(np.unique(noise.reshape(600, 8), axis=0)) == 600
+    wanted = decoder(rows["obs"], torch.from_numpy(noise[:, 0]))
+    torch.testing.assert_close(done["base_action"][:, 0], wanted.flatten(1))
+
+
+def test_streams_share_no_draw_at_one_address():
+    """What a decision meets, keeps and is evaluated by must be independent of each other, at the same seed and numbers too."""
+    for address in ((0,), (3, 1), (7, 2, 5, 4)):
+        draws = {stream: normal(stream, *address, shape=(64,)) for stream in _STREAMS}
+        for one, other in itertools.combinations(draws, 2):
+            assert not np.isin(draws[one], draws[other]).any(), (address, one, other)
 
 
 def test_two_collectors_are_equal_to_the_bit_and_a_restored_one_goes_on():
