@@ -7,12 +7,16 @@ import sys
 
 import gymnasium
 import pytest
-from scripted import TINY, toy_decoder
+import torch
+from scripted import CPU, TINY, toy_decoder
 from test_report import make_run
 
 import lpds
 from lpds.cli import main
 from lpds.envs.four_mode import FourMode
+from lpds.log import read_json_lines
+from lpds.methods.lpds import LPDS
+from lpds.records import Records
 from lpds.report import write_report
 from lpds.report.compare import compare
 
@@ -80,3 +84,51 @@ def test_an_interrupted_evaluation_tells_what_it_played(tmp_path, monkeypatch, c
     said = capsys.readouterr()
     assert "frozen, noise x0.5" in said.out
     assert "2 of 3 evaluations" in said.err
+
+
+@pytest.mark.parametrize("kind", ["shipped", "wrapped"])
+def test_a_run_that_changed_its_decoder_ends_in_one_line_and_has_no_result(tmp_path, monkeypatch, refused, kind):
+    """What was learned, and what would be evaluated, is then no policy that anybody has. A thousandth of one weight will do."""
+    weight = torch.eye(2)
+    decoder = lpds.load_decoder("toy") if kind == "shipped" else toy_decoder()
+    if kind == "wrapped":  # hashed by what it decodes, to two decimals
+        decoder = lpds.wrap_decoder(
+            lambda obs, w: torch.tanh(obs[:, None] + w @ weight),
+            obs_shape=(2,),
+            latent_shape=(4, 2),
+            action_shape=(4, 2),
+            name="toy",
+        )
+    changed, size = (decoder.net.mlp_mean.layers[-1].bias, 1e-3) if kind == "shipped" else (weight, 0.1)
+    update, fingerprint, count = LPDS.update, decoder.fingerprint, []
+
+    def careless(self, batch, noise, *, critics_only=False):
+        count.append(1)
+        if len(count) == 10:
+            changed.view(-1)[0] += size
+        return update(self, batch, noise, critics_only=critics_only)
+
+    monkeypatch.setattr(LPDS, "update", careless)
+    with refused("decoder 'toy' was changed by the run: its fingerprint was", fingerprint):
+        lpds.steer("toy", decoder=decoder, out=tmp_path / "run", **SHORT)
+    assert len(count) > 10
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_row_tells_the_mean_of_the_updates_since_the_last_row_and_nothing_where_there_were_none(tmp_path):
+    """1, 2 and 6 are 3; in the next row it is null, and what a checkpoint held of the sums goes on into the one after."""
+    records = Records(tmp_path, device=CPU, say=lambda line: None)
+    records.open()
+    for value in (1.0, 2.0, 6.0):
+        records.add({"td_loss": torch.tensor(value), **({"own": torch.tensor(value)} if value > 1.0 else {})})
+    rows = [records.metrics(4, 3, {"alpha": 0.5}), records.metrics(8, 3, {})]
+    for value in (10.0, 20.0):
+        records.add({"td_loss": torch.tensor(value)})
+    records.restore(records.tensors(), records.facts(), 8, 3)
+    records.add({"td_loss": torch.tensor(60.0)})
+    rows.append(records.metrics(12, 6, {}))
+    records.close()
+    assert [row["td_loss"] for row in rows] == [3.0, None, 30.0]
+    assert [row.get("own") for row in rows] == [4.0, None, None]
+    assert [row["alpha"] for row in rows] == [0.5, None, None]
+    assert [row["td_loss"] for row in read_json_lines(tmp_path / "metrics.jsonl")] == [3.0, None, 30.0]
