@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scripted import TINY, toy_decoder
+from scripted import CPU, SPEC, TINY, toy_decoder
 
 import lpds
 from lpds.cli import main
@@ -23,6 +23,7 @@ from lpds.grid import Cell, _check_settings, grid_cells
 from lpds.methods.lpds_a import LPDSA
 from lpds.presets import resolve_settings, resolve_task
 from lpds.registry import METHOD_SETTINGS, resolve
+from lpds.replay import Replay
 
 SHORT = {**TINY, "steps": 400, "eval_every": 0}
 
@@ -169,10 +170,33 @@ def test_what_ended_in_another_librarys_traceback_or_a_crash(tmp_path, refused, 
     assert not (tmp_path / "run").exists()
 
 
-def test_n_steps_beyond_every_episode_are_the_returns_to_go_and_come_to_an_end(tmp_path):
-    """A million was a loop of a million rounds an update."""
-    first, second = (lpds.steer("toy", out=tmp_path / str(n), n_step=n, **TINY).folder for n in (200, 2**20))
-    assert (first / "policy" / "policy.safetensors").read_bytes() == (second / "policy" / "policy.safetensors").read_bytes()
+def test_n_steps_beyond_every_episode_are_the_returns_to_go_and_come_to_an_end(tmp_path, monkeypatch):
+    """A million was a loop of a million rounds an update; and one step is neither of the two."""
+    ring, generator, looks = Replay(SPEC, 60, 0, 2, CPU), torch.Generator().manual_seed(0), []
+    for _ in range(30):
+        rows = {name: torch.rand((2, *held.shape[1:]), generator=generator) for name, held in ring._rows.items()}
+        ring.insert({**rows, "over": (rows["over"] < 0.2).float()})
+    where = torch.where
+
+    def counted(*given):
+        looks.append(1)
+        assert len(looks) <= 3 * 30, "more rounds than are held"
+        return where(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "where", counted)
+        far = ring.sample(64, torch.Generator().manual_seed(1), n_step=2**20)
+    to_go, one = (ring.sample(64, torch.Generator().manual_seed(1), returns=r) for r in (ring.returns_to_go(), None))
+    torch.testing.assert_close(far.reward, to_go.reward)
+    torch.testing.assert_close(far.discount, to_go.discount)
+    assert torch.equal(far.next_obs, to_go.next_obs)
+    assert bool((far.reward != one.reward).any())
+    monkeypatch.setattr("lpds.session._write_report", lambda *given: None)
+    weights = {}
+    for n in (1, 200, 2**20):
+        run = lpds.steer("toy", decoder=toy_decoder(), out=tmp_path / str(n), n_step=n, **SHORT)
+        weights[n] = (run.folder / "policy" / "policy.safetensors").read_bytes()
+    assert weights[1] != weights[200] == weights[2**20]
 
 
 def test_a_wrapped_policy_of_odd_parts_is_one_line(refused):
