@@ -274,6 +274,46 @@ def _interrupt(process, folder):
     assert not (folder / "summary.json").exists()
 
 
+class Played:
+    """In a process's place: under way until it has been looked at so many times, finished then."""
+
+    returncode = 0
+
+    def __init__(self, cell, out, looks, ended):
+        self.folder, self.steps, self.left, self.ended = out / cell.path, int(cell.settings["steps"]), looks, ended
+
+    def poll(self):
+        self.left -= 1
+        if self.left > 0:
+            return None
+        self.folder.mkdir(parents=True)
+        (self.folder / "config.json").write_text(json.dumps({"run": {"steps": self.steps}}))
+        (self.folder / "summary.json").write_text("{}")
+        Path(f"{self.folder}.log").touch()
+        self.ended.append(self.folder)
+        return 0
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 7])
+def test_as_many_runs_as_jobs_are_under_way_and_each_is_begun_once(tmp_path, monkeypatch, jobs):
+    """Five runs of unequal length: never more at a time than asked for, as many as that while some wait, none twice."""
+    begun, ended, alive = [], [], []
+
+    def start(cell, out):
+        begun.append(out / cell.path)
+        alive.append(len(begun) - len(ended))
+        return Played(cell, out, 1 + cell.seed % 3, ended)
+
+    monkeypatch.setattr(grid, "_start", start)
+    cells = [Cell("toy", "lpds", "tiny", seed, {"steps": "300"}) for seed in range(5)]
+    folders = [tmp_path / cell.path for cell in cells]
+    assert run_grid(cells, tmp_path, jobs=jobs) == folders
+    assert begun == folders
+    assert sorted(ended) == folders
+    assert alive[: min(jobs, 5)] == list(range(1, min(jobs, 5) + 1))
+    assert max(alive) == min(jobs, 5)
+
+
 def test_not_one_job_is_refused(tmp_path):
     with pytest.raises(LpdsError, match="jobs must be at least 1"):
         run_grid([], tmp_path, jobs=0)
