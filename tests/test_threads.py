@@ -12,7 +12,9 @@ from lpds.threads import one_thread
 
 
 def test_threads_of_the_caller_change_nothing_and_are_restored():
-    before = torch.get_num_threads()
+    """A decoder opened by a caller of two threads, asked inside, is the one that a caller of one thread opens and asks."""
+    before, generator = torch.get_num_threads(), torch.Generator().manual_seed(0)
+    obs, w = torch.randn(64, 2, generator=generator), torch.randn(64, 2, 2, generator=generator)
     try:
         found = []
         for threads in (2, 1):
@@ -21,12 +23,32 @@ def test_threads_of_the_caller_change_nothing_and_are_restored():
             returns = lpds.evaluate(decoder, "toy", episodes=6, seed=1).final_obs
             assert torch.get_num_threads() == threads
             with one_thread():
-                obs, w = torch.ones(64, 2), torch.ones(64, *decoder.spec.latent_shape)
-                found.append((decoder(obs, w).numpy(), returns))
+                assert torch.get_num_threads() == 1
+                inside = decoder(obs, w).numpy()
+            assert torch.get_num_threads() == threads
+            found.append((inside if threads == 2 else decoder(obs, w).numpy(), returns))
         np.testing.assert_array_equal(found[0][0], found[1][0])
         np.testing.assert_array_equal(found[0][1], found[1][1])
     finally:
         torch.set_num_threads(before)
+
+
+def test_an_evaluation_decodes_on_one_thread_whatever_the_caller_uses():
+    """Whether two threads round otherwise is the machine's affair; that there are not two is ours."""
+    seen, before = [], torch.get_num_threads()
+
+    def watching(obs, w):
+        seen.append(torch.get_num_threads())
+        return w
+
+    decoder = lpds.wrap_decoder(watching, obs_shape=(2,), latent_shape=(4, 2), action_shape=(4, 2), name="watching")
+    try:
+        torch.set_num_threads(2)
+        lpds.evaluate(decoder, "toy", episodes=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
 
 
 def test_what_the_caller_draws_hangs_on_nothing_that_was_opened_or_learned(tmp_path):
