@@ -16,7 +16,7 @@ import pytest
 import torch
 from scripted import TINY, toy_decoder
 from serving import TOKEN, inputs, opened, quick, served  # noqa: F401 - quick is a fixture
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import lpds
@@ -203,6 +203,36 @@ def test_who_connects_and_says_nothing_locks_nobody_out(monkeypatch):
         with pytest.raises(BlockingIOError):
             idle[-1].recv(1)
         assert len(server._pending) <= 4
+
+
+def test_one_connection_too_many_is_told_so_and_the_place_of_one_that_left_is_free(monkeypatch, refused):
+    """1013, try again later, as often as clients come and go. Our own client was told of a bad file descriptor."""
+    monkeypatch.setattr(decoder_server, "MAX_CONNECTIONS", 2)
+    said, gone = [], threading.Semaphore(0)
+
+    def say(line):
+        said.append(line)
+        if line.endswith("gone"):
+            gone.release()
+
+    with DecoderServer(toy_decoder(), say=say) as server, contextlib.ExitStack() as stack:
+
+        def client():
+            one = stack.enter_context(connect(server.address, logger=silent()))
+            assert unpack(one.recv(10.0))["name"] == "linear"
+            return one
+
+        clients = [client(), client()]
+        for _ in range(3):
+            with connect(server.address, logger=silent()) as third, pytest.raises(ConnectionClosed) as caught:
+                third.recv(10.0)
+            assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (1013, "too many connections")
+            with refused("no decoder at", "too many connections"):
+                lpds.load_decoder(f"remote:{server.address}")
+            clients.pop(0).close()
+            assert gone.acquire(timeout=10.0)
+            clients.append(client())
+    assert sum(line.endswith("connected") for line in said) == 5
 
 
 def test_a_token_opens_and_nothing_else_does(refused, monkeypatch, tmp_path, caplog):
