@@ -7,6 +7,7 @@ LPDS_GOLDEN names (by default ``../shared/golden`` beside the repository), and t
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -62,6 +63,14 @@ def refused() -> Callable[..., AbstractContextManager[None]]:
             assert fragment in message, f"{fragment!r} is not said in: {message}"
 
     return check
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as Python has it: a shell starts what it puts in the background with SIGINT ignored, and Python leaves that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 OBS, HORIZON, ACTIONS = 5, 3, 2

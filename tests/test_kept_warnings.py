@@ -44,6 +44,7 @@ def test_a_quiet_run_of_a_policy_that_ignores_its_noise_says_so_and_keeps_it(tmp
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_run_that_goes_on_keeps_what_it_warned_of_before(tmp_path):
     """Of the actions it looks once, at the warm-up's end; a stop after that must not lose it."""
     calls = []

@@ -204,6 +204,7 @@ class Counter:
         return env
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("number", "word"), [(90, signal.SIGINT), (380, signal.SIGINT), (380, signal.SIGTERM)])
 def test_ctrl_c_ends_in_a_checkpoint_and_resume_goes_on(whole, tmp_path, number, word):
     """In the warm-up before any checkpoint, and while learning; and what a scheduler sends before it kills."""
@@ -240,6 +241,7 @@ def test_a_fault_among_the_fits_of_the_warm_up_is_saved_as_it_was_before_them(wh
     assert_same_but_for_names(whole, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("broken_off", [False, True])
 def test_a_stop_among_the_fits_of_the_warm_up_is_obeyed_and_costs_nothing(whole, tmp_path, monkeypatch, broken_off):
     """They may take an hour with wide networks: neither is that waited for, nor is what was collected lost."""
@@ -267,6 +269,7 @@ def test_a_stop_among_the_fits_of_the_warm_up_is_obeyed_and_costs_nothing(whole,
     assert_same_but_for_names(whole, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("method", METHODS)
 def test_whatever_learns_goes_on_where_it_was(tmp_path, method):
     """Every method, stopped while it learns: a search that is told its budget at the start, iterations that are half-full."""
@@ -345,7 +348,7 @@ def assert_same_but_for_names(a, b):
 
 
 @pytest.fixture
-def stopped(tmp_path):
+def stopped(tmp_path, ctrl_c):
     """A run stopped in the middle, with a checkpoint."""
     steer(tmp_path / "run", env=Counter(300, lambda: signal.raise_signal(signal.SIGINT)))
     return tmp_path / "run"
@@ -452,6 +455,7 @@ def test_segments_whose_rows_are_all_overwritten_are_dropped(tmp_path):
     assert torch.equal(ring.everything("reward"), replay.everything("reward"))
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_small_ring_that_wraps_resumes_to_the_bit(tmp_path):
     for name, act in (("a", lambda: None), ("b", lambda: signal.raise_signal(signal.SIGINT))):
         steer(tmp_path / name, env=Counter(450, act), replay_size=40)
@@ -548,6 +552,7 @@ def test_a_resume_that_is_refused_changes_nothing(tmp_path, refused):
         resume(run)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_run_that_goes_on_in_another_environment_says_so(tmp_path, capsys):
     """A factory has no name that one could be sure of, so it is not refused."""
     stop = Counter(380, lambda: signal.raise_signal(signal.SIGINT))

@@ -319,6 +319,7 @@ def test_what_a_training_does_not_go_on_with(tmp_path, refused):
         pretrain("mine", data, out, **given, resume=True)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_training_and_the_next_one_ends_as_ever(tmp_path, monkeypatch, capsys, number):
     """Only the training takes a signal for a request; before it and after it a signal is what it always was."""
