@@ -8,8 +8,11 @@ import gymnasium
 import numpy as np
 import torch
 
+import lpds
 from lpds.decoders.callable import CallableDecoder
 from lpds.decoders.wrap import wrap_decoder
+from lpds.policy import SteeredPolicy
+from lpds.session import Run
 
 SIZE = 12
 SHAPES = {"picture": (SIZE, SIZE, 3), "speed": (2,)}
@@ -66,3 +69,20 @@ def spot_decoder(name: str = "spot", **changes: Any) -> CallableDecoder:
         name=name,
         **given,
     )
+
+
+def reopened(run: Run, decoder: CallableDecoder, obs: Any, *, learns: bool = True) -> SteeredPolicy:
+    """The saved policy, which is the run's: frozen to the bit at scale 0, another at 1, and it plays what the run did last."""
+    policy = lpds.load_policy(run.folder, decoder)
+    eps = np.random.default_rng(0).standard_normal((len(obs["speed"]), 3, 2)).astype(np.float32)
+    frozen, steered = (policy.act(obs, eps, scale=scale) for scale in (0.0, 1.0))
+    plain = decoder({key: torch.from_numpy(obs[key]) for key in SHAPES}, torch.from_numpy(eps)).numpy()
+    assert np.array_equal(frozen, plain), "scale 0 is not the frozen policy"
+    moved = np.abs(steered - frozen).max((1, 2)) > 0.0
+    assert steered.shape == plain.shape
+    assert bool(moved.all()) if learns else not moved.any(), f"moved in states: {moved}"
+    for scale, report in ((0.0, run.frozen), (1.0, run.steered)):
+        again = lpds.evaluate(policy, env=Spot, episodes=len(report.returns), scale=scale)
+        assert np.array_equal(again.returns, report.returns), f"scale {scale}: {again.returns} in place of {report.returns}"
+    assert np.array_equal(run.frozen.returns, run.steered.returns) != learns, "frozen and steered in the run"
+    return policy

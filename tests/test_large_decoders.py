@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from pictures import SHAPES, Spot, spot_decoder, where
+from pictures import SHAPES, Spot, reopened, spot_decoder, where
 from safetensors.torch import load_file
 from scripted import CPU, TINY, assert_same_run, identity_decoder, toy_decoder
 from test_lpds_method import batch, learner, noise
@@ -111,8 +111,9 @@ def test_two_runs_are_equal_and_so_is_one_that_was_stopped(whole, tmp_path, monk
 
 def test_dsrl_on_features(tmp_path):
     changes = {key: value for key, value in SHORT.items() if key not in ("kept_noises", "warmup_fits")}
-    lpds.steer(method="dsrl-sac", decoder=spot_decoder(), env=Spot, out=tmp_path / "run", **changes | {"steps": 240})
-    assert lpds.load_policy(tmp_path / "run", spot_decoder()).act(observations()).shape == (5, 3, 2)
+    run = lpds.steer(method="dsrl-sac", decoder=spot_decoder(), env=Spot, out=tmp_path / "run", **changes | {"steps": 240})
+    policy = reopened(run, spot_decoder(), observations())
+    assert policy.act(observations()).shape == (5, 3, 2)
 
 
 def test_the_doctor_looks_at_pictures():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pictures import SHAPES, SIZE, Spot, spot_decoder, where
+from pictures import SHAPES, SIZE, Spot, reopened, spot_decoder, where
 from safetensors.torch import load_file
 from scripted import CPU, TINY, assert_same_run
 from test_lpds_method import noise
@@ -275,11 +275,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(whole, tmp_path, monkeypatch)
 def test_other_methods(method, tmp_path):
     names = ("width", "depth", "batch_size", "delta") if method != "lpds-a" else ()
     settings = {key: value for key, value in SHORT.items() if key not in names}
-    lpds.steer(decoder=blind_decoder(), env=Spot, method=method, out=tmp_path / "run", **settings | {"steps": 240})
-    policy = lpds.load_policy(tmp_path / "run", blind_decoder())
+    run = lpds.steer(decoder=blind_decoder(), env=Spot, method=method, out=tmp_path / "run", **settings | {"steps": 240})
+    policy = reopened(run, blind_decoder(), observations(), learns=method != "base")
     assert policy.act(observations()).shape == (5, 3, 2)
 
 
 def test_kept_chunks_and_a_small_ring(tmp_path):
-    steer(tmp_path / "run", target_actions="kept", replay_size=40, kept_noises=2)
-    assert lpds.load_policy(tmp_path / "run", blind_decoder()).shift(observations()).shape == (5, 3, 2)
+    run = steer(tmp_path / "run", target_actions="kept", replay_size=40, kept_noises=2)
+    policy = reopened(run, blind_decoder(), observations())
+    assert policy.shift(observations()).shape == (5, 3, 2)
