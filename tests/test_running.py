@@ -90,7 +90,7 @@ def test_an_interrupted_evaluation_tells_what_it_played(tmp_path, monkeypatch, c
 def test_a_run_that_changed_its_decoder_ends_in_one_line_and_has_no_result(tmp_path, monkeypatch, refused, kind):
     """What was learned, and what would be evaluated, is then no policy that anybody has. A thousandth of one weight will do."""
     weight = torch.eye(2)
-    decoder = lpds.load_decoder("toy") if kind == "shipped" else toy_decoder()
+    decoder = lpds.load_decoder("toy")
     if kind == "wrapped":  # hashed by what it decodes, to two decimals
         decoder = lpds.wrap_decoder(
             lambda obs, w: torch.tanh(obs[:, None] + w @ weight),
@@ -100,7 +100,7 @@ def test_a_run_that_changed_its_decoder_ends_in_one_line_and_has_no_result(tmp_p
             name="toy",
         )
     changed, size = (decoder.net.mlp_mean.layers[-1].bias, 1e-3) if kind == "shipped" else (weight, 0.1)
-    update, fingerprint, count = LPDS.update, decoder.fingerprint, []
+    update, fingerprint, count = LPDS.update, decoder.fingerprint, list[int]()
 
     def careless(self, batch, noise, *, critics_only=False):
         count.append(1)
@@ -113,6 +113,14 @@ def test_a_run_that_changed_its_decoder_ends_in_one_line_and_has_no_result(tmp_p
         lpds.steer("toy", decoder=decoder, out=tmp_path / "run", **SHORT)
     assert len(count) > 10
     assert not (tmp_path / "run" / "summary.json").exists()
+    # nor is it acted by, or gone on from with a decoder that is whole
+    monkeypatch.setattr(LPDS, "update", update)
+    with refused("policy"):
+        lpds.load_policy(tmp_path / "run", decoder)
+    weight.copy_(torch.eye(2))
+    whole = lpds.load_decoder("toy") if kind == "shipped" else decoder
+    with refused("cannot go on", "checkpoint.json"):
+        lpds.resume(tmp_path / "run", decoder=whole)
 
 
 def test_a_row_tells_the_mean_of_the_updates_since_the_last_row_and_nothing_where_there_were_none(tmp_path):

@@ -63,6 +63,10 @@ class CheckpointStore:
                     with suppress(OSError):  # the checkpoint is whole without that
                         path.unlink(missing_ok=True)
 
+    def discard(self) -> None:
+        """Take the commit point away: no run goes on from what it named, and one that is to is told what is missing."""
+        (self.folder / "checkpoint.json").unlink(missing_ok=True)
+
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read the tensors and facts of the last checkpoint.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -357,6 +358,11 @@ class Runner:
         self.records.open(facts["log_sizes"])
         for complaint in broken.values():
             self._display.say(complaint)
+
+    def discard(self) -> None:
+        """Take away what was saved of what was learned: nothing is to act by it, or to go on from it."""
+        self.store.discard()
+        shutil.rmtree(self.out / "policy", ignore_errors=True)
 
     def close(self) -> None:
         """Close environments and files."""

@@ -179,7 +179,7 @@ def drive(runner: Runner, display: Display) -> Run:
             finished = runner.train()
         c = runner.c
         try:
-            _check_untouched(runner.decoder)
+            _check_untouched(runner)
             if not finished:
                 return Run(folder.absolute(), False, None, None)
             with _interrupted_by_a_scheduler(), runner.kept():
@@ -229,11 +229,16 @@ def _last_evaluations(runner: Runner) -> list[EvalReport]:
     return reports
 
 
-def _check_untouched(decoder: Decoder) -> None:
-    """Hash the decoder again: whatever a method learned, it learned on a copy."""
+def _check_untouched(runner: Runner) -> None:
+    """Hash the decoder again: whatever a method learned, it learned on a copy. Else it is of use to nobody, and goes."""
+    decoder = runner.decoder
     again = decoder._fingerprint() if isinstance(decoder, BaseDecoder) else decoder.fingerprint
     if again != decoder.fingerprint:
-        raise LpdsError(f"decoder {decoder.name!r} was changed by the run: its fingerprint was {decoder.fingerprint}")
+        runner.discard()
+        raise LpdsError(
+            f"decoder {decoder.name!r} was changed by the run: its fingerprint was {decoder.fingerprint}; what was learned is "
+            "of a decoder that is no longer there, so policy and checkpoint were not kept, and the run cannot go on"
+        )
 
 
 def _write_report(folder: Path, decoder: Decoder, display: Display) -> None:
