@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lpds import remarks
-from lpds.checkpoint import CheckpointStore
+from lpds.checkpoint import SET_ASIDE, CheckpointStore
 from lpds.checks import LANES, check_decoder, check_device
 from lpds.compact import refuse_other_pictures
 from lpds.config import RunSettings
@@ -243,6 +243,10 @@ def _has_checkpoint(folder: Path) -> bool:
     """Whether a run has a checkpoint to go on from; refuse one that cannot go on at all."""
     if (folder / "checkpoint" / "checkpoint.json").is_file():
         return True
+    if (folder / "checkpoint" / SET_ASIDE).is_file():
+        raise LpdsError(
+            f"the run in {folder} cannot go on: it changed its own decoder, and what it learned is of none that is there"
+        )
     # a kill in the very first save leaves one state without its checkpoint.json, and nothing that could not be made again
     left = [len(list((folder / "checkpoint").glob(pattern))) for pattern in ("state-*", "replay-*")]
     if any(left) and ((folder / "summary.json").is_file() or max(left) > 1):

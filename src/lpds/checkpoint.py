@@ -19,6 +19,9 @@ from lpds.errors import LpdsError
 from lpds.files import FORMAT_VERSION, read_object, write_atomically, write_json
 from lpds.replay import Replay
 
+SET_ASIDE = "of-a-changed-decoder.json"
+"""The commit point of a run that changed its decoder: nothing goes on from it."""
+
 
 class CheckpointStore:
     """The ``checkpoint/`` folder of a run."""
@@ -63,9 +66,10 @@ class CheckpointStore:
                     with suppress(OSError):  # the checkpoint is whole without that
                         path.unlink(missing_ok=True)
 
-    def discard(self) -> None:
-        """Take the commit point away: no run goes on from what it named, and one that is to is told what is missing."""
-        (self.folder / "checkpoint.json").unlink(missing_ok=True)
+    def set_aside(self) -> None:
+        """Rename the commit point to :data:`SET_ASIDE`, by which a run that is to go on is told why it cannot."""
+        with suppress(OSError):  # there may be none yet
+            (self.folder / "checkpoint.json").rename(self.folder / SET_ASIDE)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read the tensors and facts of the last checkpoint.

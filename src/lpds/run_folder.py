@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 CONFIG_KEYS = {"task": str, "method": str, "env": object, "env_name": str, "decoder": dict, "run": dict, "settings": dict}
 
 STATES_FILE = "states.safetensors"
+POLICY_SET_ASIDE = "policy-of-a-changed-decoder"
+"""Where the policy of a run that changed its decoder is put: nothing acts by it."""
 
 RUN_CONTENTS = (
     *("config.json", "passport.json", "summary.json", "metrics.jsonl", "episodes.jsonl", "eval.jsonl", STATES_FILE),
-    *("checkpoint", "policy", "tensorboard", "report.html", "figures", "*.mp4", "*.gif", ".*.tmp"),
+    *("checkpoint", "policy", POLICY_SET_ASIDE, "tensorboard", "report.html", "figures", "*.mp4", "*.gif", ".*.tmp"),
 )
 """What a run folder holds of its own, and what is made from it; ``overwrite`` takes a folder of nothing else."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from lpds.log import Display
 from lpds.nn import part
 from lpds.policy import policy_is_whole, save_policy
 from lpds.records import Records
+from lpds.run_folder import POLICY_SET_ASIDE
 from lpds.schedule import Schedule
 from lpds.types import Decoder, Method, Policy
 
@@ -359,10 +359,11 @@ class Runner:
         for complaint in broken.values():
             self._display.say(complaint)
 
-    def discard(self) -> None:
-        """Take away what was saved of what was learned: nothing is to act by it, or to go on from it."""
-        self.store.discard()
-        shutil.rmtree(self.out / "policy", ignore_errors=True)
+    def set_aside(self) -> None:
+        """Put what was saved of what was learned where nothing acts by it and no run goes on from it."""
+        self.store.set_aside()
+        with suppress(OSError):
+            (self.out / "policy").rename(self.out / POLICY_SET_ASIDE)
 
     def close(self) -> None:
         """Close environments and files."""

@@ -230,15 +230,22 @@ def _last_evaluations(runner: Runner) -> list[EvalReport]:
 
 
 def _check_untouched(runner: Runner) -> None:
-    """Hash the decoder again: whatever a method learned, it learned on a copy. Else it is of use to nobody, and goes."""
-    decoder = runner.decoder
-    again = decoder._fingerprint() if isinstance(decoder, BaseDecoder) else decoder.fingerprint
-    if again != decoder.fingerprint:
-        runner.discard()
-        raise LpdsError(
-            f"decoder {decoder.name!r} was changed by the run: its fingerprint was {decoder.fingerprint}; what was learned is "
-            "of a decoder that is no longer there, so policy and checkpoint were not kept, and the run cannot go on"
-        )
+    """Hash the decoder again: whatever a method learned, it learned on a copy, or it is set aside."""
+    decoder, why = runner.decoder, ""
+    if not isinstance(decoder, BaseDecoder):
+        return
+    try:
+        if decoder.is_as_it_was():
+            return
+    except RunFault:  # lost, which is no change
+        raise
+    except LpdsError as error:
+        why = f" ({one_line(error)})"
+    runner.set_aside()
+    raise LpdsError(
+        f"decoder {decoder.name!r} was changed by the run{why}: its fingerprint was {decoder.fingerprint}; what was learned "
+        f"is of a decoder that is no longer there, and the run in {runner.out} cannot go on"
+    )
 
 
 def _write_report(folder: Path, decoder: Decoder, display: Display) -> None:

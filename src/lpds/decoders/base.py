@@ -66,6 +66,19 @@ class BaseDecoder(ABC):
         """Take the fingerprint anew when it is asked for next: what is inside may have changed since."""
         self._cached_fingerprint = self._cached_probe = None
 
+    def is_as_it_was(self) -> bool:
+        """Whether it has the fingerprint that was taken first; where that is of what it decodes, to rounding.
+
+        Raises:
+            LpdsError: it is no decoder any more: it draws, remembers, or decodes what is not finite.
+        """
+        before, probe = self.fingerprint, self._cached_probe
+        self.forget()
+        try:
+            return self.fingerprint == before or (probe is not None and self.resembles(probe))
+        finally:
+            self._cached_fingerprint, self._cached_probe = before, probe
+
     def __call__(self, obs: Tensor, w: Tensor) -> Tensor:
         """Decode a batch.
 
