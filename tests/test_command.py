@@ -19,7 +19,7 @@ from lpds.fields import parse, to_json
 from lpds.grid import NO_SETTINGS, finished_cells, grid_cells
 from lpds.log import read_json_lines
 from lpds.presets import kept_settings, resolve_preset, resolve_settings, resolve_task
-from lpds.registry import METHOD_SETTINGS, resolve
+from lpds.registry import METHOD_SETTINGS, TASKS, resolve
 from lpds.report.html import write_report
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -124,6 +124,23 @@ def test_the_preset_fits_is_what_was_run(run):
     named = resolve_preset("fits", "dsrl-na", config["task"])
     both = resolve_settings(resolve_task(config["task"], None, None), "dsrl-na", {"seed": config["run"]["seed"]}, named)
     assert {**to_json(both[0]), **to_json(both[1])} == kept_settings(config)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_preset_fits_has_the_start_and_the_updates_of_lpds_on_every_task(name):
+    task = resolve_task(name, None, None)
+    ours = resolve_settings(task, "lpds", {})[0]
+    theirs = resolve_settings(task, "dsrl-na", {}, resolve_preset("fits", "dsrl-na", name))[0]
+    for setting in (
+        "warmup_steps",
+        "warmup_fits",
+        "warmup_policy",
+        "reward_scale",
+        "updates_per_decision",
+        "batch_size",
+        "gamma",
+    ):
+        assert getattr(theirs, setting) == getattr(ours, setting), setting
 
 
 def test_a_plain_run_has_a_plain_command():

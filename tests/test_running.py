@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import platform
 import sys
+from pathlib import Path
 
 import gymnasium
 import pytest
@@ -18,6 +20,7 @@ from lpds.envs.four_mode import FourMode
 from lpds.errors import LpdsError
 from lpds.log import read_json_lines
 from lpds.methods.lpds import LPDS
+from lpds.passport import processor
 from lpds.records import Records
 from lpds.report import write_report
 from lpds.report.compare import compare
@@ -172,3 +175,18 @@ def test_a_row_tells_the_mean_of_the_updates_since_the_last_row_and_nothing_wher
     assert [row.get("own") for row in rows] == [4.0, None, None]
     assert [row["alpha"] for row in rows] == [0.5, None, None]
     assert [row["td_loss"] for row in read_json_lines(tmp_path / "metrics.jsonl")] == [3.0, None, 30.0]
+
+
+def test_a_passport_names_the_processor_where_the_system_tells_it(monkeypatch):
+    """Two with the same kernels round otherwise: without its name, which run was made on which is guessed from returns."""
+    told = "processor\t: 0\nmodel name\t: Some CPU\ncpu family\t: 25\nmodel\t\t: 17\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: told)
+    assert processor() == "Some CPU (cpu family 25, model 17)"
+    monkeypatch.setattr(Path, "read_text", lambda path: "Processor\t: ARMv8\n")
+    assert processor() == platform.processor()
+
+    def nothing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", nothing)
+    assert processor() == platform.processor()

@@ -202,7 +202,7 @@ def test_one_whole_update_is_equations_2_3_6_and_7_in_their_order():
     method.calibrate(2.0 + 3.0 * data.obs, data.action, UNIT)
     with torch.no_grad():  # a Delta that is not zero, and slow copies that are not the fast ones
         set_apart(method.online.net, method.q_action, method.q_latent)
-    ours = copy.deepcopy({name: module.double() for name, module in copy.deepcopy(method.state.modules).items()})
+    ours = {name: module.double() for name, module in copy.deepcopy(method.state.modules).items()}
     before = {name: [p.detach().clone() for p in ours[name].parameters()] for name in ("q_slow", "slow_policy")}
     d = replace(data, **{name: getattr(data, name).double() for name in ("obs", "action", "reward", "discount", "next_obs")})
     z = {name: value.double() for name, value in noise.items()}

@@ -134,7 +134,11 @@ PRESETS: dict[str, dict[str, Preset]] = {
             run={"warmup_fits": 3_000, "reward_scale": 0.0, "updates_per_decision": 1.0},
             method={"temperature": 0.3},
             by_task={f"adroit-{name}": {"temperature": 0.03} for name in ("pen", "hammer", "door", "relocate")},
-            run_by_task={f"adroit-{name}": {"updates_per_decision": 0.5} for name in ("hammer", "door", "relocate")},
+            run_by_task={
+                **{f"adroit-{name}": {"updates_per_decision": 0.5} for name in ("hammer", "door", "relocate")},
+                "robomimic-transport": {"updates_per_decision": 0.5},
+                "toy": {"warmup_fits": 500},
+            },
         ),
     },
     "dsrl-sac": {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 
 from lpds.errors import DecoderFault
@@ -133,8 +134,11 @@ def _limit_sending(connection: socket.socket, seconds: float) -> None:
     """Have a send fail that makes no way for so long: a server that stopped reading would hold it for ever."""
     whole = max(1, int(1000.0 * seconds))
     limit = whole if sys.platform == "win32" else struct.pack("ll", whole // 1000, whole % 1000 * 1000)
-    with suppress(OSError):  # closed by now: the first message, which does not come, says why
+    try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    except OSError as error:
+        if error.errno != errno.EBADF:  # closed by now: the first message, which does not come, says why
+            raise
 
 
 def _reason(error: Exception) -> str:
