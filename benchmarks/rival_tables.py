@@ -35,6 +35,7 @@ RELEASED = {
 }
 EQUAL = {
     "dsrl-na+equal": "1",
+    "dsrl-na+equal-distill": "1",
     "dsrl-na+equal-alpha0.3": "1",
     "dsrl-na+fits": "1",
     "dsrl-sac+equal": "1",
@@ -55,6 +56,7 @@ SAID = {
     "best-of-n": "best of 8",
     **{f"dsrl-na{end}": "DSRL-NA" for end in ("", "+equal")},
     **{f"dsrl-na{end}alpha0.3": "DSRL-NA, temperature 0.3" for end in ("+", "+equal-")},
+    "dsrl-na+equal-distill": "DSRL-NA, distilled as often as LP-DS",
     "dsrl-na+fits": "DSRL-NA, temperature 0.3, LP-DS's start",
     **{f"dsrl-sac{end}": "DSRL-SAC" for end in ("", "+equal")},
     **{name: name.upper() for name in ("dppo", "idql", "dql")},
