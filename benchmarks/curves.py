@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lpds.commands.terminal import guarded
-from lpds.errors import unknown_name
+from lpds.errors import LpdsError, unknown_name
 from lpds.log import METRIC_KEYS, read_json_lines
 
 PATTERN = "seed*/eval.jsonl"
@@ -67,6 +67,8 @@ def main() -> None:
         ]
         for name, folder in zip(names, arguments.folders, strict=True)
     }
+    if empty := [str(folder) for folder, lines in zip(arguments.folders, curves.values(), strict=True) if not lines]:
+        raise LpdsError(f"no runs seed0, seed1 ... in {', '.join(empty)}")
     steps = sorted(set.intersection(*(set(points) for lines in curves.values() for points in lines)))
     form = "{:.3g}" if metric else "{:.0f}"
     words = [*map(str, arguments.folders), *(["--metric", metric] if metric else [])]

@@ -59,13 +59,18 @@ def noises(method, seed=5):
 # -- the chain's methods -------------------------------------------------------------------------------------------------
 
 
+def chain_case(name, decoder):
+    """A learner whose slow critics are not its fast ones, with a unit of rewards, transitions, and the noise of an update."""
+    method = chain_learner(name, decoder)
+    set_apart(method.q)
+    method.reward_scale.fill_(UNIT)
+    return method, transitions(decoder.spec), noises(method)
+
+
 def test_dql_regresses_on_the_smaller_slow_critic_of_the_next_state(make_diffusion):
     """sum_i E (Q_i(s, a) - c r - gamma min_j Qbar_j(s', a'))^2, told in units of rewards."""
     decoder = make_diffusion()
-    method = chain_learner("dql", decoder)
-    set_apart(method.q)
-    method.reward_scale.fill_(UNIT)
-    data, noise = transitions(decoder.spec), noises(method)
+    method, data, noise = chain_case("dql", decoder)
     normal = decoder.normaliser
     with torch.no_grad():
         obs, following = normal.observation(data.obs), normal.observation(data.next_obs)
@@ -80,10 +85,7 @@ def test_dql_regresses_on_the_smaller_slow_critic_of_the_next_state(make_diffusi
 def test_idql_fits_v_to_the_smaller_slow_critic_and_q_to_v_of_the_next_state(make_diffusion):
     """V by expectile regression on min Qbar(s, a), first; then Q on c r + gamma V(s'), with the V that just moved."""
     decoder = make_diffusion()
-    method = chain_learner("idql", decoder)
-    set_apart(method.q)
-    method.reward_scale.fill_(UNIT)
-    data, noise = transitions(decoder.spec), noises(method)
+    method, data, noise = chain_case("idql", decoder)
     normal, value = decoder.normaliser, copy.deepcopy(method.value)
     obs, following = normal.observation(data.obs), normal.observation(data.next_obs)
     done = normal.normalise_action(data.action.unflatten(1, (3, 2))).flatten(1)
