@@ -19,6 +19,7 @@ from lpds.config import LPDSASettings, LPDSSettings
 from lpds.diagnose import entropies_lost
 from lpds.methods.lpds import LPDS
 from lpds.methods.lpds_a import LPDSA
+from lpds.report import write_report
 from lpds.report.acting import action_samples
 from lpds.report.read import read_runs
 from lpds.run_folder import STATES_FILE
@@ -291,6 +292,8 @@ def test_what_a_way_of_acting_costs_in_spread_is_told_beside_what_it_brings(tmp_
     assert "spread" not in capsys.readouterr().out
     (run,) = read_runs([tmp_path / "run"])
     assert f"run/{STATES_FILE} cannot be read" in str(action_samples(run))
+    page = write_report([tmp_path / "run"], tmp_path / "page.html").read_text()
+    assert f"Note: its modes are not drawn: run/{STATES_FILE} cannot be read" in page
     states_file.unlink()
     assert main(["eval", str(tmp_path / "run"), "--episodes", "6"]) == 0
     assert "spread" not in capsys.readouterr().out

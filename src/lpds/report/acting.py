@@ -51,6 +51,15 @@ def shift_sizes(run: RunData) -> Array | str:
     return sizes if sizes.any() else "Delta is zero everywhere: nothing was learned yet"
 
 
+def damage(run: RunData) -> list[str]:
+    """A note of states that are there and cannot be read: a page without its modes looks as if it had none."""
+    try:
+        kept_states(run.folder)
+    except LpdsError as error:
+        return [f"its modes are not drawn: {str(error).replace(str(run.folder), run.folder.name)}"]
+    return []
+
+
 def origin(run: RunData) -> str:
     """Where :func:`shift_sizes` takes its states, in words."""
     return "the replay, the latest" if _segments(run) else "the warm-up"

@@ -14,6 +14,7 @@ from typing import Any
 from lpds.digits import unsigned_zero
 from lpds.errors import LpdsError, one_line
 from lpds.files import write_atomically
+from lpds.report.acting import damage
 from lpds.report.compare import Row, compare
 from lpds.report.figures import matplotlib_figure, png, svg
 from lpds.report.glossary import GLOSSARY
@@ -331,7 +332,7 @@ def _card(run: RunData, name: str, wide_open: bool) -> str:
     best = "" if kept is None else f" Steered is the best point of the learning curve: step {kept:,}."
     facts = f"Run folder {folder}; {facts}; environment {env}; decoder {decoder}.{best}"
     parts.append(f'<p class="quiet">{escape(facts)}</p>')
-    notes = [*run.notes, CHAIN] if run.acts_by_chain else run.notes
+    notes = [*run.notes, *damage(run), *([CHAIN] if run.acts_by_chain else [])]
     parts += [f'<p class="quiet">Note: {escape(note)}.</p>' for note in notes]
     body = "\n".join(part for part in parts if part)
     return body if wide_open else f'<details class="card"><summary>{escape(name)}</summary>{body}</details>'
