@@ -114,8 +114,8 @@ class DenoisingMLP(nn.Module):
         return out
 
     def forward(self, x: Tensor, t: Tensor, obs: Tensor) -> Tensor:
-        """Predict for flat chunks [B, H * L] at times [B] and normalised observations [B, O]."""
-        h = torch.cat([x, self.embed_time(t), self.encode(obs)], dim=1)
+        """Predict for flat chunks [B, H * L] at times [B], or [1] for all of them, and normalised observations [B, O]."""
+        h = torch.cat([x, self.embed_time(t).expand(len(x), -1), self.encode(obs)], dim=1)
         for layer in self.mlp_mean.layers:
             h = layer(h)
         return h

@@ -108,7 +108,7 @@ class DenoisingChain:
         self.evaluation_std[0] = 0.0
 
     def mean(self, net: nn.Module, x: Tensor, t: Tensor, obs: Tensor) -> Tensor:
-        """Posterior mean of x_{t-1} for x [B, C], t [B] and normalised obs [B, O]."""
+        """Posterior mean of x_{t-1} for x [B, C], t [B] or [1] and normalised obs [B, O]."""
         clean = self._x_factor[t, None] * x - self._eps_factor[t, None] * net(x, t, obs)
         out: Tensor = self._clean_share[t, None] * clean.clamp(-self.clip, self.clip) + self._noisy_share[t, None] * x
         return out
@@ -128,7 +128,8 @@ class DenoisingChain:
         x, path = noise[:, 0], [noise[:, 0]]
         for index, t in enumerate(reversed(range(self.steps))):
             net = self.net if t < self.trained_steps else self.frozen
-            mean = self.mean(net, x, torch.full((len(x),), t, device=x.device), obs)
+            # one time for the whole batch: the network embeds it once, which is a quarter of a step
+            mean = self.mean(net, x, torch.tensor([t], device=x.device), obs)
             x = mean + std[t] * noise[:, 1 + index].clamp(-NOISE_CLIP, NOISE_CLIP)
             path.append(x)
         return torch.stack(path[-(self.trained_steps + 1) :], dim=1)
