@@ -236,6 +236,15 @@ def test_spaces_that_do_not_fit_say_which_sizes(env, message):
     assert find(report, "spaces").figure == message
 
 
+def test_environment_that_cannot_be_made_is_not_laid_on_the_decoders_shapes():
+    def without_its_extra():
+        raise lpds.LpdsError("Adroit needs gymnasium-robotics: pip install 'lpds[adroit]'")
+
+    found = find(lpds.check(wrap(good), without_its_extra), "spaces")
+    assert found.verdict == "fault" and "pip install 'lpds[adroit]'" in found.figure
+    assert "shapes" not in found.remedy and "without an environment" in found.remedy
+
+
 def test_chunk_that_does_not_fit():
     report = lpds.check(wrap(good), lpds.make_env(Box, 2, chunk=8))
     assert verdicts(report) == {"spaces": "fault"}

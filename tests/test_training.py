@@ -27,7 +27,7 @@ from lpds.pretrain.datasets import open_data
 from lpds.pretrain.experts import Demonstrations, Source, roll_out
 from lpds.pretrain.fits import check_fits
 from lpds.pretrain.recipes import make_data
-from lpds.pretrain.rows import demonstration_rows
+from lpds.pretrain.rows import demonstration_rows, until_success
 from lpds.types import LatentSpec
 
 
@@ -185,8 +185,31 @@ def test_demonstrations_that_go_on_after_success_are_no_company_for_episodes_tha
         if terminated:
             assert lpds.steer("toy", out=tmp_path / "run", **settings).finished
             continue
-        with refused("end_at_success", "2 of the 2 demonstrations are told to go on"):
+        with refused("end_at_success", "2 of the 2 demonstrations are told to go on", "rewards other than 0 and 1"):
             lpds.steer("toy", out=tmp_path / "run", **settings)
+
+
+def test_sparse_demonstrations_end_at_their_first_success_where_training_episodes_do():
+    """Of five and three steps, the first a success at its third and fourth, the second none."""
+    data = replace(made_up(terminated=False), rewards=np.float32([0, 0, 1, 1, 0, 0, 0, 0]))
+    cut = until_success(data)
+    assert cut is not None
+    assert cut.episode_lengths.tolist() == [3, 3]
+    assert cut.terminated.tolist() == [True, False]
+    assert np.array_equal(cut.obs, data.obs[[0, 1, 2, 5, 6, 7]])
+    assert np.array_equal(cut.final_obs, [data.obs[3], data.final_obs[1]])
+    rows = demonstration_rows(cut, LatentSpec((2,), (1, 2), (1, 2)), gamma=0.5, discount="exact")
+    assert rows["reward"].tolist() == [0, 0, 1, 0, 0, 0]
+    assert rows["discount"].tolist() == [0.5, 0.5, 0.0, 0.5, 0.5, 0.5]
+    for rewards in ([0, 0, 0.5, 1, 0, 0, 0, 0], [0] * 8, []):  # dense, none that succeeds, none at all
+        assert until_success(replace(data, rewards=np.float32(rewards))) is None
+
+
+def test_what_is_cut_at_success_is_steered_with(tmp_path, capsys):
+    path = tmp_path / "sparse.npz"
+    replace(made_up(terminated=False), rewards=np.float32([0, 0, 1, 1, 0, 0, 0, 1])).save(path)
+    assert lpds.steer("toy", out=tmp_path / "run", **SHORT | {"quiet": False}, demos=str(path), end_at_success=True).finished
+    assert "demonstrations: 2 of 2 end at their first reward of 1, for good" in capsys.readouterr().err
 
 
 def test_demonstrations_are_not_replaced_unasked(tmp_path, capsys):

@@ -113,7 +113,7 @@ def check(
         decoder.forget()  # it may have been mended since it was looked at last
     chunked, name, misfit = open_environment(decoder, env, seed)
     order = None if chunked is None else end_to_end(chunked.first)
-    findings = [] if name is None else [spaces(decoder, misfit, order)]
+    findings = [] if name is None else [spaces(decoder, misfit, order, made=chunked is not None)]
     fitting = chunked if misfit is None else None
     tell = progress or (lambda name: None)
     try:

@@ -45,6 +45,8 @@ class EvalReport:
     """Factor of eps; 1 is the prior that the decoder was trained on."""
     first_obs: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """[E, O], the first observation, likewise: the same in every evaluation of one seed, or the environment ignores seeds."""
+    success_key: str | None = None
+    """What of the environment's info was taken for success; ``None`` where nothing is known of it."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON object an episode."""
@@ -228,4 +230,5 @@ def _run(
                 first[number[again]] = vectors(obs)[again]
             if progress is not None:
                 progress(finished, episodes)
-    return silence_is_failure([EvalReport(returns, success, at_end, lengths, seed, scale, final, noise_scale, first)])[0]
+    report = EvalReport(returns, success, at_end, lengths, seed, scale, final, noise_scale, first, env.success_key)
+    return silence_is_failure([report])[0]

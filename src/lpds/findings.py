@@ -59,10 +59,12 @@ def left_out(decoder: Decoder) -> Finding | None:
     return Finding("weights", what, "warning", remedy)
 
 
-def spaces(decoder: Decoder, misfit: str | None, order: str | None = None) -> Finding:
-    """Whether the environment could be made and its spaces fit."""
+def spaces(decoder: Decoder, misfit: str | None, order: str | None = None, *, made: bool = True) -> Finding:
+    """Whether the environment could be made (``made``) and its spaces fit."""
     if misfit is not None:
         remedy = "give the decoder this environment's shapes, or the environment that the decoder was trained for"
+        if not made:  # an extra that is not installed, say, which is nothing that the decoder could mend
+            remedy = "mend that first: what else is said here was found without an environment"
         return Finding("spaces", misfit, "fault", remedy)
     spec = decoder.spec
     told = "" if order is None else f"; put end to end: {order}"

@@ -148,13 +148,14 @@ class Runner:
         try:
             if not learning.catch_up(self.step, self._asked_to_stop):
                 return False  # what was saved before it stands
+            began = self.step
             while self.step < c.steps:
                 self._due()
                 if self.stop_requested:
                     self.save()
                     return False
                 rows, ended, taken = self.collector.step(self.method.behaviour, self._scale, self.method.target)
-                if not self.step:
+                if self.step == began:  # of a run, and again where it goes on
                     self._display.say(remarks.of_success(env.success_key, c.end_at_success))
                 learning.replay.insert(rows)
                 self.step += taken

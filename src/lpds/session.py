@@ -131,17 +131,23 @@ def read_demonstrations(
     from lpds.envs.build import make_env
     from lpds.pretrain.datasets import open_data
     from lpds.pretrain.fits import check_fits
-    from lpds.pretrain.rows import demonstration_rows, left_out
+    from lpds.pretrain.rows import demonstration_rows, left_out, until_success
 
     data = open_data(settings.demos)
-    for line in filter(None, (data.remark, left_out(data))):
+    going = int((~data.terminated).sum()) if len(data.terminated) else 0
+    remark = data.remark
+    if settings.end_at_success and going:
+        cut = until_success(data)
+        if cut is None:
+            raise LpdsError(
+                f"end_at_success ends an episode for good at its first success, but {going} of the {len(data.terminated)} "
+                "demonstrations are told to go on after their last step, and rewards other than 0 and 1 do not say when they "
+                "succeed: give one of the two up"
+            )
+        data = cut
+        say(f"demonstrations: {int(data.terminated.sum())} of {len(data.terminated)} end at their first reward of 1, for good")
+    for line in filter(None, (remark, left_out(data))):
         say(f"WARNING: {line}")
-    cut = int((~data.terminated).sum()) if len(data.terminated) else 0
-    if settings.end_at_success and cut:
-        raise LpdsError(
-            f"end_at_success ends an episode for good at its first success, but {cut} of the {len(data.terminated)} "
-            "demonstrations are told to go on after their last step, where nothing would be learned: give one of the two up"
-        )
     rows = demonstration_rows(
         data,
         decoder.spec,

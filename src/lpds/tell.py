@@ -27,7 +27,19 @@ def table(rows: Sequence[tuple[str, EvalReport]]) -> str:
         if not math.isnan(share):
             line += f"{share:>10.1%}{f'[{share_low:.1%}, {share_high:.1%}]':>18}"
         lines.append(line)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_of_success(rows)])
+
+
+def _of_success(rows: Sequence[tuple[str, EvalReport]]) -> list[str]:
+    """What success means here, and the rates at the last step where those are others; nothing of an environment without."""
+    if any(math.isnan(report.interval("success")[0]) for _, report in rows):
+        return []
+    line = "success: at any step of an episode"
+    if key := next((report.success_key for _, report in rows if report.success_key), ""):
+        line += f", by what the environment's info calls {key!r}"
+    if not all(np.array_equal(report.successes, report.successes_at_end, equal_nan=True) for _, report in rows):
+        line += "; at its last: " + ", ".join(f"{name} {report.interval('success_at_end')[0]:.1%}" for name, report in rows)
+    return [line]
 
 
 def differences(rows: Sequence[tuple[str, EvalReport]]) -> list[str]:

@@ -89,6 +89,41 @@ def demonstration_rows(
     }
 
 
+def until_success(data: Demonstrations) -> Demonstrations | None:
+    """The demonstrations cut at their first success, where each ends for good; those without one stay as they are.
+
+    Returns:
+        ``None`` where the rewards do not say when that is (they do if they are 0 and 1 alone, as robosuite's sparse ones), or
+        where no demonstration has one.
+    """
+    if len(data.rewards) != len(data.obs) or not np.isin(data.rewards, (0.0, 1.0)).all() or not data.rewards.any():
+        return None
+    kept, ends = np.zeros(len(data.obs), np.bool_), np.cumsum(data.episode_lengths)
+    final_obs, terminated = data.final_obs.copy(), data.terminated.copy()
+    for e, (start, end) in enumerate(zip(ends - data.episode_lengths, ends, strict=True)):
+        won = np.flatnonzero(data.rewards[start:end])
+        stop = int(start + won[0] + 1) if len(won) else int(end)
+        kept[start:stop] = True
+        if len(won):
+            terminated[e] = True
+        if stop < end:
+            final_obs[e] = data.obs[stop]
+    steps = {name: getattr(data, name)[kept] for name in ("obs", "actions", "rewards")}
+    lengths = np.add.reduceat(kept, ends - data.episode_lengths).astype(np.int64)
+    return Demonstrations(
+        **steps,
+        episode_lengths=lengths,
+        episode_returns=data.episode_returns,
+        episode_source=data.episode_source,
+        final_obs=final_obs,
+        terminated=terminated,
+        scene=data.scene,
+        recorded=data.recorded,
+        order=data.order,
+        recipe=data.recipe,
+    )
+
+
 def left_out(data: Demonstrations) -> str:
     """What :func:`demonstration_rows` leaves out, in words; empty for nothing that was rewarded."""
     if len(data.final_obs) != len(data.episode_lengths) or len(data.terminated) != len(data.episode_lengths):
