@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from lpds import remarks
 from lpds.checkpoint import SET_ASIDE, CheckpointStore
-from lpds.checks import LANES, check_decoder, check_device
+from lpds.checks import LANES, best_device, check_decoder
 from lpds.compact import refuse_other_pictures
 from lpds.config import RunSettings
 from lpds.decoders.base import BaseDecoder
@@ -119,20 +120,20 @@ def steer(
             display.say(f"{method} makes no use of {name}")
         for line in [*remarks.of_decoder(frozen), *told]:
             display.say(line)
+        config = {
+            "format_version": FORMAT_VERSION,
+            "task": chosen.name,
+            "method": method,
+            "preset": preset,
+            "env": chosen_env if isinstance(chosen_env, str) else None,
+            "env_name": _env_name(chosen_env),
+            "decoder": {**decoder_facts(frozen), "spec": spec_to_wire(frozen.spec)},
+            "run": to_json(run_settings),
+            "settings": to_json(method_settings),
+            "shifts": learner.shifts or None,
+        }
         make_room(folder, overwrite)  # only now that nothing else stands against the run
         with locked(folder):
-            config = {
-                "format_version": FORMAT_VERSION,
-                "task": chosen.name,
-                "method": method,
-                "preset": preset,
-                "env": chosen_env if isinstance(chosen_env, str) else None,
-                "env_name": _env_name(chosen_env),
-                "decoder": {**decoder_facts(frozen), "spec": spec_to_wire(frozen.spec)},
-                "run": to_json(run_settings),
-                "settings": to_json(method_settings),
-                "shifts": learner.shifts or None,
-            }
             write_json(folder / "config.json", config)
             write_json(folder / "passport.json", passport)
             runner.records.open()
@@ -146,7 +147,8 @@ def resume(
     steps: int | None = None,
     decoder: Decoder | str | None = None,
     env: EnvLike | None = None,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, Any] | None = None,
+    device: str | None = None,
     quiet: bool = False,
     tensorboard: bool = False,
 ) -> Run:
@@ -157,7 +159,9 @@ def resume(
         steps: a larger budget, to go on with a run that had reached its own.
         decoder: needed again for a wrapped one, and for one that has moved; a decoder or a reference.
         env: needed again for a factory.
-        files: with a decoder that has moved: where its ``normalization`` or ``tokenizer`` is now.
+        files: with a decoder that has moved: where its ``normalization`` or ``tokenizer`` is now; also where it runs, and
+            how it is reached (``device``, ``timeout``, ``retries``, ``rows_at_once``).
+        device: to learn on from now on; the run's own by default. Another one rounds otherwise.
         quiet: print nothing but warnings.
         tensorboard: write TensorBoard scalars too.
 
@@ -177,20 +181,21 @@ def resume(
         before = from_json(RunSettings, config["run"])
         begun = _has_checkpoint(folder)
         settings = before if steps is None else _grown(folder, config["method"], before, steps)
+        settings = settings if device is None else replace(settings, device=device)
         method_settings = from_json(resolve("method", METHOD_SETTINGS, config["method"]), config["settings"])
         check_env(chosen_env, frozen)
         display = Display(settings.steps, quiet=quiet)
         closing.callback(display.close)
-        device = _device(settings.device)
+        place = _device(settings.device)
         torch.set_num_threads(settings.threads)
-        learner, generator = build_learner(settings, config["method"], method_settings, frozen, device)
+        learner, generator = build_learner(settings, config["method"], method_settings, frozen, place)
         # once there is a checkpoint they are in its replay, and their file may be gone or another one
         facts = CheckpointStore(folder / "checkpoint").facts() if begun else {}
         held = facts.get("given")
         named = (settings, config["method"], learner, frozen, chosen_env)
         rows = None if held is not None else read_demonstrations(*named, display.say)
         if not _can_be_read(folder / "passport.json"):  # a kill came before it, or a disk lost it
-            passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(device))
+            passport = make_passport(frozen, env=_env_name(chosen_env), seed=settings.seed, device=str(place))
             write_json(folder / "passport.json", passport)
         if (name := _env_name(chosen_env)) != config["env_name"]:
             display.say(f"WARNING: the run was in {config['env_name']!r} and goes on in {name!r}, with what it learned there")
@@ -202,7 +207,7 @@ def resume(
             chosen_env,
             folder,
             generator=generator,
-            device=device,
+            device=place,
             display=display,
             tensorboard=tensorboard,
             demonstrations=rows,
@@ -367,9 +372,7 @@ def check_env(env: EnvLike, decoder: Decoder) -> None:
 
 
 def _device(name: str) -> torch.device:
-    found = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    check_device(found)
-    return torch.device(found)
+    return torch.device(best_device(name))
 
 
 __all__ = ["BaseDecoder", "Run", "evaluate", "load_policy", "read_config", "read_json_lines", "resume", "steer"]

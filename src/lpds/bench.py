@@ -164,7 +164,7 @@ def bench_learner(rounds: int = 7, *, iterations: dict[int, int] | None = None) 
         result: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "threads": 1,
-            "bf16_in_hardware": bf16_in_hardware(),
+            "bf16_in_hardware": bf16_in_hardware(torch.device("cpu")),
             "matmul_gflops": rate / 1e9,
             "rounds": rounds,
         }

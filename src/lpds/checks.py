@@ -74,11 +74,27 @@ def check_device(name: str) -> None:
     import torch
 
     try:
-        kind = torch.device(name).type
+        device = torch.device(name)
     except (RuntimeError, TypeError):
         raise LpdsError(f"device is {name!r} (choices: cpu, cuda, cuda:0 ...)") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise LpdsError(f"device {name} was asked for, but this machine has none that torch can use (choices: cpu)")
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there += ["mps", "mps:0"]
+    if str(device) not in there:
+        raise LpdsError(
+            f"device {name} was asked for, but this machine has none that torch can use (choices: {', '.join(there)})"
+        )
+
+
+def best_device(name: str) -> str:
+    """``name``, which must be here, or for ``"auto"`` a GPU that CUDA can use where there is one, else the CPU."""
+    import torch
+
+    found = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    check_device(found)
+    return found
 
 
 def check_share(name: str, value: Any) -> None:

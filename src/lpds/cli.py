@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 
 from lpds.commands import grids, policies, runs
 from lpds.commands.terminal import guarded
-from lpds.decoder_flags import add_decoder_options
+from lpds.decoder_flags import CHOSEN_AGAIN, add_decoder_options
 from lpds.errors import LpdsError, unknown_name
-from lpds.registry import DECODER_FILES, DECODER_FORMS
+from lpds.registry import DECODER_FORMS
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -81,7 +81,8 @@ def _run_commands(commands: Any) -> None:
     resume.add_argument("--steps", type=int, help="a larger budget, to go on with a finished run")
     resume.add_argument("--decoder", help="where the run's decoder is now, if it has moved (the fingerprint must be the same)")
     resume.add_argument("--env", help="a Gymnasium id, for a run whose environment a function made")
-    add_decoder_options(resume, DECODER_FILES)
+    resume.add_argument("--device", choices=["auto", "cpu", "cuda"], help="to learn on from now on (default: the run's own)")
+    add_decoder_options(resume, CHOSEN_AGAIN)
     resume.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars into the run folder, too")
     resume.add_argument("--quiet", action="store_true", help="no progress, only warnings and what came out")
 

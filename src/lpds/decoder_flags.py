@@ -27,7 +27,10 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "task": ("--instruction", {"help": "what the robot is told (lerobot: pi0, pi05, SmolVLA)"}),
     "tokenizer": ("--tokenizer", {"help": "folder of the instruction's tokenizer (lerobot:)"}),
-    "device": ("--decoder-device", {"help": "where the policy runs, cuda for instance (lerobot:; default cpu)"}),
+    "device": (
+        "--decoder-device",
+        {"help": "where the policy runs, cuda for instance (lerobot:; by default cuda if there is one)"},
+    ),
     "timeout": ("--timeout", {"type": float, "help": "seconds to wait for an answer (remote:)"}),
     "retries": ("--retries", {"type": int, "help": "attempts to reach a lost server again (remote:)"}),
     "rows_at_once": ("--rows-at-once", {"type": int, "help": "cut larger batches into several requests (remote:)"}),
@@ -44,6 +47,8 @@ def word_of(name: str) -> str:
     return FLAGS[name][0].removeprefix("--").replace("-", "_")
 
 
+CHOSEN_AGAIN = (*DECODER_FILES, *ELSEWHERE)
+"""Options that a run leaves open: where files are now, and where the decoder runs now."""
 MAKES_ANOTHER = {word_of(name): name for name in FLAGS if name not in ELSEWHERE}
 """Words that make another decoder of the same reference, and their loader's names for them."""
 
@@ -70,17 +75,18 @@ def shared_words(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def moved_files(run: object, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Where the files of a run's decoder are now, with where itself is.
+    """Where a run's decoder runs now, and where its files are, with where itself is.
 
     Raises:
-        LpdsError: an option that makes another decoder, or no word of where the decoder is.
+        LpdsError: an option that makes another decoder, or files and no word of where the decoder is.
     """
     given = decoder_options(arguments)
-    other = [FLAGS[name][0] for name in given if name not in DECODER_FILES]
+    other = [FLAGS[name][0] for name in given if name not in CHOSEN_AGAIN]
     if other:
         raise LpdsError(f"{run} is a run, which knows its decoder: {', '.join(other)} cannot be chosen again")
-    if given and arguments.decoder is None:
-        flags = ", ".join(FLAGS[name][0] for name in given)
+    files = [FLAGS[name][0] for name in given if name in DECODER_FILES]
+    if files and arguments.decoder is None:
+        flags = ", ".join(files)
         raise LpdsError(f"{run} is a run, which knows its decoder: {flags} needs --decoder, which says where it is now")
     return given
 

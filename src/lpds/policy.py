@@ -215,14 +215,14 @@ def tell_policy(folder: Path, decoder: Mapping[str, Any]) -> None:
 
 @kept_random()
 def load_policy(
-    run: str | Path | RunFolder, decoder: Decoder | str | None = None, *, files: Mapping[str, str] | None = None
+    run: str | Path | RunFolder, decoder: Decoder | str | None = None, *, files: Mapping[str, Any] | None = None
 ) -> SteeredPolicy:
     """Open the policy of a run folder, or of a folder of committed results.
 
     Args:
         run: a folder that holds ``policy/``.
         decoder: needed for a wrapped decoder, and for one that has moved, also as a reference; others are found by theirs.
-        files: with a reference that has moved: where ``normalization`` or ``tokenizer`` is now.
+        files: with a reference that has moved: where ``normalization`` or ``tokenizer`` is now, and where it runs (``device``).
 
     Returns:
         The policy.

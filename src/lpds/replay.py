@@ -15,9 +15,6 @@ from lpds.errors import LpdsError
 from lpds.frames import Frames
 from lpds.types import Batch, LatentSpec, Shape
 
-FIRST_ROWS = 4096
-"""What a device other than the CPU reserves at once; the ring then grows to its capacity by doubling."""
-
 
 class Replay:
     """Rows are written in rounds of ``lanes`` (one per sub-environment, always in the same order)."""
@@ -46,7 +43,7 @@ class Replay:
             kept_next: K chunks of the next state stored with a row, with their latents.
             expected: rows that will be written where no chunk is cut short; all of them by default.
             reserved: rows to reserve at once; by default all of them on the CPU, where pages that are never written are
-                never taken from the system (what is expected, if all are more than it has), and else :data:`FIRST_ROWS`.
+                never taken from the system (what is expected, if all are more than it has), and what is expected elsewhere.
 
         Raises:
             LpdsError: what is expected would not fit into the machine's memory.
@@ -76,7 +73,9 @@ class Replay:
         if spec.pictures:
             self.row_bytes["pictures"] = spec.picture_size
         self._check_memory()
-        usual = FIRST_ROWS
+        usual = (
+            self.expected
+        )  # at once: a GPU that cannot hold it is to say so before the run, and rows that grow are held twice
         if device.type == "cpu":  # a system refuses to promise more than it has
             usual = self.capacity if self.memory <= memory_of(device) else self.expected
         self._held = min(self.capacity, max(lanes, usual if reserved is None else reserved))
@@ -306,9 +305,9 @@ class Replay:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes that a machine or a device has in all."""
+    """Bytes that a machine has in all, or a GPU has left."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        return int(torch.cuda.mem_get_info(device)[0])
     if not hasattr(os, "sysconf"):  # Windows does not tell without further libraries
         return sys.maxsize
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -57,6 +58,8 @@ def _grid(arguments: argparse.Namespace) -> int:
     cells = grid_cells(arguments.what, arguments.methods, arguments.seeds, arguments.steps, shared_words(arguments))
     if decoder is not None:
         check_methods(cells, str(arguments.decoder), decoder)
+        del decoder  # every run opens its own, and a GPU may not hold two
+        _free_gpu()
     for line in too_short(cells):
         say(line)
     out = arguments.out or Path("runs") / f"bench-{arguments.what}"
@@ -67,6 +70,15 @@ def _grid(arguments: argparse.Namespace) -> int:
         show_comparison(compare(finished), as_json=arguments.json)
         _write_page(finished, out)
     return 0 if len(finished) == len(cells) else 1
+
+
+def _free_gpu() -> None:
+    """Hand back what nothing refers to any more."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _write_page(runs: list[Path], out: Path) -> None:

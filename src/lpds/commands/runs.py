@@ -58,7 +58,7 @@ def do_resume(arguments: argparse.Namespace) -> int:
     from lpds.api import resume
 
     told: dict[str, Any] = {"quiet": arguments.quiet, "tensorboard": arguments.tensorboard}
-    told["files"] = moved_files(arguments.run, arguments)
+    told |= {"files": moved_files(arguments.run, arguments), "device": arguments.device}
     return _finish(resume(arguments.run, steps=arguments.steps, decoder=arguments.decoder, env=arguments.env, **told))
 
 

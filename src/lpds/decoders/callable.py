@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from lpds.decoders.base import BaseDecoder, as_float32, each_part, hash_tensors
 from lpds.errors import DecoderFault, LpdsError, one_line
 from lpds.observations import conform, parts, select
 from lpds.random import normal
-from lpds.threads import one_thread
+from lpds.threads import full_precision
 from lpds.types import LatentSpec, Shape
 
 PROBE_SCALES = (1.0, 0.1, 0.01)
@@ -47,6 +48,8 @@ class CallableDecoder(BaseDecoder):
     ) -> None:
         super().__init__(spec, name)
         self._device = device or torch.device("cpu")
+        self._default_device = torch.get_default_device()
+        """Of whoever wrapped the functions, which may count on it."""
         self._examples, self._action_range = examples, action_range
         self._prepare, self.shares_context = prepare, prepare is not None
         self._fn, self._features, self._feature_size = fn, features, feature_size
@@ -57,7 +60,7 @@ class CallableDecoder(BaseDecoder):
         if self._prepare is None:
             return obs
         rows = len(next(iter(obs.values())) if isinstance(obs, Mapping) else obs)
-        return _shared(self._guarded("prepare", self._prepare, _copy(obs, self._device)), rows, self.name)
+        return _shared(self._guarded("prepare", self._prepare, obs), rows, self.name)
 
     @property
     def feature_size(self) -> int | None:
@@ -68,18 +71,24 @@ class CallableDecoder(BaseDecoder):
         """Call the user's function on the context; an array or a tensor of [B, F] must come back."""
         if self._features is None:
             return super().features(context)
-        function, seen = self._features, _copy(context, self._device)
-        found: Tensor = self._guarded("features", lambda x: _own(torch.as_tensor(function(x))), seen)
+        function = self._features
+        found: Tensor = self._guarded("features", lambda x: _own(torch.as_tensor(function(x))), context)
         if found.ndim != 2 or found.shape[1] != self.feature_size:
             raise LpdsError(f"the features of decoder {self.name!r} are {list(found.shape)}, expected [B, {self.feature_size}]")
         if not bool(torch.isfinite(found).all()):
             raise DecoderFault(f"the features of decoder {self.name!r} hold NaN or infinity")
         return found
 
+    @contextmanager
+    def _as_wrapped(self) -> Iterator[None]:
+        """Without gradients, and with the default device that was set when the functions were given."""
+        with torch.no_grad(), nullcontext() if self._default_device.type == "cpu" else self._default_device:
+            yield
+
     def _guarded(self, what: str, call: Callable[[Any], Any], value: Any) -> Any:
         try:
-            with torch.no_grad():
-                return call(value)
+            with self._as_wrapped():
+                return call(_copy(value, self._device))
         except LpdsError:
             raise
         except (Exception, SystemExit) as error:
@@ -112,7 +121,7 @@ class CallableDecoder(BaseDecoder):
     def _called(self, context: Any, w: Tensor) -> Tensor:
         """Call the function on copies, so that it may work in place; an array or a tensor of [B, T, A] must come back."""
         try:
-            with torch.no_grad():
+            with self._as_wrapped():
                 result = self._fn(_copy(context, self._device), w.to(self._device, copy=True))
         except LpdsError:
             raise
@@ -150,12 +159,12 @@ class CallableDecoder(BaseDecoder):
     def probe(self) -> str:
         """Some of the actions (and features) that the fingerprint is made of, unrounded: float32 in base64."""
         if self._cached_probe is None:
-            with one_thread():
+            with full_precision():
                 obs, w = self._probe()
                 told = _some(self(obs, w).flatten(0, 1).float())
-                if self._features is not None:
-                    told = torch.cat([told, _some(self.features(self.prepare(obs)).T)])
-            self._cached_probe = base64.b64encode(told.cpu().numpy().astype("<f4").tobytes()).decode()
+                if self._features is not None:  # which stay where the user's function has them
+                    told = torch.cat([told, _some(self.features(self.prepare(obs)).cpu().T)])
+            self._cached_probe = base64.b64encode(told.numpy().astype("<f4").tobytes()).decode()
         return self._cached_probe
 
     def resembles(self, probe: str) -> bool:
@@ -165,14 +174,14 @@ class CallableDecoder(BaseDecoder):
     @property
     def blind(self) -> bool:
         """Whether the probe's actions are the same for other noises: such a decoder cannot be steered."""
-        with one_thread():
+        with full_precision():
             obs, w = self._probe()
             return bool(torch.equal(self(obs, w), self(obs, w.flip(0))))
 
     @property
     def leaks(self) -> bool:
         """Whether a row's actions or features change with the rows beside it, by :data:`LEAK` of a column's largest."""
-        with one_thread():
+        with full_precision():
             obs, w = self._probe()
             few = {key: value[:2] for key, value in obs.items()} if isinstance(obs, Mapping) else obs[:2]
             pairs = [(self(obs, w), self(few, w[:2]))]
@@ -181,7 +190,7 @@ class CallableDecoder(BaseDecoder):
             return any(_leak(whole, alone) for whole, alone in pairs)
 
     def _fingerprint(self) -> str:
-        with one_thread():  # a product that is split otherwise rounds otherwise
+        with full_precision():  # a product that is split otherwise rounds otherwise
             return self._hash()
 
     def _hash(self) -> str:
@@ -223,7 +232,7 @@ class CallableDecoder(BaseDecoder):
         if self._action_range is not None:  # the unit of a residual on the action
             tensors["low"], tensors["high"] = self._action_range
         if self._features is not None:  # a Delta that was learned on some features is nothing on others
-            found, again = (self.features(self.prepare(obs)).double() for _ in range(2))
+            found, again = (self.features(self.prepare(obs)).cpu().double() for _ in range(2))
             if not torch.equal(found, again):
                 raise LpdsError(f"the features of decoder {self.name!r} are stochastic: the same observation gave two vectors")
             tensors["features"] = torch.round(found / found.abs().max().clamp(min=1e-12), decimals=2) + 0.0
@@ -277,7 +286,7 @@ def _some(table: Tensor) -> Tensor:
 
 def _told(error: BaseException) -> str:
     """What a user's function raised, in a line."""
-    elsewhere = isinstance(error, RuntimeError) and "same device" in str(error)
+    elsewhere = isinstance(error, RuntimeError) and any(words in str(error) for words in ("same device", "should be the same"))
     return one_line(error) + (" (wrap_decoder(..., device=) says where it gets its tensors)" if elsewhere else "")
 
 

@@ -165,10 +165,12 @@ class FoldedStep:
     """[C]."""
 
 
-def bf16_in_hardware() -> bool:
-    """Whether bfloat16 products are fast here: AVX-512 BF16, AMX, or a GPU. Elsewhere they take six times as long."""
+def bf16_in_hardware(device: torch.device) -> bool:
+    """Whether bfloat16 products are fast there: AVX-512 BF16, AMX, a GPU since Ampere. Else they take six times as long."""
+    if device.type == "cuda":
+        return bool(torch.cuda.get_device_capability(device) >= (8, 0))
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return torch.cuda.is_available() or any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
 class FoldedNetwork:
@@ -232,14 +234,19 @@ class FoldedNetwork:
                     (b * bias).float(),
                 )
             )
-        self._bf16 = bf16 and bf16_in_hardware()
+        self._wants_bf16 = bf16
+        self._widen(torch.device("cpu"))
+
+    def _widen(self, device: torch.device) -> None:
+        """Have the large products in bfloat16 where that is wanted and fast."""
+        self._bf16 = self._wants_bf16 and bf16_in_hardware(device)
         self._wide = [inner[0].bfloat16() if self._bf16 else inner[0] for inner in self._inner]
 
     def to(self, device: torch.device) -> None:
         """Move every tensor to a device, in place."""
         self._net.to(device)
         self._inner = [tuple(value.to(device) for value in inner) for inner in self._inner]
-        self._wide = [value.to(device) for value in self._wide]
+        self._widen(device)
         self._x_in, self._state_in = self._x_in.to(device), self._state_in.to(device)
         self._state_out = self._state_out.to(device)
         self.steps = [

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lpds.checks import check_decoder
+from lpds.checks import best_device, check_decoder
 from lpds.errors import LpdsError
 from lpds.passport import check_fingerprint
 from lpds.registry import DECODER_FILES, DECODER_SCHEMES
@@ -20,7 +20,7 @@ def find_decoder(
     given: Decoder | str | None,
     what: str,
     folder: Path,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, Any] | None = None,
 ) -> Decoder:
     """Use the decoder given, or open the one that was recorded; either must have the recorded fingerprint.
 
@@ -30,7 +30,7 @@ def find_decoder(
         what: who asks, for a message.
         folder: of who asks; a recorded reference to a relative place holds from there, or from a folder above it.
         files: where what the decoder needs beside its reference is now, by the option's name
-            (:data:`lpds.registry.DECODER_FILES`).
+            (:data:`lpds.registry.DECODER_FILES`), and where it runs now.
 
     Raises:
         LpdsError: nothing tells which decoder it was, it is not where it was, or another one is.
@@ -52,6 +52,8 @@ def find_decoder(
     if isinstance(given, str):
         same_kind = _kind(given) == _kind(str(facts["reference"]))
         recorded = {key: _file_from(key, value, folder) for key, value in facts["options"].items()} if same_kind else {}
+        if "device" in recorded and not _is_here(str(recorded["device"])):  # a GPU's machine made the run, and this has none
+            del recorded["device"]
         try:
             given = load_decoder(given, **{**recorded, **(files or {})})
         except LpdsError as error:
@@ -80,6 +82,14 @@ def _kind(reference: str) -> str:
     """Whose loader a reference asks for: a zoo name and a path are folders of this project's own decoders, too."""
     scheme, colon, _ = reference.partition(":")
     return scheme if colon and scheme in DECODER_SCHEMES else "folder"
+
+
+def _is_here(device: str) -> bool:
+    try:
+        best_device(device)
+    except LpdsError:
+        return False
+    return True
 
 
 def _place_from(reference: str, folder: Path) -> str:

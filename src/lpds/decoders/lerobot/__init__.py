@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lpds.checks import check_device
+from lpds.checks import best_device
 from lpds.decoders.lerobot.folder import FAMILIES, find_folder, import_lerobot, policy_type
 from lpds.decoders.lerobot.policy import LeRobotDecoder, Options
 from lpds.registry import resolve
@@ -25,7 +25,7 @@ def load_lerobot(
     tokenizer: str | Path | None = None,
     flat: bool = False,
     flat_order: str | Sequence[str] | None = None,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> LeRobotDecoder:
     """Open a policy from a folder in LeRobot's own saved format as a decoder.
 
@@ -40,7 +40,7 @@ def load_lerobot(
         flat: take one vector [B, O] in place of a dict, frame after frame; for policies without images and language.
         flat_order: the policy's vectors in the order in which a frame of the flat observation has them, with commas between
             them or as a sequence; needed where there are several, since an environment's vector does not say.
-        device: where the policy runs; the actions come back on the device of the noise.
+        device: where the policy runs, by default on a GPU if there is one; the actions come back on the device of the noise.
 
     Returns:
         The decoder.
@@ -49,7 +49,7 @@ def load_lerobot(
         LpdsError: lerobot is missing, the folder is broken, the policy is of another type, its sampler is stochastic, its
             weights are incomplete, or its statistics do not fit its features; the message names what it is.
     """
-    check_device(device)
+    device = best_device(device)
     order = flat_order.split(",") if isinstance(flat_order, str) else flat_order
     order = None if order is None else tuple(key.strip() for key in order)
     folder = find_folder(path)
