@@ -34,6 +34,7 @@ from lpds.probe import (
     take,
 )
 from lpds.random import normal
+from lpds.threads import kept_threads
 from lpds.types import Decoder
 from lpds.units import action_range, observation_range, ranges
 
@@ -75,6 +76,7 @@ class CheckReport:
         return "\n".join(self.lines())
 
 
+@kept_threads()
 def check(
     decoder: Decoder | str,
     env: EnvLike | ChunkedVectorEnv | gymnasium.Env[Any, Any] | None = None,

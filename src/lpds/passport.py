@@ -41,6 +41,7 @@ def make_passport(decoder: Decoder, *, env: str, seed: int, device: str) -> dict
             "action_shape": list(spec.action_shape),
             "free": None if spec.free is None else list(spec.free),
             "facts": decoder.describe(),
+            "device": getattr(decoder, "runs_on", None),
         },
         "env": env,
         "seed": seed,
@@ -51,6 +52,7 @@ def make_passport(decoder: Decoder, *, env: str, seed: int, device: str) -> dict
             "system": platform.system(),
             "arch": platform.machine(),
             "processor": processor(),
+            "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
             "kernels": torch.backends.cpu.get_cpu_capability(),
         },
     }

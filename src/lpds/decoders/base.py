@@ -30,6 +30,8 @@ class BaseDecoder(ABC):
     """Whether what is learned from and kept, the observation or its features (:meth:`from_features`), can be decoded again."""
     shares_context = False
     """Whether :meth:`prepare` is so dear that it is done once for all noises of a state; see :meth:`repeat`."""
+    runs_on: str | None = None
+    """Device of a policy that stays on one of its own, whatever device its inputs come from."""
     can_be_lost = False
     """Whether a decode may raise :class:`DecoderFault`, so that a run must be able to take back a half-done update."""
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpds.checks import AT_MOST, check_decoder
+from lpds.checks import AT_MOST, best_device, check_decoder
 from lpds.decoders.base import as_float32
 from lpds.deploy.contexts import Contexts, Kept
 from lpds.errors import DecoderFault, LpdsError
@@ -92,11 +92,9 @@ class DecoderServer:
                 raise LpdsError(f"{name} must be positive, not {value}")
         if threads > AT_MOST["threads"]:
             raise LpdsError(f"threads must be at most {AT_MOST['threads']}, not {threads}")
-        if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-            raise LpdsError(f"device {device!r} is not to be had here (choices: auto, cpu, and cuda where there is one)")
         check_decoder(decoder)
         self.decoder, self._token, self._say = decoder, token, say or (lambda line: None)
-        self._device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        self._device = torch.device(best_device(device))
         self._threads, self._max_bytes, self._max_batch = threads, max_bytes, max_batch
         self._contexts = Contexts(max_kept)
         self._hello = pack(describe_decoder(decoder, self._facts(), max_bytes, max_batch, _examples(decoder)))
@@ -113,7 +111,8 @@ class DecoderServer:
     def _facts(self) -> dict[str, Any]:
         import lpds
 
-        versions = {"lpds": lpds.__version__, "torch": str(torch.__version__), "device": self._device.type}
+        where = getattr(self.decoder, "runs_on", None) or self._device.type
+        versions = {"lpds": lpds.__version__, "torch": str(torch.__version__), "device": where}
         served: dict[str, Any] = json.loads(json.dumps(self.decoder.describe(), default=str))
         start = getattr(self.decoder, "signal_at_start", None)
         faults = {name: self._has(name) for name in ("blind", "leaks")}

@@ -50,7 +50,7 @@ class LeRobotDecoder(BaseDecoder):
     shares_context = True
 
     def __init__(self, folder: Path, options: Options) -> None:
-        self._options = options
+        self._options, self.runs_on = options, options.device
         for option in self.unused:
             if getattr(options, option) is not None:
                 raise LpdsError(f"{option} is not an option of the policy in {folder}")
