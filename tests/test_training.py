@@ -109,6 +109,10 @@ def test_a_card_of_a_part_of_a_recipes_data_knows_nothing_of_the_sources_that_ar
 
 
 def test_a_card_says_of_data_with_a_recipe_of_their_own_what_they_say():
+    # of a scripted expert also what failed, by mode; -1 is an attempt in which there was nothing to take over
+    scripted = replace(plain_data(), recipe="robomimic-can", attempts=np.asarray([0, 0, 2, -1, 1, 0]))
+    assert data_card("mine", scripted)["attempts_by_mode"] == [3, 1, 1]
+    assert "attempts_by_mode" not in data_card("mine", replace(scripted, attempts=np.empty(0, np.int64)))
     assert data_card("mine", replace(plain_data(), recipe="my teleoperation, March"))["recipe"] == "my teleoperation, March"
     assert data_card("mine", replace(plain_data(), recipe="toy"))["recipe"] == "lpds.pretrain.recipes:toy_data"
 

@@ -45,7 +45,9 @@ def _make(task: str, horizon: int, render_mode: str | None) -> gymnasium.Env[Any
     try:
         with redirect_stderr(io.StringIO()):  # it prints a notice about its versions whenever it is imported
             import gymnasium_robotics
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "gymnasium_robotics":  # installed, and broken: what it lacks is not the extra
+            raise
         raise LpdsError("Adroit needs gymnasium-robotics: pip install 'lpds[adroit]'") from None
     name = f"AdroitHand{task}-v1"
     if name not in gymnasium.registry:

@@ -244,6 +244,8 @@ def data_card(name: str, data: Demonstrations, chunk: int = 1, pad_end: bool = F
     elif data.recipe in SCRIPTED:
         script = SCRIPTED[data.recipe]
         facts |= {"env": script.env, "expert": script.expert, "episodes_by_mode": np.bincount(data.episode_source).tolist()}
+        tried = data.attempts[data.attempts >= 0]  # below: there was nothing to take over
+        facts |= {"attempts_by_mode": np.bincount(tried).tolist()} if len(tried) else {}
     elif data.recipe == "toy":
         facts |= {"recipe": "lpds.pretrain.recipes:toy_data", "seed": 0}
     elif data.recipe:
