@@ -236,6 +236,21 @@ def test_spaces_that_do_not_fit_say_which_sizes(env, message):
     assert find(report, "spaces").figure == message
 
 
+def test_a_decoder_that_differs_in_its_last_bit_is_told_to_sum_in_one_order(refused):
+    """As atomic sums on a GPU do. It is refused all the same: frozen and steered would not be the same at scale 0."""
+    calls = []
+
+    def shaken(obs, w):
+        calls.append(1)
+        return good(obs, w) * (1.0 + 1e-6 * float(np.sin(len(calls))))
+
+    found = find(lpds.check(wrap(shaken)), "deterministic")
+    assert (found.verdict, found.figure) == ("fault", "equal to rounding, not to the bit")
+    assert "use_deterministic_algorithms" in found.remedy
+    with refused("rounds otherwise each time", "use_deterministic_algorithms"):
+        _ = wrap(shaken).fingerprint
+
+
 def test_environment_that_cannot_be_made_is_not_laid_on_the_decoders_shapes():
     def without_its_extra():
         raise lpds.LpdsError("Adroit needs gymnasium-robotics: pip install 'lpds[adroit]'")

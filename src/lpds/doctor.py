@@ -18,6 +18,7 @@ from torch import Tensor
 from lpds.checks import check_decoder, check_seed, whole
 from lpds.compact import is_compact, look
 from lpds.decoders.base import BaseDecoder
+from lpds.decoders.callable import ROUNDED, SAME_SUMS
 from lpds.envs.build import EnvLike, end_to_end
 from lpds.envs.chunk import ChunkedVectorEnv
 from lpds.errors import EnvironmentFault, LpdsError, one_line
@@ -212,6 +213,8 @@ def deterministic(probe: Probe) -> Finding:
     own = (first - second).double().square().nanmean() / 2
     within = first.double().var(1).nanmean()
     figure = f"the initial noise explains {float((1 - own / within).clamp(0, 1)):.1%} of the variance within a state"
+    if float(own) < ROUNDED * float(within):
+        return Finding("deterministic", "equal to rounding, not to the bit", "fault", SAME_SUMS)
     remedy = "use a deterministic sampler (DDIM with eta 0 or an ODE solver, dropout off), started from the w it is given"
     return Finding("deterministic", figure, "fault", remedy)
 

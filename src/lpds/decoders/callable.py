@@ -23,6 +23,10 @@ PROBE_SCALES = (1.0, 0.1, 0.01)
 
 ROUNDING = 1e-3
 """What two processors' actions may differ by, of a coordinate's largest: a thousand times what float32 loses."""
+ROUNDED = 1e-8
+"""Share of the variance below which two calls differ by rounding alone."""
+SAME_SUMS = "sum in one order, torch.use_deterministic_algorithms(True): atomic sums on a GPU come in any"
+"""What to do about that."""
 LEAK = 1e-2
 """What a row may differ by in another batch, of the largest action: half precision loses less."""
 KEPT = 192
@@ -216,6 +220,8 @@ class CallableDecoder(BaseDecoder):
         if not bool(torch.isfinite(first).all()):
             raise LpdsError(f"decoder {self.name!r} returned NaN or infinite actions{drawn or ' on its examples'}")
         if not torch.equal(first, second):
+            if float((first - second).double().square().mean()) < ROUNDED * float(first.double().var()):
+                raise LpdsError(f"decoder {self.name!r} rounds otherwise each time that it is called: {SAME_SUMS}")
             raise LpdsError(
                 f"decoder {self.name!r} is stochastic or has a memory: the same observation and latent gave two different "
                 "actions. Use a deterministic sampler (DDIM with eta 0, or an ODE solver), pass it the initial noise w, and "
