@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -135,6 +136,15 @@ def test_list_names_every_task_and_method(capsys):
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in [*TASKS, *METHODS])
+
+
+def test_list_says_what_a_task_needs_that_is_not_installed(capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gymnasium_robotics" else find(name))
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    needy = [line.split()[0] for line in lines if line.endswith("needs pip install 'lpds[adroit]'")]
+    assert needy == ["adroit-pen", "adroit-hammer", "adroit-door", "adroit-relocate"]
 
 
 def test_steer_eval_report_and_resume_with_a_larger_budget(capsys, tmp_path):

@@ -96,6 +96,12 @@ ENVIRONMENTS = Table(
     {"libero-90": ("lpds.envs.libero:maker", 90), "libero-90-cameras": ("lpds.envs.libero:camera_maker", 90)},
 )
 TASKS = Table(_TASKS, {"libero-90": ("lpds.tasks:libero_90", 90)})
+EXTRAS: dict[str, tuple[str, str]] = {
+    "lpds.envs.adroit": ("gymnasium_robotics", "adroit"),
+    "lpds.envs.robosuite": ("robosuite", "robosuite"),
+    "lpds.envs.libero": ("libero", "libero"),
+}
+"""By an environment's module: the package that it needs, and the extra that brings it."""
 
 
 def resolve(kind: str, table: dict[str, str], name: str) -> Any:

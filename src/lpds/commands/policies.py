@@ -20,15 +20,16 @@ def do_list(arguments: argparse.Namespace) -> int:
     import json
 
     from lpds.digits import brackets, told
-    from lpds.registry import DECODER_FORMS, METHODS, TASKS, resolve
+    from lpds.registry import DECODER_FORMS, ENVIRONMENTS, METHODS, TASKS, resolve
     from lpds.zoo import FOLDER, names
 
     print("tasks:")
     for name in TASKS:
         task = resolve("task", TASKS, name)
-        print(f"  {name:<21}{task.env:<21}{'decoder shipped' if task.decoder in names() else 'decoder not shipped'}")
+        shipped = "decoder shipped" if task.decoder in names() else "decoder not shipped"
+        print(f"  {name:<21}{task.env:<21}{shipped}{_lacks(ENVIRONMENTS.get(task.env, ''))}")
     for stem, (_, count) in TASKS.families.items():
-        print(f"  {stem}:N, N from 0 to {count - 1}, are all tasks")
+        print(f"  {stem}:N, N from 0 to {count - 1}, are all tasks{_lacks(ENVIRONMENTS.families[stem][0])}")
     print("methods:")
     for name, line in _first_lines(METHODS).items():
         print(f"  {name:<21}{line}")
@@ -44,6 +45,16 @@ def do_list(arguments: argparse.Namespace) -> int:
         print(f"  {name:<20}{facts.get('decoder', {}).get('kind', ''):<11}{level}")
     print(f"  {'  '.join(DECODER_FORMS)}")
     return 0
+
+
+def _lacks(place: str) -> str:
+    """What an environment needs that is not installed."""
+    from importlib.util import find_spec
+
+    from lpds.registry import EXTRAS
+
+    package, extra = EXTRAS.get(place.partition(":")[0], ("", ""))
+    return f", needs pip install 'lpds[{extra}]'" if package and find_spec(package) is None else ""
 
 
 def _first_lines(places: Mapping[str, str]) -> dict[str, str]:
