@@ -1,7 +1,7 @@
 """Expert actors kept as plain arrays, and the roll-outs that make a demonstration dataset of them.
 
-``docs/manipulation.md``, "Expert actors", says which arrays a file holds, and where such actors come from (rl-trained-agents and
-hand_dapg).
+``docs/manipulation.md``, "Expert actors", says which arrays a file holds, and where such actors come from
+(rl-trained-agents and hand_dapg).
 """
 
 from __future__ import annotations
