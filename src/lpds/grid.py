@@ -251,7 +251,7 @@ def budget_of(folder: Path) -> int:
     """Primitive steps asked for of the run in a folder; 0 where there is none."""
     if not (folder / "config.json").is_file():
         return 0
-    return int(json.loads((folder / "config.json").read_text())["run"]["steps"])
+    return int(json.loads((folder / "config.json").read_bytes())["run"]["steps"])
 
 
 def _check_settings(cell: Cell, out: Path) -> None:
