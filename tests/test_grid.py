@@ -314,6 +314,28 @@ def test_as_many_runs_as_jobs_are_under_way_and_each_is_begun_once(tmp_path, mon
     assert max(alive) == min(jobs, 5)
 
 
+def test_an_interrupt_on_windows_waits_for_runs_that_its_console_has_told(tmp_path, monkeypatch):
+    """Windows sends no SIGINT to a process: in place of waiting, the grid ended in a ValueError."""
+    waited = []
+
+    class Told:
+        def send_signal(self, number):
+            raise ValueError(f"Unsupported signal: {number}")
+
+        def wait(self):
+            waited.append(self)
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(signal, "CTRL_C_EVENT", 0, raising=False)
+    monkeypatch.setattr(grid, "_start", lambda cell, out: Told())
+    monkeypatch.setattr(grid.time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid([Cell("toy", "lpds", "", seed, {"steps": "300"}) for seed in range(2)], tmp_path, jobs=2)
+    assert len(waited) == 2
+
+
 def test_not_one_job_is_refused(tmp_path):
     with pytest.raises(LpdsError, match="jobs must be at least 1"):
         run_grid([], tmp_path, jobs=0)
