@@ -385,3 +385,24 @@ def test_a_grid_of_a_task_with_another_decoder_is_refused_before_the_first_run(t
     assert main([*words, "--out", str(tmp_path / "grid")]) == 2
     assert "toy/dppo: dppo trains a denoising chain" in capsys.readouterr().err
     assert not (tmp_path / "grid").exists()
+
+
+def test_a_missing_extra_is_one_line_and_no_run_is_begun(tmp_path, monkeypatch, capsys):
+    """Every run of the grid began, some seconds each, only to say the same."""
+    monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
+    monkeypatch.setattr(grid, "_start", lambda cell, out: pytest.fail("a run was begun"))
+    words = ["bench", "adroit-pen", "--methods", "lpds", "dsrl-na", "--seeds", "3", "--out", str(tmp_path / "grid")]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "no run is begun: the environment of adroit-pen cannot be made" in told
+    assert "pip install 'lpds[adroit]'" in told
+    assert not (tmp_path / "grid").exists()
+
+
+def test_what_is_finished_is_compared_without_its_environment(tmp_path, monkeypatch):
+    from lpds.commands import grids
+
+    monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
+    cells = grid_cells("adroit-pen", ["lpds"], 1, 1000)
+    monkeypatch.setattr(grid, "finished_cells", lambda cells, out: cells)
+    grids._check_environments(cells, tmp_path)
