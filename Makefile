@@ -69,6 +69,8 @@ zoo: $(READY)
 		$(BIN)/lpds pretrain $$name --data data/$$data.npz --overwrite --out src/lpds/zoo/$$name || exit 1; done
 
 $(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "lpds needs Python 3.11 or newer, and $(PYTHON) is not (or is not there): make PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_INDEX) -c constraints.txt torch -e ".[dev]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_INDEX) -c constraints.txt --no-deps $(UNASKED)

@@ -104,7 +104,7 @@ def test_other_mistakes_get_one_line(mine, tmp_path, refused):
 def test_a_users_decoder_passes_from_the_command_line(mine):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "lpds.testing"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    options = ["--decoder", f"python:{mine.name}:make", "--decoder-option", "gain=0.5"]
+    options = ["--lpds-decoder", f"python:{mine.name}:make", "--lpds-decoder-option", "gain=0.5"]
     done = subprocess.run([*command, *options], cwd=mine.parent, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout
     assert "19 passed, 6 skipped" in done.stdout
@@ -112,12 +112,27 @@ def test_a_users_decoder_passes_from_the_command_line(mine):
 
 def test_an_unknown_environment_is_one_line_and_no_failures(mine):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "lpds.testing"]
-    options = ["--decoder", f"python:{mine.name}:decoder", "--decoder-env", "Hoper-v5"]
+    options = ["--lpds-decoder", f"python:{mine.name}:decoder", "--lpds-decoder-env", "Hoper-v5"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *options], cwd=mine.parent, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2, done.stdout
     assert "Hoper-v5" in done.stdout
     assert "ERROR" not in done.stdout
+
+
+def test_another_project_may_call_its_option_decoder(tmp_path):
+    """Pytest loads these options in every project where lpds is installed, and one of the same name ended all of its tests."""
+    (tmp_path / "conftest.py").write_text(
+        "def pytest_addoption(parser):\n"
+        "    for name in ('--decoder', '--decoder-env', '--decoder-option', '--decoder-samples'):\n"
+        "        parser.addoption(name)\n"
+    )
+    (tmp_path / "test_theirs.py").write_text(
+        "def test_it(pytestconfig):\n    assert pytestconfig.getoption('decoder') == 'h264'\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, "--decoder", "h264"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def leaks(obs, w):

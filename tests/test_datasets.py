@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -145,6 +148,26 @@ def robomimic_file(path, *, arms=1, lengths=(3, 5, 2), without=()):
                 del group[key]
         file.create_group("mask")["train"] = [b"demo_0"]
     return held
+
+
+def test_a_raw_robomimic_file_is_told_what_makes_a_low_dim_one_of_it(tmp_path, refused):
+    """RoboMimic's downloads are raw by default: states of the simulator, and no observations."""
+    path = tmp_path / "demo.hdf5"
+    robomimic_file(path, without=("obs", "next_obs"))
+    with refused(str(path), "it is a raw file", "dataset_states_to_obs.py makes a low_dim one of it"):
+        open_data(str(path))
+    robomimic_file(path, without=("obs", "next_obs", "states"))
+    with refused(str(path), "expected RoboMimic's low_dim layout"):
+        open_data(str(path))
+
+
+def test_robomimic_files_name_the_extra_that_reads_them(tmp_path, monkeypatch, refused):
+    (tmp_path / "demo.hdf5").touch()
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with refused("pip install 'lpds[hdf5]'"):
+        open_data(str(tmp_path / "demo.hdf5"))
+    known = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert "lpds[hdf5]" in known["robosuite"]
 
 
 def test_robomimic_keys_come_in_its_order_and_demos_by_number(tmp_path):

@@ -305,6 +305,26 @@ def test_links_between_pages_lead_somewhere():
                 assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
+def test_an_expert_of_your_own(tmp_path, monkeypatch):
+    """The page's table of arrays stood in no file of the repository."""
+    from lpds.pretrain.experts import load_actor
+    from lpds.pretrain.recipes import DATA
+
+    page = (DOCS / "manipulation.md").read_text().split("### Expert actors\n")[1]
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experts").mkdir()
+    draw = np.random.default_rng(0).normal
+    layers = [(draw(size=(rows, columns)), draw(size=rows)) for rows, columns in ((64, 45), (64, 64), (24, 64))]
+    exec(code, {"layers": layers})
+    obs = draw(size=45)
+    action = load_actor(Path("experts/adroit_pen.npz"), sampled=False)(obs, np.random.default_rng(0))
+    hidden = np.tanh(layers[1][0] @ np.tanh(layers[0][0] @ obs + layers[0][1]) + layers[1][1])
+    np.testing.assert_allclose(action, layers[2][0] @ hidden + layers[2][1], rtol=1e-5)
+    asked = {f"{source.expert}.npz" for recipe in DATA.values() for source in recipe.sources}
+    assert {name for name in asked if f"`{name}`" not in page} == set()
+
+
 def test_every_grid_that_a_page_asks_for_is_one():
     """A variant without a name stood in a command of the README, and nobody had run it."""
     found = 0

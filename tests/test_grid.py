@@ -314,6 +314,28 @@ def test_as_many_runs_as_jobs_are_under_way_and_each_is_begun_once(tmp_path, mon
     assert max(alive) == min(jobs, 5)
 
 
+def test_an_interrupt_on_windows_waits_for_runs_that_its_console_has_told(tmp_path, monkeypatch):
+    """Windows sends no SIGINT to a process: in place of waiting, the grid ended in a ValueError."""
+    waited = []
+
+    class Told:
+        def send_signal(self, number):
+            raise ValueError(f"Unsupported signal: {number}")
+
+        def wait(self):
+            waited.append(self)
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(signal, "CTRL_C_EVENT", 0, raising=False)
+    monkeypatch.setattr(grid, "_start", lambda cell, out: Told())
+    monkeypatch.setattr(grid.time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid([Cell("toy", "lpds", "", seed, {"steps": "300"}) for seed in range(2)], tmp_path, jobs=2)
+    assert len(waited) == 2
+
+
 def test_not_one_job_is_refused(tmp_path):
     with pytest.raises(LpdsError, match="jobs must be at least 1"):
         run_grid([], tmp_path, jobs=0)
@@ -363,3 +385,24 @@ def test_a_grid_of_a_task_with_another_decoder_is_refused_before_the_first_run(t
     assert main([*words, "--out", str(tmp_path / "grid")]) == 2
     assert "toy/dppo: dppo trains a denoising chain" in capsys.readouterr().err
     assert not (tmp_path / "grid").exists()
+
+
+def test_a_missing_extra_is_one_line_and_no_run_is_begun(tmp_path, monkeypatch, capsys):
+    """Every run of the grid began, some seconds each, only to say the same."""
+    monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
+    monkeypatch.setattr(grid, "_start", lambda cell, out: pytest.fail("a run was begun"))
+    words = ["bench", "adroit-pen", "--methods", "lpds", "dsrl-na", "--seeds", "3", "--out", str(tmp_path / "grid")]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "no run is begun: the environment of adroit-pen cannot be made" in told
+    assert "pip install 'lpds[adroit]'" in told
+    assert not (tmp_path / "grid").exists()
+
+
+def test_what_is_finished_is_compared_without_its_environment(tmp_path, monkeypatch):
+    from lpds.commands import grids
+
+    monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
+    cells = grid_cells("adroit-pen", ["lpds"], 1, 1000)
+    monkeypatch.setattr(grid, "finished_cells", lambda cells, out: cells)
+    grids._check_environments(cells, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -213,3 +214,19 @@ def test_every_public_name_opens_and_an_unknown_one_is_an_attribute_error():
         "else: raise SystemExit('no error')"
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_an_old_python_is_refused_in_one_line_before_there_is_an_environment(tmp_path):
+    """It was pip that said so, below an environment which then had to be removed by hand."""
+    root = Path(__file__).parents[1]
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(root / name, tmp_path / name)
+    old = tmp_path / "old"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = subprocess.run(["make", f"PYTHON={old}", "check"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "needs Python 3.11 or newer" in done.stderr
+    assert "make PYTHON=python3.12" in done.stderr
+    assert not (tmp_path / ".venv").exists()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -116,6 +119,35 @@ def test_both_layouts_give_every_number(tmp_path, version, fixed):
     assert data.remark == ""
     assert data.obs.dtype == data.actions.dtype == np.float32
     np.testing.assert_array_equal(open_lerobot(tmp_path, ["observation.a_force"]).obs, held["observation.a_force"])
+
+
+def test_words_that_are_not_ascii_are_read_whatever_the_machines_language(tmp_path):
+    """LeRobot writes UTF-8; it was read in the locale's encoding, which in a bare container is ASCII and on Windows another."""
+    write(tmp_path / "data", "v2.1", robot_type="Gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n")
+    for path in (tmp_path / "data/meta/episodes.jsonl", tmp_path / "data/meta/info.json"):
+        whole = [json.loads(line) for line in path.read_text().splitlines()]
+        for one in whole:
+            one.update({"tasks": ["\N{LATIN CAPITAL LETTER O WITH DIAERESIS}ffne die Schublade"]} if "tasks" in one else {})
+        path.write_bytes("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in whole).encode())
+        assert max(path.read_bytes()) > 127
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    told = json.dumps({"type": "act", "task": "\N{LATIN SMALL LETTER E WITH ACUTE}"}, ensure_ascii=False)
+    (policy / "config.json").write_bytes(told.encode())
+    code = (
+        "import locale, sys\n"
+        "assert 'utf' not in locale.getpreferredencoding(False).lower()\n"
+        "from pathlib import Path\n"
+        "from lpds.decoders.lerobot.folder import policy_type\n"
+        "from lpds.errors import LpdsError\n"
+        "from lpds.pretrain.lerobot_dataset import open_lerobot\n"
+        "assert len(open_lerobot(Path('data')).episode_lengths) == 3\n"
+        "try: policy_type(Path('policy'))\n"
+        "except LpdsError as error: assert 'act' in str(error), error\n"
+    )
+    plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=plain, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_they_are_rows_for_the_replay(tmp_path):

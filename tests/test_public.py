@@ -1,7 +1,11 @@
 """The public face."""
 
+import ast
 import importlib
+import inspect
+import sys
 import types
+from pathlib import Path
 
 import torch
 
@@ -65,3 +69,44 @@ def test_a_plain_function_is_no_decoder_and_the_way_to_make_one_is_named(tmp_pat
     assert not (tmp_path / "run").exists()
     with refused("decoder is a Linear", "lpds.wrap_decoder"):
         lpds.check(torch.nn.Linear(3, 2))
+
+
+def test_a_checker_knows_every_public_name_and_no_other():
+    """A module's ``__getattr__`` lets a checker take any name for one of the package's, ``lpds.stear`` too."""
+    tree = ast.parse(Path(lpds.__file__).read_text())
+    assert not [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "__getattr__"]
+    blocks = {ast.unparse(node.test): node.body for node in tree.body if isinstance(node, ast.If)}
+    assert [node.name for node in blocks["not TYPE_CHECKING"]] == ["__getattr__"]
+    told = {alias.name for node in blocks["TYPE_CHECKING"] for alias in node.names if alias.asname == alias.name}
+    assert told | {"__version__"} == set(lpds.__all__)
+
+
+def test_what_public_functions_return_and_raise_is_public():
+    import typing
+
+    from lpds.decoders.base import BaseDecoder
+
+    for name in lpds.__all__:
+        function = getattr(lpds, name)
+        if isinstance(function, types.FunctionType):
+            returned = typing.get_type_hints(inspect.unwrap(function), vars(sys.modules[function.__module__]))["return"]
+            assert returned.__name__ in lpds.__all__ or issubclass(returned, BaseDecoder), name
+    assert issubclass(lpds.EnvironmentFault, lpds.RunFault)
+    assert issubclass(lpds.DecoderFault, lpds.RunFault)
+
+
+def test_a_notebook_shows_a_report_as_print_does(tmp_path):
+    """The last line of a cell was two thousand characters of a dataclass."""
+    report = lpds.check("toy")
+    assert repr(report) == str(report)
+    assert repr(report).startswith("decoder 'toy'")
+    found = lpds.look("toy", "toy", episodes=2)
+    assert repr(found) == str(found)
+    compared = lpds.compare(Path(__file__).parents[1] / "results" / "hopper" / "lpds" / "seed0")
+    assert repr(compared) == str(compared)
+    evaluated = _report([10.0, 20.0])
+    assert repr(evaluated) == "EvalReport(2 episodes of seed 0: return 15)"
+    run = lpds.Run(tmp_path, True, evaluated, evaluated, method="lpds")
+    assert repr(run) == f"Run({str(tmp_path)!r}, lpds): {run.verdict()}"
+    stopped = lpds.Run(tmp_path, False, None, None)
+    assert repr(stopped).startswith(f"Run({str(tmp_path)!r}): stopped; everything is saved")

@@ -45,7 +45,11 @@ def test_a_page_says_what_the_paper_says_and_what_was_measured(tmp_path, monkeyp
         tables=(("The floor", ("base+t",)), ("Both", ("base+t", "lpds+t"))),
     )
     monkeypatch.setitem(REPRODUCTIONS, "tiny", tiny)
-    page = reproduce("tiny", tmp_path / "out", seeds=1, steps=400)
+    lines: list[str] = []
+    page = reproduce("tiny", tmp_path / "out", seeds=1, steps=400, say=lines.append)
+    place = tmp_path / "out" / "runs"
+    words = "are made now: --runs FOLDER uses runs that exist, --no-run only draws"  # hours began without a word
+    assert lines[0] == f"2 of 2 runs of 400 steps are missing in {place} and {words}"
     assert "- One goal." in page
     assert "- Small." in page
     assert page.count("toy: against frozen") == 2
@@ -63,7 +67,7 @@ def test_a_page_says_what_the_paper_says_and_what_was_measured(tmp_path, monkeyp
     assert (tmp_path / "out" / "README.md").read_text() == page
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]
     assert sorted(path.name for path in (tmp_path / "out").glob("toy-*")) == ["toy-learning.csv", "toy-learning.png"]
-    lines: list[str] = []
+    lines.clear()
     again = reproduce("tiny", tmp_path / "other", seeds=1, steps=400, runs=tmp_path / "out" / "runs", say=lines.append)
     assert lines == ["2 runs, 2 finished before"]
     given = f"`lpds reproduce tiny --seeds 1 --steps 400 --runs {tmp_path / 'out' / 'runs'}`"  # what made it is what it says

@@ -85,6 +85,7 @@ def test_the_grid_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.
         return reproduce_toy(tmp_path, 1, said.append, deltas=(1.0, 0.1), steps=200, rollouts=6, changes=TINY)
 
     text = reproduce()
+    assert said[0] == f"3 of 3 runs of 200 steps are missing in {tmp_path / 'runs'} and are made now"
     assert sum(line.endswith(": run") for line in said) == 3
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["format_version"] == 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from scripted import TINY
 
 import lpds
 from lpds.bench import matmul_rate
+from lpds.policy import recorded_shift
 from lpds.threads import one_thread
 
 
@@ -66,3 +69,18 @@ def test_what_the_caller_draws_hangs_on_nothing_that_was_opened_or_learned(tmp_p
         before = torch.get_rng_state()
         way()
         assert torch.equal(torch.get_rng_state(), before), name
+
+
+def test_a_policy_acts_in_single_precision_whatever_the_callers_default_type_is():
+    """Opened by a caller in double precision, its networks were of doubles, and acting ended in a traceback."""
+    run = Path(__file__).parents[1] / "results" / "hopper" / "lpds" / "seed0"
+    obs, eps = np.ones((2, 11), np.float32), np.ones((2, 4, 3), np.float32)
+    wanted, shift = lpds.load_policy(run).act(obs, eps=eps), recorded_shift(run, obs)
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = lpds.load_policy(run).act(obs, eps=eps)
+        np.testing.assert_array_equal(recorded_shift(run, obs), shift)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found, wanted)

@@ -236,6 +236,18 @@ def test_stopped_demonstrations_keep_what_is_there(tmp_path, monkeypatch):
     assert data.episode_lengths.sum() == len(data.obs)
 
 
+def test_an_expert_of_another_robot_is_one_line(tmp_path, refused):
+    """The numbers of its product were a traceback."""
+    path = tmp_path / "gym_ars_hopper.npz"
+    source, until = [Source("gym_ars_hopper", 1.0)], {"transitions": 10, "seed": 0, "experts": tmp_path}
+    np.savez(path, **{"action_net.weight": np.zeros((3, 17))})
+    with refused(str(path), "does not fit observations of 11 numbers"):
+        roll_out("Hopper-v5", source, **until)
+    np.savez(path, **{"action_net.weight": np.zeros((6, 11))})
+    with refused(str(path), "gives actions of shape [6], the environment takes [3]"):
+        roll_out("Hopper-v5", source, **until)
+
+
 def test_data_cut_short_are_not_the_recipes_own():
     """A card would say that they are."""
     for stopped in (False, True):

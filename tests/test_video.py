@@ -262,10 +262,31 @@ def test_the_backend_is_the_first_that_draws_and_the_callers_own_before_it(monke
     assert "apt-get install libosmesa6 libegl1" in backend.no_backend()
 
 
+@pytest.mark.parametrize(
+    ("platform", "tries", "says"),
+    [
+        ("linux", ["egl", "osmesa"], "(neither EGL nor OSMesa works); on Debian or Ubuntu: apt-get install"),
+        ("darwin", ["cgl"], "(CGL does not work)"),
+        ("win32", ["glfw"], "(GLFW does not work)"),
+        ("freebsd14", ["glfw"], "(GLFW does not work)"),
+    ],
+)
+def test_every_platform_has_its_own_backends(monkeypatch, platform, tries, says):
+    """EGL and OSMesa, which MuJoCo takes on Linux alone, were tried everywhere, and Debian's packages named."""
+    tried = []
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setenv("MUJOCO_GL", "")
+    monkeypatch.setattr(backend, "_draws", tried.append)
+    assert backend.choose_backend() is None
+    assert tried == tries
+    assert says in backend.no_backend()
+    assert ("apt-get" in backend.no_backend()) == (platform == "linux")
+
+
 def test_a_backend_that_breaks_its_process_is_told_from_one_that_draws(monkeypatch):
     monkeypatch.setattr(backend, "TRIAL", "import os; os.abort() if os.environ['MUJOCO_GL'] == 'egl' else print('drawn')")
     backend._draws.cache_clear()
-    assert [backend._draws(name) for name in backend.CANDIDATES] == [False, True]
+    assert [backend._draws(name) for name in ("egl", "osmesa")] == [False, True]
     backend._draws.cache_clear()
 
 

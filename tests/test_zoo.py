@@ -83,6 +83,29 @@ def test_shipped_file_is_small_and_its_card_agrees(shipped):
     assert json.loads((folder / "card.json").read_text())["fingerprint"] == shipped.fingerprint
 
 
+def test_a_card_says_where_its_data_come_from_and_names_nothing_that_is_nowhere():
+    """Transport's named a clone that no recipe makes, and neither its environment nor its expert."""
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    for path in FOLDER.glob("*/card.json"):
+        data = json.loads(path.read_text())["data"]
+        assert "recipe" in data or {"env", "sources"} <= set(data) or {"env", "expert"} <= set(data), path.parent.name
+        for clone in re.findall(r"where (\S+) \([0-9a-f]{12}\) had come to", data.get("remark", "")):
+            assert clone in zoo.names() or f"--out data/{clone}" in makefile, path.parent.name
+
+
+def test_the_notice_names_the_experts_of_every_shipped_decoder():
+    notice = (Path(__file__).parents[1] / "NOTICE").read_text()
+    for path in FOLDER.glob("*/card.json"):
+        sources = json.loads(path.read_text())["data"].get("sources", [])
+        experts = [source["expert"] for source in sources if isinstance(source, dict)]
+        for line in notice.splitlines() if experts else ():
+            if re.search(rf"(^|[ ,]){path.parent.name}([ ,]|$)", line) and line.startswith("     "):
+                assert all(expert.split("_")[1].upper() in line.upper() for expert in experts), path.parent.name
+                break
+        else:
+            assert not experts, path.parent.name
+
+
 # --- references -----------------------------------------------------------------------------------------------------
 
 

@@ -76,6 +76,10 @@ class CheckReport:
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
+    def __repr__(self) -> str:
+        """The same: it is what a notebook shows of a cell's last line."""
+        return str(self)
+
 
 @kept_threads()
 def check(

@@ -48,6 +48,12 @@ class EvalReport:
     success_key: str | None = None
     """What of the environment's info was taken for success; ``None`` where nothing is known of it."""
 
+    def __repr__(self) -> str:
+        """How many episodes, and their mean return: what a notebook shows of a cell's last line."""
+        rates = self.successes[~np.isnan(self.successes)]
+        success = f", success {rates.mean():.0%}" if len(rates) else ""
+        return f"EvalReport({len(self.returns)} episodes of seed {self.seed}: return {self.returns.mean():.5g}{success})"
+
     def rows(self) -> list[dict[str, Any]]:
         """One JSON object an episode."""
         columns = (self.returns, self.successes, self.successes_at_end, self.lengths)

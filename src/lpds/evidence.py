@@ -49,7 +49,7 @@ def _copy(run: Path, target: Path) -> None:
         shutil.copy(run / STATES_FILE, target)
     shutil.copytree(run / "policy", target / "policy")
     for path in (target / "config.json", target / "passport.json", target / "policy" / "policy.json"):
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_bytes())
         scheme, colon, place = str(facts["decoder"].get("reference")).partition(":")
         if colon and Path(place).is_relative_to(Path.cwd()):
             facts["decoder"]["reference"] = f"{scheme}:{_from_here(place)}"
@@ -58,7 +58,7 @@ def _copy(run: Path, target: Path) -> None:
             if Path(str(options.get(name, "?"))).is_relative_to(Path.cwd()):
                 options[name] = _from_here(options[name])
         write_json(path, facts)
-    config = json.loads((target / "config.json").read_text())
+    config = json.loads((target / "config.json").read_bytes())
     demos = config["run"].get("demos", "")
     if demos != demos_as_kept(demos):
         config["run"]["demos"] = demos_as_kept(demos)

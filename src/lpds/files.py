@@ -98,7 +98,7 @@ def read_object(
         LpdsError: broken, of another form or format.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError) as error:

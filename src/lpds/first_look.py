@@ -99,6 +99,10 @@ class LookReport:
         rows = [(way.name, way.report) for way in self.ways]
         return "\n".join([table(rows), *difference_lines([(row, rows[0]) for row in rows[1:]]), self.verdict()])
 
+    def __repr__(self) -> str:
+        """The same: it is what a notebook shows of a cell's last line."""
+        return str(self)
+
 
 def _alike(one: EvalReport, other: EvalReport) -> bool:
     return np.array_equal(one.returns, other.returns) and np.array_equal(one.lengths, other.lengths)

@@ -225,7 +225,8 @@ def run_grid(
                         warned.add(line)
                         say(f"{path}: {line}")
     finally:
-        for _, process, _ in running:  # an interrupt: each saves its state, as after Ctrl-C
+        # an interrupt: each saves its state, as after Ctrl-C, of which Windows tells every process of a console by itself
+        for _, process, _ in running if not hasattr(signal, "CTRL_C_EVENT") else ():
             process.send_signal(signal.SIGINT)
         for _, process, _ in running:
             process.wait()
@@ -251,7 +252,7 @@ def budget_of(folder: Path) -> int:
     """Primitive steps asked for of the run in a folder; 0 where there is none."""
     if not (folder / "config.json").is_file():
         return 0
-    return int(json.loads((folder / "config.json").read_text())["run"]["steps"])
+    return int(json.loads((folder / "config.json").read_bytes())["run"]["steps"])
 
 
 def _check_settings(cell: Cell, out: Path) -> None:
@@ -355,8 +356,7 @@ def _with_budget(cell: Cell) -> Cell:
 
 
 def _last_words(folder: Path) -> str:
-    lines = _lines(folder)
-    return f"{lines[-1] if lines else 'it said nothing'}; see {folder}.log"
+    return f"{(_lines(folder) or ['it said nothing'])[-1]}; see {folder}.log"
 
 
 def _lines(folder: Path) -> list[str]:

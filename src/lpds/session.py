@@ -49,6 +49,12 @@ class Run:
     """Whether the environment was seen to begin an episode of one seed in two ways: then frozen and steered are no pairs."""
     start: EvalReport | None = None
     """The last evaluation of what the method started from, untrained, where that is not the frozen policy (a chain, say)."""
+    method: str = ""
+    """Its name in the registry."""
+
+    def __repr__(self) -> str:
+        """Folder, method and verdict: what a notebook shows of a cell's last line."""
+        return f"Run({str(self.folder)!r}{f', {self.method}' if self.method else ''}): {self.verdict()}"
 
     @property
     def difference(self) -> Interval | None:
@@ -187,7 +193,7 @@ def drive(runner: Runner, display: Display) -> Run:
         try:
             _check_untouched(runner)
             if not finished:
-                return Run(folder.absolute(), False, None, None)
+                return Run(folder.absolute(), False, None, None, method=runner.method_name)
             with _interrupted_by_a_scheduler(), runner.kept():
                 unlearned = "" if runner.learned else runner.why_not
                 reports = _last_evaluations(runner)
@@ -199,7 +205,8 @@ def drive(runner: Runner, display: Display) -> Run:
             rest = ", only its last evaluation is missing" if finished else ""
             where = f"the run is saved at step {runner.step}{rest}: {how_to_resume(folder)}"
             raise type(fault)(f"{fault}; {where}") from fault
-        run = Run(folder.absolute(), True, frozen, steered, unlearned, ignores_seed=runner.ignores_seed)
+        run = Run(folder.absolute(), True, frozen, steered, unlearned, method=runner.method_name)
+        run = replace(run, ignores_seed=runner.ignores_seed)
         for other in others:
             run = replace(run, quiet=other) if other.noise_scale < 1.0 else replace(run, start=other)
         found = run.difference or (0.0, 0.0, 0.0)

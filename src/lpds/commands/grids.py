@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import gc
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lpds.commands.terminal import as_interrupt, say, show_comparison
 from lpds.decoder_flags import load_given, shared_words
 from lpds.errors import LpdsError
+
+if TYPE_CHECKING:
+    from lpds.grid import Cell
 
 OF_A_GRID = ("methods", "seeds", "steps", "jobs", "out", "evidence")
 """Options of ``lpds bench`` that its measurement of the learner has no use for."""
@@ -60,9 +64,10 @@ def _grid(arguments: argparse.Namespace) -> int:
         check_methods(cells, str(arguments.decoder), decoder)
         del decoder  # every run opens its own, and a GPU may not hold two
         _free_gpu()
+    out = arguments.out or Path("runs") / f"bench-{arguments.what}"
+    _check_environments(cells, out)
     for line in too_short(cells):
         say(line)
-    out = arguments.out or Path("runs") / f"bench-{arguments.what}"
     finished = run_grid(cells, out, jobs=arguments.jobs, evidence=arguments.evidence, say=say)
     if finished:
         from lpds.report.compare import compare
@@ -70,6 +75,27 @@ def _grid(arguments: argparse.Namespace) -> int:
         show_comparison(compare(finished), as_json=arguments.json)
         _write_page(finished, out)
     return 0 if len(finished) == len(cells) else 1
+
+
+def _check_environments(cells: Sequence[Cell], out: Path) -> None:
+    """Make the environment of every task that has a run left, once: a missing extra would be told by each of the runs.
+
+    Raises:
+        LpdsError: one that cannot be made, with its task's name.
+    """
+    from lpds.envs.build import make_env
+    from lpds.grid import finished_cells
+    from lpds.presets import resolve_task
+
+    finished = {cell.path for cell in finished_cells(cells, out)}
+    left = [cell for cell in cells if cell.path not in finished]
+    # where env is chosen all tasks have that one; of a policy of one's own it is
+    needed = {cell.settings.get("env") or resolve_task(cell.task, None, None).env: cell.task for cell in left}
+    for env, task in needed.items():
+        try:
+            make_env(env, 1, 1).close()
+        except LpdsError as error:
+            raise LpdsError(f"no run is begun: the environment of {task} cannot be made: {error}") from None
 
 
 def _free_gpu() -> None:

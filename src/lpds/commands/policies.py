@@ -36,7 +36,7 @@ def do_list(arguments: argparse.Namespace) -> int:
     print("decoders:")
     for name in names():
         card = FOLDER / name / "card.json"
-        facts = json.loads(card.read_text()) if card.is_file() else {}
+        facts = json.loads(card.read_bytes()) if card.is_file() else {}
         interval = facts.get("return")
         mean, *bounds = told(interval, least=0) if interval else ("",)
         level = f"return {mean}{brackets(*bounds)}" if mean else ""

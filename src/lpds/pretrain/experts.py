@@ -1,6 +1,7 @@
 """Expert actors kept as plain arrays, and the roll-outs that make a demonstration dataset of them.
 
-The forward passes follow the README that comes with the arrays (actors of rl-trained-agents and of hand_dapg).
+``docs/manipulation.md``, "Expert actors", says which arrays a file holds, and where such actors come from
+(rl-trained-agents and hand_dapg).
 """
 
 from __future__ import annotations
@@ -276,6 +277,19 @@ def joined(first: Demonstrations, second: Demonstrations) -> Demonstrations:
     )
 
 
+def _acted(
+    actor: Actor, obs: npt.NDArray[np.float64], rng: np.random.Generator, shape: tuple[int, ...], path: Path
+) -> npt.NDArray[np.float64]:
+    """An expert's action; arrays of another robot are named by their file, not by a product that failed."""
+    try:
+        action = actor(obs, rng)
+    except ValueError as error:
+        raise LpdsError(f"expert file {path} does not fit observations of {len(obs)} numbers: {one_line(error)}") from None
+    if action.shape != shape:
+        raise LpdsError(f"expert file {path} gives actions of shape {list(action.shape)}, the environment takes {list(shape)}")
+    return action
+
+
 def roll_out(
     env_id: str,
     sources: Sequence[Source],
@@ -323,7 +337,7 @@ def roll_out(
         obs, _ = env.reset(seed=int(rng.integers(2**31)))
         total, length, over = 0.0, 0, False
         while not over:
-            action = actors[index](obs, rng)
+            action = _acted(actors[index], obs, rng, box.shape, experts / f"{sources[index].expert}.npz")
             if sources[index].noise:
                 action = np.clip(action, box.low, box.high)
                 action = action + sources[index].noise * rng.standard_normal(action.shape)

@@ -105,7 +105,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise LpdsError(f"{folder} is no LeRobot dataset (meta/info.json is missing)")
     try:
-        info = json.loads(path.read_text())
+        info = json.loads(path.read_bytes())
         version, features = info["codebase_version"], info["features"]
         features = {name: {**facts, "shape": [int(size) for size in facts["shape"]]} for name, facts in features.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -162,7 +162,7 @@ def _episodes(folder: Path, info: dict[str, Any]) -> list[_Episode]:
                 for row in rows
             ]
         else:
-            rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+            rows = [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
             found = []
             for row in rows:
                 number = int(row["episode_index"])

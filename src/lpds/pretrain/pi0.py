@@ -209,7 +209,7 @@ def save(policy: Any, stats: dict[str, dict[str, Tensor]], tokenizer: Any, folde
         steps.AutoTokenizer = published
     tokenizer.save_pretrained(folder / TOKENIZER)
     path = folder / FILES[0]
-    saved = json.loads(path.read_text())
+    saved = json.loads(path.read_bytes())
     for step in saved["steps"]:
         if step.get("registry_name") == "tokenizer_processor":  # not the published one, whose tokens are others
             step["config"]["tokenizer_name"] = TOKENIZER

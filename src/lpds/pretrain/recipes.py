@@ -240,7 +240,10 @@ def _rolled_out(
             raise LpdsError("the toy's data are drawn, not rolled out: --experts is for those of hands and gym tasks")
         return toy_data()
     if experts is None:
-        raise LpdsError(f"the data of {name!r} are rolled out with expert actors: pass --experts FOLDER")
+        raise LpdsError(
+            f"the data of {name!r} are rolled out with expert actors: pass --experts FOLDER "
+            '(docs/manipulation.md, "Expert actors", says what it holds)'
+        )
     data = DATA[name]
     places = (experts / data.human, experts.parent / "demos" / data.human)
     # opened before the roll-out, so that what is missing or broken costs no time

@@ -40,7 +40,7 @@ def open_robomimic(path: Path, keys: Sequence[str] | None = None, split: str = "
     try:
         import h5py
     except ImportError:
-        raise LpdsError("RoboMimic files need h5py: pip install h5py") from None
+        raise LpdsError("RoboMimic files need h5py: pip install 'lpds[hdf5]'") from None
     try:
         with h5py.File(path, "r") as file:
             return _read(file, path, keys, split)
@@ -57,7 +57,7 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None, split: str) -> Demo
     names = _of_split(file, path, names, split) if split else names
     demos = [file["data"][name] for name in names]
     if not demos or not all(hasattr(demo, "keys") and hasattr(demo.get("obs"), "keys") and "actions" in demo for demo in demos):
-        raise LpdsError(f"dataset {path} has no data/demo_N with obs and actions; expected RoboMimic's low_dim layout")
+        raise LpdsError(f"dataset {path} has no data/demo_N with obs and actions; {_wanted(demos)}")
     there = list(demos[0]["obs"])
     chosen = [*keys] if keys is not None else [key for key in (*KEYS, "object") if key in there]
     missing = [key for key in chosen if key not in there]
@@ -124,6 +124,13 @@ def _read(file: Any, path: Path, keys: Sequence[str] | None, split: str) -> Demo
         # its dones mark success, after which the recording stops; an episode of these tasks goes on to its horizon
         terminated=np.zeros(len(demos), np.bool_),
     )
+
+
+def _wanted(demos: Sequence[Any]) -> str:
+    """What a file without observations should be, and how a raw one, of the simulator's states, becomes that."""
+    if demos and all(hasattr(demo, "keys") and "obs" not in demo and {"states", "actions"} <= set(demo) for demo in demos):
+        return "it is a raw file, of the simulator's states: robomimic's dataset_states_to_obs.py makes a low_dim one of it"
+    return "expected RoboMimic's low_dim layout"
 
 
 def _left_out(there: Sequence[str], chosen: Sequence[str], path: Path) -> str:

@@ -68,7 +68,7 @@ def origin(run: RunData) -> str:
 def _segments(run: RunData) -> list[Any]:
     """What the checkpoint says of the files of the replay; nothing where there is none."""
     try:
-        return list(json.loads((run.folder / "checkpoint" / "checkpoint.json").read_text())["replay"])
+        return list(json.loads((run.folder / "checkpoint" / "checkpoint.json").read_bytes())["replay"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

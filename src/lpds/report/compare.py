@@ -110,6 +110,10 @@ class CompareReport:
         """One table a task, then the notes, then who stands where."""
         return "\n".join(lines_of(self)).rstrip()
 
+    def __repr__(self) -> str:
+        """The same: it is what a notebook shows of a cell's last line."""
+        return str(self)
+
 
 def compare(runs: str | Path | RunFolder | Iterable[str | Path | RunFolder], reference: str | None = None) -> CompareReport:
     """Compare run folders by their last evaluations.

@@ -201,6 +201,11 @@ def reproduce(
     cells = grid_cells(what.suite, what.methods, seeds, budget)
     root = runs or out / "runs"
     if run:
+        if missing := len(cells) - len(finished_cells(cells, root)):
+            say(
+                f"{missing} of {len(cells)} runs of {budget:,} steps are missing in {root} and are made now: "
+                "--runs FOLDER uses runs that exist, --no-run only draws"
+            )
         run_grid(cells, root, jobs=jobs, say=say)
     finished = [root / cell.path for cell in finished_cells(cells, root)]
     if not finished:
@@ -212,8 +217,8 @@ def reproduce(
     command = f"lpds reproduce {name} --seeds {seeds} --steps {budget}"
     command += "" if runs is None else f" --runs {shlex.quote(str(runs))}"
     command += "" if run else " --no-run"
-    missing = [cell.path for cell in cells if root / cell.path not in finished]
-    page = _page(command, what, budget, missing, pictures, finished)
+    unfinished = [cell.path for cell in cells if root / cell.path not in finished]
+    page = _page(command, what, budget, unfinished, pictures, finished)
     write_json(out / "summary.json", {"format_version": FORMAT_VERSION, "figure": name, **report.to_json()})
     write_atomically(out / "README.md", page.encode())
     return page

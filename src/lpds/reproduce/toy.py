@@ -134,11 +134,15 @@ def reproduce_toy(
     def run_of(cell: _Cell, seed: int) -> tuple[Path, dict[str, Any], str]:
         return out / "runs" / cell.name / f"seed{seed}", {**settings, **cell.own, "seed": seed}, cell.method
 
-    for cell in cells:  # a folder that cannot be used is told before hours of roll-outs
-        for seed in range(seeds):
-            run = run_of(cell, seed)
-            if not _finished(run[0], _found(*run)) and not may_run:
+    missing = []
+    for run in (run_of(cell, seed) for cell in cells for seed in range(seeds)):
+        if not _finished(run[0], _found(*run)):  # a folder that cannot be used is told before hours of roll-outs
+            if not may_run:
                 raise LpdsError(f"{run[0]} is no finished run: leave --no-run out, and it is made")
+            missing.append(run)
+    if missing:
+        whole = len(cells) * seeds
+        say(f"{len(missing)} of {whole} runs of {steps:,} steps are missing in {out / 'runs'} and are made now")
     say(f"frozen policy: {rollouts} roll-outs")
     frozen = roll_out(BasePolicy(), decoder, episodes=rollouts, seed=ROLLOUT_SEED, scale=0.0)
     points = [Point(0.0, [0], [frozen], "frozen")]

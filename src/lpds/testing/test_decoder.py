@@ -47,10 +47,10 @@ FINDINGS = (
 
 def open_reference(config: pytest.Config) -> Decoder:
     """Open what the command line names; other tests are not disturbed where it names nothing."""
-    reference = config.getoption("--decoder")
+    reference = config.getoption("--lpds-decoder")
     if reference is None:
-        pytest.skip("no decoder given: pytest --pyargs lpds.testing --decoder REF")
-    options = dict(option.partition("=")[::2] for option in config.getoption("--decoder-option"))
+        pytest.skip("no decoder given: pytest --pyargs lpds.testing --lpds-decoder REF")
+    options = dict(option.partition("=")[::2] for option in config.getoption("--lpds-decoder-option"))
     values = {key: {"true": True, "false": False}.get(value.lower(), _number(value)) for key, value in options.items()}
     try:
         decoder: Decoder = lpds.load_decoder(reference, **values)
@@ -77,14 +77,14 @@ def decoder(pytestconfig: pytest.Config) -> Decoder:
 @pytest.fixture(scope="module")
 def env(pytestconfig: pytest.Config) -> str | None:
     """Where it acts: as said, else as its card says."""
-    return pytestconfig.getoption("--decoder-env") or environment_of(pytestconfig.getoption("--decoder"))
+    return pytestconfig.getoption("--lpds-decoder-env") or environment_of(pytestconfig.getoption("--lpds-decoder"))
 
 
 @pytest.fixture(scope="module")
 def report(decoder: Decoder, env: str | None, pytestconfig: pytest.Config) -> CheckReport:
     """All measurements, made once."""
     try:
-        return lpds.check(decoder, env, samples=pytestconfig.getoption("--decoder-samples"))
+        return lpds.check(decoder, env, samples=pytestconfig.getoption("--lpds-decoder-samples"))
     except LpdsError as error:  # of the environment's name: one line, not one for every test
         pytest.exit(str(error), returncode=2)
 

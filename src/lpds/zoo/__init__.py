@@ -118,7 +118,7 @@ def environment_of(reference: str) -> str | None:
     name = reference.removeprefix("folder:").removeprefix("lerobot:")
     card = (FOLDER / name if name in names() else Path(name)) / "card.json"
     try:
-        measured: str | None = json.loads(card.read_text()).get("env") if card.is_file() else None
+        measured: str | None = json.loads(card.read_bytes()).get("env") if card.is_file() else None
     except (ValueError, AttributeError) as error:
         raise LpdsError(f"{card} cannot be read: {one_line(error)}") from None
     env: str | None = resolve("task", TASKS, measured).env if measured is not None and measured in TASKS else measured

@@ -73,7 +73,7 @@ def find_folder(path: str) -> Path:
 def policy_type(folder: Path) -> str:
     """The ``type`` in ``config.json``, one of :data:`FAMILIES`."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_bytes())
         kind = config["type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LpdsError(f"{folder / CONFIG} is not the configuration of a LeRobot policy ({one_line(error)})") from None

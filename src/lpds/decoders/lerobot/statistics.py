@@ -221,7 +221,7 @@ def _own_tokenizer(folder: Path) -> Any:
 
 def _step_names(path: Path) -> list[str]:
     try:
-        steps = json.loads(path.read_text())["steps"]
+        steps = json.loads(path.read_bytes())["steps"]
         return [step.get("registry_name", step.get("class", "")) for step in steps]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LpdsError(f"{path} is not a LeRobot processor ({one_line(error)})") from None
@@ -235,7 +235,7 @@ def _refuse_foreign_code(path: Path, pipeline: Any) -> None:
     the user's own code has registered is the user's affair.
     """
     registry = pipeline.ProcessorStepRegistry
-    for number, step in enumerate(json.loads(path.read_text())["steps"]):
+    for number, step in enumerate(json.loads(path.read_bytes())["steps"]):
         if "registry_name" in step:
             name = step["registry_name"]
             own = name in registry.list() and registry.get(name).__module__.split(".")[0] != "lerobot"
@@ -264,7 +264,7 @@ def _named_class(path: str) -> Any:
 
 def _state_files(path: Path) -> list[str]:
     """Files of tensors that the steps of a processor's file name."""
-    return [step["state_file"] for step in json.loads(path.read_text())["steps"] if step.get("state_file")]
+    return [step["state_file"] for step in json.loads(path.read_bytes())["steps"] if step.get("state_file")]
 
 
 def _normalisers(pipeline: Any) -> list[Any]:

@@ -69,7 +69,7 @@ def read_sizes(folder: Path) -> TinySizes | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
         if found.pop("format_version") != FORMAT_VERSION:
             raise LpdsError("of another version")
         return TinySizes(**found)
