@@ -104,7 +104,7 @@ def test_other_mistakes_get_one_line(mine, tmp_path, refused):
 def test_a_users_decoder_passes_from_the_command_line(mine):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "lpds.testing"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    options = ["--lpds-decoder", f"python:{mine.name}:make", "--lpds-decoder-option", "gain=0.5"]
+    options = ["--decoder", f"python:{mine.name}:make", "--decoder-option", "gain=0.5"]
     done = subprocess.run([*command, *options], cwd=mine.parent, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout
     assert "19 passed, 6 skipped" in done.stdout
@@ -112,7 +112,7 @@ def test_a_users_decoder_passes_from_the_command_line(mine):
 
 def test_an_unknown_environment_is_one_line_and_no_failures(mine):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "lpds.testing"]
-    options = ["--lpds-decoder", f"python:{mine.name}:decoder", "--lpds-decoder-env", "Hoper-v5"]
+    options = ["--lpds-decoder", f"python:{mine.name}:decoder", "--decoder-env=Hoper-v5"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *options], cwd=mine.parent, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2, done.stdout

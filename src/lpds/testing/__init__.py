@@ -1,5 +1,5 @@
-"""Conformance tests for a decoder of one's own: ``pytest --pyargs lpds.testing --lpds-decoder REF``.
+"""Conformance tests for a decoder of one's own: ``pytest --pyargs lpds.testing --decoder REF``.
 
 REF is what :func:`lpds.load_decoder` takes; ``python:my_policy.py:decoder`` is a wrapped function. More options:
-``--lpds-decoder-env ID`` (where it acts), ``--lpds-decoder-option KEY=VALUE`` (any number) and ``--lpds-decoder-samples N``.
+``--decoder-env ID`` (where it acts), ``--decoder-option KEY=VALUE`` (any number) and ``--decoder-samples N``.
 """

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+SHORT = ("--decoder", "--decoder-env", "--decoder-option", "--decoder-samples")
+"""Other names of the options, where these tests are asked for."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(args: list[str]) -> None:
+    """Take the short names beside ``lpds.testing`` and nowhere else: another project's tests may have a ``--decoder``."""
+    if "lpds.testing" in args:
+        args[:] = [f"--lpds-{word[2:]}" if word.partition("=")[0] in SHORT else word for word in args]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of ``pytest --pyargs lpds.testing``."""

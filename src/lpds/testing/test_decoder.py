@@ -49,7 +49,7 @@ def open_reference(config: pytest.Config) -> Decoder:
     """Open what the command line names; other tests are not disturbed where it names nothing."""
     reference = config.getoption("--lpds-decoder")
     if reference is None:
-        pytest.skip("no decoder given: pytest --pyargs lpds.testing --lpds-decoder REF")
+        pytest.skip("no decoder given: pytest --pyargs lpds.testing --decoder REF")
     options = dict(option.partition("=")[::2] for option in config.getoption("--lpds-decoder-option"))
     values = {key: {"true": True, "false": False}.get(value.lower(), _number(value)) for key, value in options.items()}
     try:
