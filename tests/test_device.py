@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from scripted import TINY
 
 import lpds
+from lpds.cli import main
+
+
+def test_where_a_run_and_its_decoder_go_on_may_be_chosen_again(tmp_path, capsys):
+    """A run of a machine with a GPU was stuck there."""
+    out = tmp_path / "run"
+    lpds.steer("toy", out=out, **TINY)
+    config = json.loads((out / "config.json").read_text())
+    config["run"]["device"] = "cuda"
+    (out / "config.json").write_text(json.dumps(config))
+    words = ["resume", str(out), "--steps", "720", "--quiet"]
+    if not torch.cuda.is_available():
+        assert main(words) == 2
+        assert "device cuda was asked for" in capsys.readouterr().err
+    assert main([*words, "--device", "cpu"]) == 0
+    assert json.loads((out / "config.json").read_text())["run"]["device"] == "cpu"
+    capsys.readouterr()
+    assert main(["eval", str(out), "--decoder-device", "cpu"]) == 2
+    assert capsys.readouterr().err.endswith("has a decoder that takes no --decoder-device\n")
+
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device that torch can use")
 

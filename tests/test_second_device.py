@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,28 @@ def test_features_may_stay_where_the_policy_runs(monkeypatch):
         assert isinstance(decoder.features(decoder.prepare(torch.zeros(2, 2))), FarTensor)
         assert decoder.resembles(decoder.probe)
         assert len(decoder.fingerprint) == 64
+
+
+def test_a_default_device_that_a_file_sets_is_its_functions_own_at_every_opening(tmp_path):
+    """The file is run once, and what makes the decoder may be called again and again."""
+    (tmp_path / "sets_a_device.py").write_text(
+        "import lpds\nimport torch\n\ntorch.set_default_device('meta')\nasked = []\n\n\n"
+        "def act(obs, w):\n    asked.append(torch.get_default_device().type)\n    return torch.tanh(w)\n\n\n"
+        "def make():\n    return lpds.wrap_decoder(act, obs_shape=2, latent_shape=(1, 2), action_shape=(1, 2), name='it')\n"
+    )
+    for _ in range(2):
+        assert torch.get_default_device().type == "cpu"
+        decoder = lpds.load_decoder(f"python:{tmp_path}/sets_a_device.py:make")
+        assert len(decoder.fingerprint) == 64
+    assert set(sys.modules["sets_a_device"].asked) == {"meta"}
+    assert torch.get_default_device().type == "cpu"
+
+
+def test_a_device_context_of_the_caller_does_not_reach_what_is_opened():
+    with torch.device("meta"):
+        shipped = lpds.load_decoder("toy")
+        assert torch.get_default_device().type == "meta"
+    assert shipped(torch.zeros(1, 2), torch.zeros(*(1, *shipped.spec.latent_shape))).device.type == "cpu"
 
 
 def test_a_default_device_of_the_caller_is_given_back_and_is_the_policys_own():

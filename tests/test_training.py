@@ -189,7 +189,7 @@ def test_demonstrations_that_go_on_after_success_are_no_company_for_episodes_tha
         if terminated:
             assert lpds.steer("toy", out=tmp_path / "run", **settings).finished
             continue
-        with refused("end_at_success", "2 of the 2 demonstrations are told to go on", "rewards other than 0 and 1"):
+        with refused("end_at_success", "2 of the 2 demonstrations are told to go on", "their rewards do not say"):
             lpds.steer("toy", out=tmp_path / "run", **settings)
 
 
@@ -205,15 +205,17 @@ def test_sparse_demonstrations_end_at_their_first_success_where_training_episode
     rows = demonstration_rows(cut, LatentSpec((2,), (1, 2), (1, 2)), gamma=0.5, discount="exact")
     assert rows["reward"].tolist() == [0, 0, 1, 0, 0, 0]
     assert rows["discount"].tolist() == [0.5, 0.5, 0.0, 0.5, 0.5, 0.5]
-    for rewards in ([0, 0, 0.5, 1, 0, 0, 0, 0], [0] * 8, []):  # dense, none that succeeds, none at all
+    # dense, none that succeeds, none at all, one for every step that is survived
+    for rewards in ([0, 0, 0.5, 1, 0, 0, 0, 0], [0] * 8, [], [1] * 8):
         assert until_success(replace(data, rewards=np.float32(rewards))) is None
+    assert until_success(replace(data, final_obs=np.empty((0, 0), np.float32))) is None
 
 
 def test_what_is_cut_at_success_is_steered_with(tmp_path, capsys):
     path = tmp_path / "sparse.npz"
     replace(made_up(terminated=False), rewards=np.float32([0, 0, 1, 1, 0, 0, 0, 1])).save(path)
     assert lpds.steer("toy", out=tmp_path / "run", **SHORT | {"quiet": False}, demos=str(path), end_at_success=True).finished
-    assert "demonstrations: 2 of 2 end at their first reward of 1, for good" in capsys.readouterr().err
+    assert "demonstrations: 2 of 2 that went on after it end at their first success" in capsys.readouterr().err
 
 
 def test_demonstrations_are_not_replaced_unasked(tmp_path, capsys):

@@ -29,7 +29,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "tokenizer": ("--tokenizer", {"help": "folder of the instruction's tokenizer (lerobot:)"}),
     "device": (
         "--decoder-device",
-        {"help": "where the policy runs, cuda for instance (lerobot:; by default cuda if there is one)"},
+        {"help": "where the policy runs, cuda for instance (lerobot:; default cpu)"},
     ),
     "timeout": ("--timeout", {"type": float, "help": "seconds to wait for an answer (remote:)"}),
     "retries": ("--retries", {"type": int, "help": "attempts to reach a lost server again (remote:)"}),
@@ -74,7 +74,7 @@ def shared_words(arguments: argparse.Namespace) -> dict[str, str]:
     return {key: "true" if value is True else str(value) for key, value in words.items() if value is not None}
 
 
-def moved_files(run: object, arguments: argparse.Namespace) -> dict[str, Any]:
+def chosen_again(run: object, arguments: argparse.Namespace) -> dict[str, Any]:
     """Where a run's decoder runs now, and where its files are, with where itself is.
 
     Raises:

@@ -35,7 +35,7 @@ from lpds.probe import (
     take,
 )
 from lpds.random import normal
-from lpds.threads import kept_threads
+from lpds.threads import kept_defaults
 from lpds.types import Decoder
 from lpds.units import action_range, observation_range, ranges
 
@@ -81,7 +81,7 @@ class CheckReport:
         return str(self)
 
 
-@kept_threads()
+@kept_defaults()
 def check(
     decoder: Decoder | str,
     env: EnvLike | ChunkedVectorEnv | gymnasium.Env[Any, Any] | None = None,

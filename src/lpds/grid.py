@@ -225,9 +225,9 @@ def run_grid(
                         warned.add(line)
                         say(f"{path}: {line}")
     finally:
-        # an interrupt: each saves its state, as after Ctrl-C, of which Windows tells every process of a console by itself
-        for _, process, _ in running if not hasattr(signal, "CTRL_C_EVENT") else ():
-            process.send_signal(signal.SIGINT)
+        told = hasattr(signal, "CTRL_C_EVENT") and sys.exc_info()[0] is KeyboardInterrupt  # Windows has told them by itself
+        for _, process, _ in running if not told else ():  # each saves its state, as after Ctrl-C
+            process.terminate() if hasattr(signal, "CTRL_C_EVENT") else process.send_signal(signal.SIGINT)
         for _, process, _ in running:
             process.wait()
     finished = [cell for cell in cells if _done(cell, out)]

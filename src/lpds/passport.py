@@ -31,6 +31,8 @@ _PACKAGES = (
 def make_passport(decoder: Decoder, *, env: str, seed: int, device: str) -> dict[str, Any]:
     """Collect the facts that a later session compares before it trusts a Delta."""
     spec = decoder.spec
+    runs_on: str | None = getattr(decoder, "runs_on", None)
+    places = [device, runs_on or ""]
     return {
         "format_version": FORMAT_VERSION,
         "decoder": {
@@ -41,7 +43,7 @@ def make_passport(decoder: Decoder, *, env: str, seed: int, device: str) -> dict
             "action_shape": list(spec.action_shape),
             "free": None if spec.free is None else list(spec.free),
             "facts": decoder.describe(),
-            "device": getattr(decoder, "runs_on", None),
+            "device": runs_on,
         },
         "env": env,
         "seed": seed,
@@ -52,7 +54,7 @@ def make_passport(decoder: Decoder, *, env: str, seed: int, device: str) -> dict
             "system": platform.system(),
             "arch": platform.machine(),
             "processor": processor(),
-            "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+            "gpu": next((torch.cuda.get_device_name(place) for place in places if place.startswith("cuda")), None),
             "kernels": torch.backends.cpu.get_cpu_capability(),
         },
     }

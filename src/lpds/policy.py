@@ -23,7 +23,7 @@ from lpds.observations import Arrays, as_arrays, parts, shapes_fit
 from lpds.passport import decoder_facts
 from lpds.registry import METHODS, resolve
 from lpds.run_folder import RunFolder, folder_of, no_run
-from lpds.threads import kept_random, kept_threads
+from lpds.threads import kept_defaults, kept_random
 from lpds.types import Decoder, LatentSpec, Method
 from lpds.wire import WireError, spec_from_wire, spec_to_wire
 
@@ -213,7 +213,7 @@ def tell_policy(folder: Path, decoder: Mapping[str, Any]) -> None:
     write_json(folder / "policy.json", {**facts, "decoder": {**facts["decoder"], **there}})
 
 
-@kept_threads()  # and the default type: what acts is float32, whatever the caller's is
+@kept_defaults()  # and the default type: what acts is float32, whatever the caller's is
 @kept_random()
 def load_policy(
     run: str | Path | RunFolder, decoder: Decoder | str | None = None, *, files: Mapping[str, Any] | None = None
@@ -238,7 +238,7 @@ def load_policy(
     return SteeredPolicy(decoder, _open(run, decoder, facts, tensors), facts["method"], facts.get("obs_order"))
 
 
-@kept_threads()
+@kept_defaults()
 @kept_random()
 def recorded_shift(run: Path, states: FloatArray) -> FloatArray | None:
     """Delta [N, H, L] at states [N, F] of a run's replay. Its decoder, which may fill a GPU, is not opened: the shapes do.

@@ -62,6 +62,8 @@ def of_decoder(decoder: Decoder) -> list[str]:
             f"WARNING: decoder {decoder.name!r} decodes a row otherwise alone than in a batch, so what is learned in batches "
             "is of another policy than the one that acts: call model.eval(), take no statistics over a batch (lpds check)"
         )
+    if getattr(decoder, "runs_on", None) == "cpu" and torch.cuda.is_available():
+        lines.append(f"WARNING: decoder {decoder.name!r} runs on the CPU, and there is a GPU: --decoder-device cuda")
     left_out = getattr(decoder, "left_out", "")
     if left_out:
         lines.append(f"WARNING: decoder {decoder.name!r} has of its checkpoint {left_out}")

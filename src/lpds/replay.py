@@ -72,12 +72,13 @@ class Replay:
         self.row_bytes = {name: 4 * math.prod(size) for name, size in sizes.items()}
         if spec.pictures:
             self.row_bytes["pictures"] = spec.picture_size
+        self._room = memory_of(device)
+        """Before anything is held."""
         self._check_memory()
-        usual = (
-            self.expected
-        )  # at once: a GPU that cannot hold it is to say so before the run, and rows that grow are held twice
+        # at once: a GPU that cannot hold it is to say so before the run, and rows that grow are held twice
+        usual = self.expected
         if device.type == "cpu":  # a system refuses to promise more than it has
-            usual = self.capacity if self.memory <= memory_of(device) else self.expected
+            usual = self.capacity if self.memory <= self._room else self.expected
         self._held = min(self.capacity, max(lanes, usual if reserved is None else reserved))
         with self._told_if_it_does_not_fit():
             self._frames = Frames(spec.picture_size, self._held, lanes, device) if spec.pictures else None
@@ -102,11 +103,11 @@ class Replay:
         )
 
     def _check_memory(self) -> None:
-        if self.expected * sum(self.row_bytes.values()) > memory_of(self.device):
+        if self.expected * sum(self.row_bytes.values()) > self._room:
             raise self._too_large()
 
     def _too_large(self) -> LpdsError:
-        total = memory_of(self.device)
+        total = self._room
         fits = int(0.8 * total / sum(self.row_bytes.values()))
         if fits < 1:
             largest = max(self.row_bytes, key=lambda name: self.row_bytes[name])
@@ -307,7 +308,8 @@ class Replay:
 def memory_of(device: torch.device) -> int:
     """Bytes that a machine has in all, or a GPU has left."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # held by torch, and free
+        return int(torch.cuda.mem_get_info(device)[0]) + own
     if not hasattr(os, "sysconf"):  # Windows does not tell without further libraries
         return sys.maxsize
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -141,18 +141,18 @@ def read_demonstrations(
 
     data = open_data(settings.demos)
     going = int((~data.terminated).sum()) if len(data.terminated) else 0
-    remark = data.remark
     if settings.end_at_success and going:
         cut = until_success(data)
         if cut is None:
             raise LpdsError(
                 f"end_at_success ends an episode for good at its first success, but {going} of the {len(data.terminated)} "
-                "demonstrations are told to go on after their last step, and rewards other than 0 and 1 do not say when they "
-                "succeed: give one of the two up"
+                "demonstrations are told to go on after their last step, and their rewards do not say when they succeed (0 "
+                "until then, and 1): give one of the two up"
             )
+        ended = int((cut.terminated & ~data.terminated).sum())
+        say(f"demonstrations: {ended} of {going} that went on after it end at their first success, a reward of 1")
         data = cut
-        say(f"demonstrations: {int(data.terminated.sum())} of {len(data.terminated)} end at their first reward of 1, for good")
-    for line in filter(None, (remark, left_out(data))):
+    for line in filter(None, (data.remark, left_out(data))):
         say(f"WARNING: {line}")
     rows = demonstration_rows(
         data,

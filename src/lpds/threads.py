@@ -8,27 +8,33 @@ all of the process. And what a caller draws after it has opened a policy is not 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 import torch
 from torch.backends import cudnn
 
 
 @contextmanager
-def kept_threads() -> Iterator[None]:
-    """Restore the caller's number of threads, default type and default device; float32 on the CPU inside of the block."""
+def kept_defaults() -> Iterator[None]:
+    """Restore the caller's number of threads, default type and default device: float32 on the CPU inside of the block.
+
+    On a GPU convolutions are done by kernels that give the same numbers twice.
+    """
     before, default, device = torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device()
+    chosen = cudnn.deterministic, cudnn.benchmark
     torch.set_default_dtype(torch.float32)
-    _set_default_device(torch.device("cpu"))
+    cudnn.deterministic, cudnn.benchmark = True, False
     try:
-        yield
+        with torch.device("cpu") if device.type != "cpu" else nullcontext():  # which slows every call down
+            yield
     finally:
         torch.set_num_threads(before)
         torch.set_default_dtype(default)
-        _set_default_device(device)
+        cudnn.deterministic, cudnn.benchmark = chosen
+        use_default_device(device)
 
 
-def _set_default_device(device: torch.device) -> None:
+def use_default_device(device: torch.device) -> None:
     """Like torch's own, which would slow every call down for a device that is the default anyhow."""
     if torch.get_default_device() != device:
         torch.set_default_device(None if device.type == "cpu" else device)
@@ -43,23 +49,15 @@ def kept_random() -> Iterator[None]:
 
 @contextmanager
 def learning() -> Iterator[None]:
-    """Let a block learn whatever the caller has turned off, and restore the caller's threads, global generator and modes.
-
-    On a GPU convolutions are done by kernels that give the same gradients twice.
-    """
-    chosen = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        with kept_threads(), kept_random(), torch.inference_mode(False):  # which turns gradients on as well
-            yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = chosen
+    """Let a block learn whatever the caller has turned off, and restore the caller's threads, global generator and modes."""
+    with kept_defaults(), kept_random(), torch.inference_mode(False):  # which turns gradients on as well
+        yield
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Run a block on one thread of the tensor library and restore the caller's number."""
-    with kept_threads():
+    with kept_defaults():
         torch.set_num_threads(1)
         yield
 

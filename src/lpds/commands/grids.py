@@ -95,7 +95,7 @@ def _check_environments(cells: Sequence[Cell], out: Path) -> None:
         try:
             make_env(env, 1, 1).close()
         except LpdsError as error:
-            raise LpdsError(f"no run is begun: the environment of {task} cannot be made: {error}") from None
+            raise LpdsError(f"no run of {task} is begun: {error}") from None
 
 
 def _free_gpu() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lpds.bar import progress_bar
 from lpds.commands.terminal import settings_given, show_comparison, where_it_acts
-from lpds.decoder_flags import decoder_options, load_given, moved_files
+from lpds.decoder_flags import chosen_again, decoder_options, load_given
 
 
 def do_steer(arguments: argparse.Namespace) -> int:
@@ -58,7 +58,7 @@ def do_resume(arguments: argparse.Namespace) -> int:
     from lpds.api import resume
 
     told: dict[str, Any] = {"quiet": arguments.quiet, "tensorboard": arguments.tensorboard}
-    told |= {"files": moved_files(arguments.run, arguments), "device": arguments.device}
+    told |= {"files": chosen_again(arguments.run, arguments), "device": arguments.device}
     return _finish(resume(arguments.run, steps=arguments.steps, decoder=arguments.decoder, env=arguments.env, **told))
 
 
@@ -160,7 +160,7 @@ def _opened(arguments: argparse.Namespace) -> tuple[Any, bool]:
     folder = Path(arguments.run)
     finished = (folder / "summary.json").is_file()
     if (folder / "policy").is_dir():
-        policy = load_policy(folder, arguments.decoder, files=moved_files(folder, arguments))
+        policy = load_policy(folder, arguments.decoder, files=chosen_again(folder, arguments))
         if not finished:
             print(f"{folder} is not finished: this is its last checkpoint's policy", file=sys.stderr)
         return policy, True

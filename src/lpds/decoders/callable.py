@@ -52,6 +52,7 @@ class CallableDecoder(BaseDecoder):
     ) -> None:
         super().__init__(spec, name)
         self._device = device or torch.device("cpu")
+        self.runs_on = None if self._device.type == "cpu" else str(self._device)
         self._default_device = torch.get_default_device()
         """Of whoever wrapped the functions, which may count on it."""
         self._examples, self._action_range = examples, action_range

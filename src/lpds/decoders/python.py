@@ -18,9 +18,12 @@ import torch
 
 from lpds.decoders.base import BaseDecoder
 from lpds.errors import LpdsError, one_line, unknown_name
+from lpds.threads import use_default_device
 
 WRITTEN = "__lpds_written__"
 """Where a module keeps when its file was last written."""
+DEFAULT_DEVICE = "__lpds_default_device__"
+"""Where a module keeps the default device that it set."""
 FORM = "python:FILE.py:NAME or python:MODULE:NAME"
 
 
@@ -49,12 +52,15 @@ def load_python(place: str, **options: Any) -> BaseDecoder:
         if is_file and not Path(source).is_file():
             raise LpdsError(f"decoder {reference!r}: there is no file {source}")
         module = _run_file(Path(source)) if is_file else importlib.import_module(source)
+        if not hasattr(module, DEFAULT_DEVICE):
+            setattr(module, DEFAULT_DEVICE, torch.get_default_device())
         if not hasattr(module, name):
             named = [found for found in vars(module) if not found.startswith("_")]
             raise LpdsError(f"decoder {reference!r}: {unknown_name('name in it', name, named)}")
         made = getattr(module, name)
         if not isinstance(made, BaseDecoder) and callable(made):
             _check_maker(reference, made, options)
+            use_default_device(getattr(module, DEFAULT_DEVICE))  # again, where it was set when the file was first run
             made = made(**options)
             options = {}
     except LpdsError:

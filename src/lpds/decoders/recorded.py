@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lpds.checks import best_device, check_decoder
+from lpds.decoder_flags import FLAGS
 from lpds.errors import LpdsError
 from lpds.passport import check_fingerprint
 from lpds.registry import DECODER_FILES, DECODER_SCHEMES
@@ -52,11 +53,13 @@ def find_decoder(
     if isinstance(given, str):
         same_kind = _kind(given) == _kind(str(facts["reference"]))
         recorded = {key: _file_from(key, value, folder) for key, value in facts["options"].items()} if same_kind else {}
-        if "device" in recorded and not _is_here(str(recorded["device"])):  # a GPU's machine made the run, and this has none
-            del recorded["device"]
+        if _kind(given) == "lerobot" and "device" in recorded and not _is_here(str(recorded["device"])):
+            del recorded["device"]  # a machine with a GPU made the run, and this has none
         try:
             given = load_decoder(given, **{**recorded, **(files or {})})
         except LpdsError as error:
+            if "unexpected keyword argument" in str(error) and (chosen := [FLAGS[name][0] for name in files or {}]):
+                raise LpdsError(f"{what} has a decoder that takes no {', '.join(chosen)}") from None
             if not recorded_place:
                 raise
             error.args = (f"{error}; {what} was made with it: say where it is now (--decoder, decoder= in Python)",)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,35 +95,32 @@ def until_success(data: Demonstrations) -> Demonstrations | None:
     """The demonstrations cut at their first success, where each ends for good; those without one stay as they are.
 
     Returns:
-        ``None`` where the rewards do not say when that is (they do if they are 0 and 1 alone, as robosuite's sparse ones), or
-        where no demonstration has one.
+        ``None`` where the rewards do not say when that is. They do if they are 0 and 1, as robosuite's sparse ones, and 0 at
+        every start: a reward for each step is none for success.
     """
     if len(data.rewards) != len(data.obs) or not np.isin(data.rewards, (0.0, 1.0)).all() or not data.rewards.any():
         return None
-    kept, ends = np.zeros(len(data.obs), np.bool_), np.cumsum(data.episode_lengths)
-    final_obs, terminated = data.final_obs.copy(), data.terminated.copy()
-    for e, (start, end) in enumerate(zip(ends - data.episode_lengths, ends, strict=True)):
+    ends = np.cumsum(data.episode_lengths)
+    starts = ends - data.episode_lengths
+    if data.rewards[starts].any() or len(data.final_obs) != len(starts):
+        return None
+    kept, final_obs, terminated = np.zeros(len(data.obs), np.bool_), data.final_obs.copy(), data.terminated.copy()
+    for e, (start, end) in enumerate(zip(starts, ends, strict=True)):
         won = np.flatnonzero(data.rewards[start:end])
         stop = int(start + won[0] + 1) if len(won) else int(end)
         kept[start:stop] = True
-        if len(won):
-            terminated[e] = True
+        terminated[e] |= bool(len(won))
         if stop < end:
             final_obs[e] = data.obs[stop]
     steps = {name: getattr(data, name)[kept] for name in ("obs", "actions", "rewards")}
-    lengths = np.add.reduceat(kept, ends - data.episode_lengths).astype(np.int64)
-    return Demonstrations(
-        **steps,
-        episode_lengths=lengths,
-        episode_returns=data.episode_returns,
-        episode_source=data.episode_source,
-        final_obs=final_obs,
-        terminated=terminated,
-        scene=data.scene,
-        recorded=data.recorded,
-        order=data.order,
-        recipe=data.recipe,
-    )
+    lengths = np.add.reduceat(kept, starts).astype(np.int64)
+    unused: dict[str, Any] = {
+        "meant": np.empty((0, 0), np.float32),
+        "attempts": np.empty(0, np.int64),
+        "image": np.empty(0, np.uint8),
+    }
+    unused["image2"] = unused["image"]
+    return replace(data, **steps, **unused, episode_lengths=lengths, final_obs=final_obs, terminated=terminated)
 
 
 def left_out(data: Demonstrations) -> str:

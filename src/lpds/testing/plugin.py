@@ -11,7 +11,7 @@ SHORT = ("--decoder", "--decoder-env", "--decoder-option", "--decoder-samples")
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(args: list[str]) -> None:
     """Take the short names beside ``lpds.testing`` and nowhere else: another project's tests may have a ``--decoder``."""
-    if "lpds.testing" in args:
+    if any(word.partition("::")[0].split(".")[:2] == ["lpds", "testing"] for word in args):
         args[:] = [f"--lpds-{word[2:]}" if word.partition("=")[0] in SHORT else word for word in args]
 
 

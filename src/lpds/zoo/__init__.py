@@ -11,7 +11,7 @@ from lpds.decoders.base import BaseDecoder
 from lpds.decoders.store import WEIGHTS, open_decoder
 from lpds.errors import LpdsError, one_line, unknown_name
 from lpds.registry import DECODER_FILES, DECODER_FORMS, DECODER_SCHEMES, TASKS, resolve
-from lpds.threads import kept_random, kept_threads
+from lpds.threads import kept_defaults, kept_random
 
 FOLDER = Path(__file__).parent
 
@@ -43,7 +43,7 @@ def load_decoder(reference: str | os.PathLike[str], **options: Any) -> BaseDecod
     reference = os.fspath(reference)
     options = {key: _plain(key, value) for key, value in options.items()}
     try:
-        with kept_threads(), kept_random():  # and the default type, which a policy's own file may set
+        with kept_defaults(), kept_random():  # and the default type, which a policy's own file may set
             decoder = _open(reference, options)
     except TypeError as error:
         raise LpdsError(f"decoder {reference!r}: {str(error).split('() ')[-1]}") from None

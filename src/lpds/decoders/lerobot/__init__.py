@@ -25,7 +25,7 @@ def load_lerobot(
     tokenizer: str | Path | None = None,
     flat: bool = False,
     flat_order: str | Sequence[str] | None = None,
-    device: str = "auto",
+    device: str = "cpu",
 ) -> LeRobotDecoder:
     """Open a policy from a folder in LeRobot's own saved format as a decoder.
 
@@ -40,7 +40,7 @@ def load_lerobot(
         flat: take one vector [B, O] in place of a dict, frame after frame; for policies without images and language.
         flat_order: the policy's vectors in the order in which a frame of the flat observation has them, with commas between
             them or as a sequence; needed where there are several, since an environment's vector does not say.
-        device: where the policy runs, by default on a GPU if there is one; the actions come back on the device of the noise.
+        device: where the policy runs, ``"auto"`` on a GPU if there is one; the actions come back on the device of the noise.
 
     Returns:
         The decoder.
