@@ -51,7 +51,7 @@ def way_of_can(obs: Array) -> Way:
     up = z > z[0] + LIFTED
     if not up.any():
         return None, None
-    turned = int(headings(obs[:, 3:7])[up.argmax()] > 0.55)
+    turned = int(abs(headings(obs[:, 3:7])[up.argmax()]) > 0.55)
     over = up & (y > (y[0] + can.BIN[1]) / 2)
     return turned, int(x[over.argmax()] > 0.13) if over.any() else None
 
@@ -71,9 +71,9 @@ def way_of_square(obs: Array) -> Way:
     return grasp, int(obs[up.argmax() : over.argmax() + 1, 1].min() < 0.02) if over.any() else None  # of the hand
 
 
-RULES: dict[str, tuple[str, tuple[str, ...], Callable[[Array], Way]]] = {
-    "robomimic-can": ("Can", can.MODES, way_of_can),
-    "robomimic-square": ("NutAssemblySquare", square.MODES, way_of_square),
+RULES: dict[str, tuple[tuple[str, ...], Callable[[Array], Way]]] = {
+    "robomimic-can": (can.MODES, way_of_can),
+    "robomimic-square": (square.MODES, way_of_square),
 }
 
 
@@ -106,7 +106,7 @@ def played(policy: Any, task: str, scale: float, noise: int, episodes: int) -> l
 
     told = {"episodes": episodes, "seed": EVALUATION_SEED, "noise_seed": EVALUATION_SEED + noise, "envs": 1}
     report = lpds.evaluate(policy, env=make, scale=scale, **told)
-    rule = RULES[task][2]
+    rule = RULES[task][1]
     whole = [np.asarray(one, np.float64) for one in seen if len(one) > 1]
     return [(rule(obs), bool(won)) for obs, won in zip(whole, report.successes, strict=True)]
 
@@ -128,8 +128,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     runs = [sorted(path.parent for path in folder.glob("seed*/config.json")) for folder in arguments.folders]
-    task = read_config(runs[0][0])["task"]
-    _, modes, rule = RULES[task]
+    if empty := [folder for folder, found in zip(arguments.folders, runs, strict=True) if not found]:
+        parser.error(f"{empty[0]} holds no runs")
+    configs = [read_config(group[0]) for group in runs]
+    if len({(config["task"], config["decoder"]["fingerprint"]) for config in configs}) > 1:
+        parser.error("the folders are of several tasks or decoders, and one frozen policy stands beside all of them")
+    task = configs[0]["task"]
+    modes, rule = RULES[task]
     if arguments.check is not None:
         data = open_data(str(arguments.check))
         ends = np.cumsum(data.episode_lengths)
