@@ -1,7 +1,9 @@
-"""Which ways of doing a task a policy keeps: the scripted experts' grasps and routes, counted in what it does.
+r"""Which ways of doing a task a policy keeps: the scripted experts' grasps and routes, counted in what it does.
 
-    python benchmarks/ways.py results/robomimic-can/{lpds+c8,lpds+c8-noise0.6,dsrl-na+c8-equal} --out results/ways/can-c8
-    python benchmarks/ways.py results/robomimic-can/lpds+c8 --check can.npz     # the same rule on the experts' own episodes
+    python benchmarks/ways.py results/robomimic-can/{lpds+c8,dsrl-na+c8-equal,lpds+c8-noise0.6} --episodes 8 --noises 4 \
+        --out results/ways/can-c8
+    lpds demos robomimic-can --episodes 16 --out can.npz     # and the same rule on the experts' own episodes:
+    python benchmarks/ways.py results/robomimic-can/lpds+c8 --check can.npz
 
 Each folder holds the runs seed0, seed1 ... of one task, Can or Square. Every state is played under several noises, and the
 same ones by every policy; a training's evaluations go on after success, these end at it. A way has two parts: how the
@@ -181,6 +183,7 @@ def write_pages(out: Path, task: str, modes: tuple[str, ...], rows: list[dict[st
         "",
         f"{episodes} states under {noises} noises each, evaluation seed {EVALUATION_SEED}; episodes end at success. Made by",
         "`benchmarks/ways.py`, whose docstring has the command. In brackets: so many of them succeeded.",
+        "Pairs of noises at one state share their rollouts: counts, not independent draws.",
         "",
         "| policy | successes | " + " | ".join(modes) + " | two noises at one state grasp differently | go different ways |",
         "|---" * (len(modes) + 4) + "|",

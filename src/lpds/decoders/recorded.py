@@ -58,7 +58,9 @@ def find_decoder(
         try:
             given = load_decoder(given, **{**recorded, **(files or {})})
         except LpdsError as error:
-            if "unexpected keyword argument" in str(error) and (chosen := [FLAGS[name][0] for name in files or {}]):
+            if "unexpected keyword argument" in str(error) and (
+                chosen := [FLAGS.get(name, (name,))[0] for name in files or {}]
+            ):
                 raise LpdsError(f"{what} has a decoder that takes no {', '.join(chosen)}") from None
             if not recorded_place:
                 raise

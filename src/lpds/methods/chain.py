@@ -128,7 +128,7 @@ class DenoisingChain:
         x, path = noise[:, 0], [noise[:, 0]]
         for index, t in enumerate(reversed(range(self.steps))):
             net = self.net if t < self.trained_steps else self.frozen
-            # one time for the whole batch: the network embeds it once, which is a quarter of a step
+            # one time for the whole batch: the network embeds it once, not once a row
             mean = self.mean(net, x, torch.tensor([t], device=x.device), obs)
             x = mean + std[t] * noise[:, 1 + index].clamp(-NOISE_CLIP, NOISE_CLIP)
             path.append(x)
